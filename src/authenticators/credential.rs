@@ -1,0 +1,1 @@
+//! Where a credential sits in a request.

@@ -1,0 +1,84 @@
+//! Who are you: the authenticators of a route, asked in order, the first answer that is not "not mine" counts.
+
+pub mod api_key;
+pub mod credential;
+pub mod jwt;
+
+use std::sync::Arc;
+
+use crate::config::Location;
+use crate::request::{Identity, Now, Rejection, Request};
+
+/// What an authenticator says of a request.
+#[derive(Debug)]
+pub enum Verdict {
+    /// The credential is good, and this is who it proves.
+    Accept(Arc<Identity>),
+    /// Not my credential: none there, or another shape. Never the answer to a check that failed.
+    Pass,
+    /// My credential, and not good; or what I need to judge it is away.
+    Reject(Rejection),
+}
+
+/// One way to prove an identity, as the configuration names it.
+#[derive(Debug)]
+pub enum Authenticator {
+    /// JSON Web Tokens.
+    Jwt(jwt::Jwt),
+    /// API keys.
+    ApiKey(api_key::ApiKey),
+}
+
+impl Authenticator {
+    async fn authenticate(&self, request: &Request<'_>, now: Now) -> Verdict {
+        match self {
+            Self::Jwt(jwt) => jwt.authenticate(request, now).await,
+            Self::ApiKey(api_key) => api_key.authenticate(request, now),
+        }
+    }
+
+    /// The name in the configuration.
+    pub fn name(&self) -> &Arc<str> {
+        match self {
+            Self::Jwt(jwt) => jwt.name(),
+            Self::ApiKey(api_key) => api_key.name(),
+        }
+    }
+
+    /// Where this authenticator looks for its credential.
+    pub fn locations(&self) -> &[Location] {
+        match self {
+            Self::Jwt(jwt) => jwt.locations(),
+            Self::ApiKey(api_key) => api_key.locations(),
+        }
+    }
+}
+
+/// The authenticators that a policy accepts: any one of them.
+#[derive(Debug)]
+pub struct Authenticators(Vec<Arc<Authenticator>>);
+
+impl Authenticators {
+    /// Any one of these; an empty list admits nobody.
+    pub fn any(authenticators: Vec<Arc<Authenticator>>) -> Self {
+        Self(authenticators)
+    }
+
+    /// The identity that the request proves. A credential that is present and not accepted refuses, whatever else is there.
+    pub async fn identify(&self, request: &Request<'_>, now: Now) -> Result<Arc<Identity>, Rejection> {
+        for authenticator in &self.0 {
+            match authenticator.authenticate(request, now).await {
+                Verdict::Accept(identity) => return Ok(identity),
+                Verdict::Pass => {}
+                Verdict::Reject(rejection) => return Err(rejection),
+            }
+        }
+        let present = self.0.iter().any(|authenticator| credential::is_present(authenticator.locations(), request));
+        Err(if present { Rejection::CredentialInvalid("not_recognised") } else { Rejection::CredentialMissing })
+    }
+
+    /// The authenticators, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Authenticator>> {
+        self.0.iter()
+    }
+}

@@ -1,0 +1,1 @@
+//! Backends: where their names resolve to and which are well.

@@ -1,0 +1,73 @@
+//! Facts that outlive a reload, keyed by identity only: never by anything an operator may tune.
+
+pub mod api_keys;
+pub mod backends;
+pub mod counters;
+pub mod key_set;
+pub mod token_cache;
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Everything live, made once in `server` and handed down.
+#[derive(Debug, Default)]
+pub struct LiveState {
+    /// Key sets of token issuers.
+    pub key_sets: Registry<key_set::KeySetId, key_set::KeySet>,
+    /// Verified tokens.
+    pub tokens: Arc<token_cache::TokenCache>,
+    /// Rate-limit counters, by the name of the limit.
+    pub counters: Registry<Arc<str>, counters::Counters>,
+    /// API keys, by the path of their store.
+    pub api_keys: Registry<PathBuf, api_keys::ApiKeys>,
+    /// Resolved and probed backends, by the name of the upstream.
+    pub backends: Registry<Arc<str>, backends::Backends>,
+}
+
+/// Live facts by identity. A fact lives as long as a snapshot uses it: the next snapshot finds it while the last one still holds it.
+#[derive(Debug)]
+pub struct Registry<K, V>(Mutex<HashMap<K, Entry<V>>>);
+
+#[derive(Debug)]
+struct Entry<V> {
+    value: Weak<V>,
+    maintained: bool,
+}
+
+impl<K, V> Default for Registry<K, V> {
+    fn default() -> Self {
+        Self(Mutex::new(HashMap::new()))
+    }
+}
+
+impl<K: Eq + Hash + Clone, V> Registry<K, V> {
+    /// The living fact of this identity, or a new one.
+    pub fn find_or_create(&self, key: &K, create: impl FnOnce() -> V) -> Arc<V> {
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|_, entry| entry.value.strong_count() > 0);
+        if let Some(found) = entries.get(key).and_then(|entry| entry.value.upgrade()) {
+            return found;
+        }
+        let created = Arc::new(create());
+        entries.insert(key.clone(), Entry { value: Arc::downgrade(&created), maintained: false });
+        created
+    }
+
+    /// Every living fact.
+    pub fn living(&self) -> Vec<(K, Arc<V>)> {
+        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.iter().filter_map(|(key, entry)| Some((key.clone(), entry.value.upgrade()?))).collect()
+    }
+
+    /// The facts that nobody maintains yet; each is handed out once, to the housekeeper that starts its upkeep.
+    pub fn unmaintained(&self) -> Vec<Weak<V>> {
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        entries
+            .values_mut()
+            .filter(|entry| !std::mem::replace(&mut entry.maintained, true))
+            .map(|entry| entry.value.clone())
+            .collect()
+    }
+}

@@ -1,0 +1,3 @@
+//! The `edgeward` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Counters and histograms that operators scrape.

@@ -1,0 +1,1 @@
+//! Watch, load, compile, swap.

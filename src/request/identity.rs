@@ -1,0 +1,49 @@
+//! Who the caller was proven to be.
+
+use std::sync::Arc;
+
+/// The kind of credential that proved an identity; its [`label`](Method::label) is the YAML key, the log word and the metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// A JSON Web Token (RFC 7519).
+    Jwt,
+    /// An API key.
+    ApiKey,
+}
+
+impl Method {
+    /// The one word for this method.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Jwt => "jwt",
+            Self::ApiKey => "api_key",
+        }
+    }
+}
+
+/// A verified principal. Built by authenticators only, shared by caches, never changed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Identity {
+    /// How it was proven.
+    pub method: Method,
+    /// The name of the authenticator in the configuration.
+    pub authenticator: Arc<str>,
+    /// The end user or service (`sub`).
+    pub subject: Option<Arc<str>>,
+    /// The paying or accountable party that limits and logs speak of.
+    pub consumer: Option<Arc<str>>,
+    /// The OAuth2 client (`client_id`, `azp`).
+    pub client: Option<Arc<str>>,
+    /// The public id of the API key.
+    pub key_id: Option<Arc<str>>,
+    /// What the credential was granted.
+    pub scopes: Vec<Arc<str>>,
+    /// What the principal is.
+    pub roles: Vec<Arc<str>>,
+    /// The usage plan.
+    pub plan: Option<Arc<str>>,
+    /// Every claim of the credential; empty for API keys.
+    pub claims: serde_json::Map<String, serde_json::Value>,
+    /// SHA-256 of the credential: the key of `per: credential` limits.
+    pub credential: [u8; 32],
+}

@@ -1,0 +1,65 @@
+//! The words of a decision: what is asked, who asks, when, and how it is refused.
+
+pub mod identity;
+pub mod rejection;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+pub use identity::{Identity, Method};
+pub use rejection::{LimitState, Rejection};
+
+/// What a decision may look at: one request after normalisation and routing.
+///
+/// It borrows plain `http` types, so that a test, a benchmark or a fuzzer builds one in a line and no check can write an answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// The request method.
+    pub method: &'a http::Method,
+    /// The canonical host: lower case, no port, no trailing dot; IPv6 literals in brackets.
+    pub host: &'a str,
+    /// The canonical path (see [`crate::request::path`]).
+    pub path: &'a str,
+    /// The query as it came, without `?`.
+    pub query: Option<&'a str>,
+    /// The headers as they came.
+    pub headers: &'a http::HeaderMap,
+    /// Who is on the other end of the connection.
+    pub client: &'a Client,
+    /// The name of the matched route.
+    pub route: &'a str,
+    /// The path parameters of the matched route.
+    pub parameters: Parameters<'a>,
+}
+
+/// The path parameters of a matched route: name and value, in the order of the pattern.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Parameters<'a>(pub &'a [(&'a str, &'a str)]);
+
+impl<'a> Parameters<'a> {
+    /// The value of a parameter.
+    pub fn value(&self, name: &str) -> Option<&'a str> {
+        self.0.iter().find(|(n, _)| *n == name).map(|(_, value)| *value)
+    }
+}
+
+/// The caller's end of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client {
+    /// The address that rules, limits and logs speak of: the peer, or what trusted proxies said. IPv4-mapped IPv6 is IPv4.
+    pub address: IpAddr,
+    /// Whether the peer itself is a trusted proxy, so that its `X-Request-Id` and `X-Forwarded-*` are believed.
+    pub through_trusted_proxy: bool,
+}
+
+/// The time of a decision, read once per request in `proxy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Time since the process started; never goes back. For limits, breakers and ages.
+    pub monotonic: Duration,
+    /// Time since the Unix epoch. For `exp`, `nbf` and what is shown to people.
+    pub unix: Duration,
+}
+
+/// Where upkeep in the background gets its [`Now`] from; a test passes its own.
+pub type Clock = std::sync::Arc<dyn Fn() -> Now + Send + Sync>;

@@ -1,0 +1,139 @@
+//! Every way in which a caller can be refused, closed so that `proxy::respond` must answer each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where a limit stands after a request was counted or refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitState {
+    /// The limit's name in the configuration.
+    pub name: Arc<str>,
+    /// Requests allowed per window.
+    pub limit: u64,
+    /// Requests left now.
+    pub remaining: u64,
+    /// Time until the whole allowance is back.
+    pub reset: Duration,
+    /// Time until one more request is admitted; zero while some remain.
+    pub retry_after: Duration,
+    /// The window.
+    pub window: Duration,
+}
+
+/// A refusal. The outside sees [`code`](Rejection::code) and [`status`](Rejection::status); the log sees [`reason`](Rejection::reason) too.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rejection {
+    /// 400: not HTTP as we accept it. The text is a constant word for the log.
+    BadRequest(&'static str),
+    /// 400: a path that two parties could read differently.
+    AmbiguousPath(&'static str),
+    /// 400: a message whose end two parties could see in different places.
+    AmbiguousFraming(&'static str),
+    /// 401: no accepted credential was presented.
+    CredentialMissing,
+    /// 401: a credential was presented and is not good. The reason stays inside.
+    CredentialInvalid(&'static str),
+    /// 401: a token that was good once, and whose signature is.
+    CredentialExpired,
+    /// 401: a credential that was withdrawn.
+    CredentialRevoked,
+    /// 403: the client address is not admitted.
+    AddressDenied,
+    /// 403: the identity lacks one of the scopes that the policy asks for (space separated).
+    InsufficientScope(Arc<str>),
+    /// 403: the identity may not.
+    Forbidden(&'static str),
+    /// 404: no route.
+    NoRoute,
+    /// 405: a route, but not for this method; the methods it has, comma separated.
+    MethodNotAllowed(Arc<str>),
+    /// 408: the request did not arrive in time.
+    RequestTimeout,
+    /// 413: the body is longer than allowed.
+    BodyTooLarge,
+    /// 431: the header section is longer than allowed.
+    HeadersTooLarge,
+    /// 429: a limit is used up.
+    RateLimited(LimitState),
+    /// 500: our own mistake; nothing was forwarded.
+    Internal(&'static str),
+    /// 502: the upstream could not be reached.
+    UpstreamUnreachable,
+    /// 502: the upstream's answer is not HTTP as we accept it.
+    UpstreamInvalid,
+    /// 504: the upstream did not answer in time.
+    UpstreamTimeout,
+    /// 503: what the decision depends on is away; try again after.
+    DependencyUnavailable {
+        /// What is away, for the log.
+        dependency: &'static str,
+        /// When it is worth trying again.
+        retry_after: Duration,
+    },
+    /// 503: every backend is unhealthy.
+    NoHealthyUpstream,
+}
+
+impl Rejection {
+    /// The stable word in the body, the access log and the metric label.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::BadRequest(_) => "bad_request",
+            Self::AmbiguousPath(_) => "ambiguous_path",
+            Self::AmbiguousFraming(_) => "ambiguous_framing",
+            Self::CredentialMissing => "credential_missing",
+            Self::CredentialInvalid(_) => "credential_invalid",
+            Self::CredentialExpired => "credential_expired",
+            Self::CredentialRevoked => "credential_revoked",
+            Self::AddressDenied => "address_denied",
+            Self::InsufficientScope(_) => "insufficient_scope",
+            Self::Forbidden(_) => "forbidden",
+            Self::NoRoute => "no_route",
+            Self::MethodNotAllowed(_) => "method_not_allowed",
+            Self::RequestTimeout => "request_timeout",
+            Self::BodyTooLarge => "body_too_large",
+            Self::HeadersTooLarge => "headers_too_large",
+            Self::RateLimited(_) => "rate_limited",
+            Self::Internal(_) => "internal",
+            Self::UpstreamUnreachable => "upstream_unreachable",
+            Self::UpstreamInvalid => "upstream_invalid",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::DependencyUnavailable { .. } => "dependency_unavailable",
+            Self::NoHealthyUpstream => "no_healthy_upstream",
+        }
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> http::StatusCode {
+        use http::StatusCode as S;
+        match self {
+            Self::BadRequest(_) | Self::AmbiguousPath(_) | Self::AmbiguousFraming(_) => S::BAD_REQUEST,
+            Self::CredentialMissing | Self::CredentialInvalid(_) | Self::CredentialExpired | Self::CredentialRevoked => S::UNAUTHORIZED,
+            Self::AddressDenied | Self::InsufficientScope(_) | Self::Forbidden(_) => S::FORBIDDEN,
+            Self::NoRoute => S::NOT_FOUND,
+            Self::MethodNotAllowed(_) => S::METHOD_NOT_ALLOWED,
+            Self::RequestTimeout => S::REQUEST_TIMEOUT,
+            Self::BodyTooLarge => S::PAYLOAD_TOO_LARGE,
+            Self::HeadersTooLarge => S::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::RateLimited(_) => S::TOO_MANY_REQUESTS,
+            Self::Internal(_) => S::INTERNAL_SERVER_ERROR,
+            Self::UpstreamUnreachable | Self::UpstreamInvalid => S::BAD_GATEWAY,
+            Self::UpstreamTimeout => S::GATEWAY_TIMEOUT,
+            Self::DependencyUnavailable { .. } | Self::NoHealthyUpstream => S::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// What the operator may know and the caller may not: a constant word, so that it can be a metric label.
+    pub fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::BadRequest(reason)
+            | Self::AmbiguousPath(reason)
+            | Self::AmbiguousFraming(reason)
+            | Self::CredentialInvalid(reason)
+            | Self::Forbidden(reason)
+            | Self::Internal(reason)
+            | Self::DependencyUnavailable { dependency: reason, .. } => Some(reason),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! What one route asks.

@@ -1,0 +1,1 @@
+//! Which backend serves, and what is learnt from it.
