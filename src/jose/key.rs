@@ -1,0 +1,258 @@
+//! One verification key: what it may verify, and the check itself.
+//!
+//! OpenSSL, which is linked for TLS anyway, checks RSA and ECDSA; ed25519-compact and hmac-sha256/512, the engines inside
+//! jwt-simple, check EdDSA and HS*. The figures are in `docs/decisions/0002-signatures.md`. All key parsing happens here and once.
+
+use std::sync::Arc;
+
+use jwt_simple::algorithms::{HS256Key, HS384Key, HS512Key, MACLike};
+use openssl::bn::{BigNum, BigNumContext};
+use openssl::ec::{EcGroup, EcKey};
+use openssl::ecdsa::EcdsaSig;
+use openssl::md::{Md, MdRef};
+use openssl::md_ctx::MdCtx;
+use openssl::nid::Nid;
+use openssl::pkey::{PKey, Public};
+use openssl::rsa::{Padding, Rsa};
+use openssl::sha::{Sha256, sha256, sha384, sha512};
+use openssl::sign::RsaPssSaltlen;
+
+use super::{Algorithm, Algorithms};
+
+/// What tells one verification key from another, also across two fetches of its set: a hash of its material, id and uses.
+pub type Fingerprint = [u8; 32];
+
+/// A key that verifies.
+pub struct Key {
+    kid: Option<Arc<str>>,
+    algorithms: Algorithms,
+    material: Material,
+    fingerprint: Fingerprint,
+}
+
+enum Material {
+    Rsa(PKey<Public>),
+    Ec { key: EcKey<Public>, coordinate: usize },
+    Ed25519(ed25519_compact::PublicKey),
+    Secret { hs256: HS256Key, hs384: HS384Key, hs512: HS512Key },
+}
+
+/// The curves of RFC 7518 section 6.2.1.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Curve {
+    P256,
+    P384,
+    P521,
+}
+
+impl Curve {
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        match name {
+            "P-256" => Some(Self::P256),
+            "P-384" => Some(Self::P384),
+            "P-521" => Some(Self::P521),
+            _ => None,
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::P256 => "P-256",
+            Self::P384 => "P-384",
+            Self::P521 => "P-521",
+        }
+    }
+
+    pub(super) fn algorithm(self) -> Algorithm {
+        match self {
+            Self::P256 => Algorithm::Es256,
+            Self::P384 => Algorithm::Es384,
+            Self::P521 => Algorithm::Es512,
+        }
+    }
+
+    /// The length of a coordinate, and of each half of a signature, in bytes.
+    pub(super) fn coordinate(self) -> usize {
+        match self {
+            Self::P256 => 32,
+            Self::P384 => 48,
+            Self::P521 => 66,
+        }
+    }
+
+    pub(super) fn group(self) -> Result<EcGroup, openssl::error::ErrorStack> {
+        EcGroup::from_curve_name(match self {
+            Self::P256 => Nid::X9_62_PRIME256V1,
+            Self::P384 => Nid::SECP384R1,
+            Self::P521 => Nid::SECP521R1,
+        })
+    }
+}
+
+impl Key {
+    /// The key id, which is the issuer's word and not unique.
+    pub fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
+    }
+
+    /// What tells this key from another.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    /// The algorithms that this key may verify.
+    pub fn algorithms(&self) -> Algorithms {
+        self.algorithms
+    }
+
+    /// The key of a shared secret: for each HS* whose hash it is at least as long as (RFC 7518 section 3.2), under any key id.
+    pub fn from_secret(secret: &[u8]) -> Option<Self> {
+        let long_enough = |(algorithm, bytes): (Algorithm, usize)| (secret.len() >= bytes).then_some(algorithm);
+        let algorithms: Algorithms =
+            [(Algorithm::Hs256, 32), (Algorithm::Hs384, 48), (Algorithm::Hs512, 64)].into_iter().filter_map(long_enough).collect();
+        if algorithms.is_empty() {
+            return None;
+        }
+        let material = Material::Secret {
+            hs256: HS256Key::from_bytes(secret),
+            hs384: HS384Key::from_bytes(secret),
+            hs512: HS512Key::from_bytes(secret),
+        };
+        Some(Self::new(None, algorithms, material, secret))
+    }
+
+    pub(super) fn from_rsa(
+        kid: Option<Arc<str>>,
+        algorithms: Algorithms,
+        modulus: &[u8],
+        exponent: &[u8],
+    ) -> Result<Self, openssl::error::ErrorStack> {
+        let rsa = Rsa::from_public_components(BigNum::from_slice(modulus)?, BigNum::from_slice(exponent)?)?;
+        let key = PKey::from_rsa(rsa)?;
+        let der = key.public_key_to_der()?;
+        Ok(Self::new(kid, algorithms, Material::Rsa(key), &der))
+    }
+
+    /// Fails on a point that is not on the curve.
+    pub(super) fn from_ec(
+        kid: Option<Arc<str>>,
+        algorithms: Algorithms,
+        curve: Curve,
+        x: &[u8],
+        y: &[u8],
+    ) -> Result<Self, openssl::error::ErrorStack> {
+        let group = curve.group()?;
+        let (x, y) = (BigNum::from_slice(x)?, BigNum::from_slice(y)?);
+        let key = EcKey::from_public_key_affine_coordinates(&group, &x, &y)?;
+        key.check_key()?;
+        let point = key.public_key().to_bytes(&group, openssl::ec::PointConversionForm::UNCOMPRESSED, &mut *BigNumContext::new()?)?;
+        Ok(Self::new(kid, algorithms, Material::Ec { key, coordinate: curve.coordinate() }, &point))
+    }
+
+    /// Nothing for a point that is not on the curve or of small order.
+    pub(super) fn from_ed25519(kid: Option<Arc<str>>, algorithms: Algorithms, point: &[u8]) -> Option<Self> {
+        let key = ed25519_compact::PublicKey::from_slice(point).ok()?;
+        key.validate().ok()?;
+        Some(Self::new(kid, algorithms, Material::Ed25519(key), point))
+    }
+
+    fn new(kid: Option<Arc<str>>, algorithms: Algorithms, material: Material, bytes: &[u8]) -> Self {
+        let kind = match material {
+            Material::Rsa(_) => b'R',
+            Material::Ec { .. } => b'E',
+            Material::Ed25519(_) => b'O',
+            Material::Secret { .. } => b'S',
+        };
+        let mut hash = Sha256::new();
+        hash.update(&[kind]);
+        hash.update(&algorithms.bits().to_be_bytes());
+        // Each part that can be of any length is preceded by its length, so that no two keys write the same bytes.
+        for part in [kid.as_deref().unwrap_or_default().as_bytes(), bytes] {
+            hash.update(&part.len().to_be_bytes());
+            hash.update(part);
+        }
+        hash.update(&[u8::from(kid.is_some())]);
+        Self { kid, algorithms, material, fingerprint: hash.finish() }
+    }
+
+    /// Whether `signature` over `message` was made with this key by `algorithm`. An algorithm that is not this key's is a no, and so is every error.
+    pub fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
+        if !self.algorithms.contains(algorithm) {
+            return false;
+        }
+        match &self.material {
+            Material::Rsa(key) => verify_rsa(key, algorithm, message, signature).unwrap_or(false),
+            Material::Ec { key, coordinate } => verify_ec(key, *coordinate, algorithm, message, signature).unwrap_or(false),
+            Material::Ed25519(key) => {
+                ed25519_compact::Signature::from_slice(signature).is_ok_and(|signature| key.verify(message, &signature).is_ok())
+            }
+            Material::Secret { hs256, hs384, hs512 } => {
+                let tag = match algorithm {
+                    Algorithm::Hs256 => hs256.authentication_tag(message),
+                    Algorithm::Hs384 => hs384.authentication_tag(message),
+                    Algorithm::Hs512 => hs512.authentication_tag(message),
+                    _ => return false,
+                };
+                // In constant time, and `eq` panics on unequal lengths.
+                tag.len() == signature.len() && openssl::memcmp::eq(&tag, signature)
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Key").field("kid", &self.kid).field("algorithms", &self.algorithms).finish_non_exhaustive()
+    }
+}
+
+pub(super) fn digest(algorithm: Algorithm) -> Option<(&'static MdRef, bool)> {
+    match algorithm {
+        Algorithm::Rs256 => Some((Md::sha256(), false)),
+        Algorithm::Rs384 => Some((Md::sha384(), false)),
+        Algorithm::Rs512 => Some((Md::sha512(), false)),
+        Algorithm::Ps256 => Some((Md::sha256(), true)),
+        Algorithm::Ps384 => Some((Md::sha384(), true)),
+        Algorithm::Ps512 => Some((Md::sha512(), true)),
+        _ => None,
+    }
+}
+
+fn verify_rsa(
+    key: &PKey<Public>,
+    algorithm: Algorithm,
+    message: &[u8],
+    signature: &[u8],
+) -> Result<bool, openssl::error::ErrorStack> {
+    let Some((digest, pss)) = digest(algorithm) else { return Ok(false) };
+    let mut context = MdCtx::new()?;
+    let parameters = context.digest_verify_init(Some(digest), key)?;
+    if pss {
+        parameters.set_rsa_padding(Padding::PKCS1_PSS)?;
+        // RFC 7518 section 3.5: the salt is as long as the hash. Without this OpenSSL takes any.
+        parameters.set_rsa_pss_saltlen(RsaPssSaltlen::DIGEST_LENGTH)?;
+    }
+    context.digest_verify(message, signature)
+}
+
+/// RFC 7518 section 3.4: r and s, each as long as the curve's order and nothing else (no DER, no stripped zeros).
+fn verify_ec(
+    key: &EcKey<Public>,
+    coordinate: usize,
+    algorithm: Algorithm,
+    message: &[u8],
+    signature: &[u8],
+) -> Result<bool, openssl::error::ErrorStack> {
+    if signature.len() != 2 * coordinate {
+        return Ok(false);
+    }
+    let (r, s) = signature.split_at(coordinate);
+    // r and s outside 1..n are refused by OpenSSL ("psychic signatures", CVE-2022-21449).
+    let pair = EcdsaSig::from_private_components(BigNum::from_slice(r)?, BigNum::from_slice(s)?)?;
+    match algorithm {
+        Algorithm::Es256 => pair.verify(&sha256(message), key),
+        Algorithm::Es384 => pair.verify(&sha384(message), key),
+        Algorithm::Es512 => pair.verify(&sha512(message), key),
+        _ => Ok(false),
+    }
+}
