@@ -9,9 +9,18 @@ use super::{Fault, json};
 /// The last second of the year 9999: no sound token speaks of a later time, and no arithmetic on an earlier one overflows.
 const LAST_TIME: Duration = Duration::from_secs(253_402_300_799);
 
-/// The claims of one token. Times are since the Unix epoch.
+/// The claims of one token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claims {
+    /// Those that RFC 7519 gives a meaning which decides.
+    pub registered: Registered,
+    /// Every claim, those included.
+    pub all: Map<String, Value>,
+}
+
+/// The claims that decide whether a token is good here and now. Times are since the Unix epoch.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Registered {
     /// `iss`.
     pub issuer: Option<Box<str>>,
     /// `aud`; empty when absent.
@@ -22,8 +31,6 @@ pub struct Claims {
     pub not_before: Option<Duration>,
     /// `iat`.
     pub issued: Option<Duration>,
-    /// Every claim, these included.
-    pub all: Map<String, Value>,
 }
 
 impl Claims {
@@ -31,7 +38,7 @@ impl Claims {
     pub fn parse(payload: &[u8]) -> Result<Self, Fault> {
         let all = json::object(payload).ok_or(Fault::Malformed)?;
         let time = |name: &str, fault: Fault| all.get(name).map(|value| numeric_date(value).ok_or(fault)).transpose();
-        Ok(Self {
+        let registered = Registered {
             issuer: match all.get("iss") {
                 None => None,
                 Some(Value::String(issuer)) => Some(issuer.as_str().into()),
@@ -48,8 +55,8 @@ impl Claims {
             expires: time("exp", Fault::Expiry)?,
             not_before: time("nbf", Fault::NotBefore)?,
             issued: time("iat", Fault::IssuedAt)?,
-            all,
-        })
+        };
+        Ok(Self { registered, all })
     }
 }
 
@@ -68,7 +75,7 @@ mod tests {
 
     #[test]
     fn times_are_numbers_in_range_and_nothing_else() {
-        let expires = |text: &str| Claims::parse(format!(r#"{{"exp":{text}}}"#).as_bytes()).map(|claims| claims.expires);
+        let expires = |text: &str| Claims::parse(format!(r#"{{"exp":{text}}}"#).as_bytes()).map(|claims| claims.registered.expires);
         assert_eq!(expires("0"), Ok(Some(Duration::ZERO)));
         assert_eq!(expires("4102444800"), Ok(Some(Duration::from_secs(4_102_444_800))));
         assert_eq!(expires("1.5"), Ok(Some(Duration::from_millis(1500))));
@@ -78,7 +85,7 @@ mod tests {
         ] {
             assert_eq!(expires(text), Err(Fault::Expiry), "{text}");
         }
-        assert_eq!(Claims::parse(b"{}").unwrap().expires, None);
+        assert_eq!(Claims::parse(b"{}").unwrap().registered.expires, None);
     }
 
     #[test]
@@ -101,7 +108,7 @@ mod tests {
 
     #[test]
     fn an_audience_may_be_one_or_many() {
-        let audiences = |payload: &str| Claims::parse(payload.as_bytes()).unwrap().audiences;
+        let audiences = |payload: &str| Claims::parse(payload.as_bytes()).unwrap().registered.audiences;
         assert_eq!(audiences(r#"{"aud":"a b"}"#), [Box::from("a b")]);
         assert_eq!(audiences(r#"{"aud":["a","b"]}"#), [Box::from("a"), Box::from("b")]);
         assert!(audiences(r#"{"aud":[]}"#).is_empty());

@@ -163,3 +163,147 @@ fn bit_length(number: &[u8]) -> usize {
     }
     length
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jose::SigningKey;
+    use serde_json::json;
+
+    fn public(algorithm: Algorithm) -> Value {
+        SigningKey::generate(algorithm, "k").unwrap().to_public_jwk().unwrap()
+    }
+
+    fn with(mut jwk: Value, name: &str, value: Value) -> Value {
+        jwk.as_object_mut().unwrap().insert(name.to_owned(), value);
+        jwk
+    }
+
+    fn without(mut jwk: Value, name: &str) -> Value {
+        jwk.as_object_mut().unwrap().remove(name);
+        jwk
+    }
+
+    fn skipped(jwk: &Value) -> Option<&'static str> {
+        let good = public(Algorithm::EdDsa);
+        let set = JwkSet::parse(json!({"keys": [jwk, good]}).to_string().as_bytes()).unwrap();
+        assert_eq!(set.keys().last().map(|key| key.algorithms()), Some([Algorithm::EdDsa].into_iter().collect()), "a bad key hides a good one");
+        set.skipped().keys().next().copied()
+    }
+
+    #[test]
+    fn a_key_that_cannot_verify_safely_is_skipped_and_says_why() {
+        let (rsa, ec, okp) = (public(Algorithm::Rs256), public(Algorithm::Es256), public(Algorithm::EdDsa));
+        let weak: Value = serde_json::from_slice(include_bytes!("../../tests/data/jwt-threats/jwks-weak-rsa-1024.json")).unwrap();
+        let even = {
+            let mut modulus = base64url(rsa["n"].as_str().unwrap().as_bytes()).unwrap();
+            *modulus.last_mut().unwrap() &= 0xfe;
+            use base64::Engine;
+            base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(modulus)
+        };
+        for (jwk, reason) in [
+            (json!(1), "malformed"),
+            (json!({}), "malformed"),
+            (json!({"kty": 1}), "malformed"),
+            (json!({"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA"}), "kty"),
+            (json!({"kty": "oct", "k": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "alg": "HS256"}), "symmetric"),
+            (SigningKey::generate(Algorithm::Es256, "k").unwrap().to_private_jwk().unwrap(), "private"),
+            (SigningKey::generate(Algorithm::EdDsa, "k").unwrap().to_private_jwk().unwrap(), "private"),
+            (with(rsa.clone(), "use", json!("enc")), "use"),
+            (with(rsa.clone(), "use", json!(["sig"])), "malformed"),
+            (with(rsa.clone(), "key_ops", json!(["encrypt"])), "key_ops"),
+            (with(rsa.clone(), "key_ops", json!("verify")), "key_ops"),
+            (with(rsa.clone(), "alg", json!("RSA-OAEP")), "alg"),
+            (with(rsa.clone(), "alg", json!("ES256")), "alg"),
+            (with(rsa.clone(), "alg", json!("none")), "alg"),
+            (with(rsa.clone(), "kid", json!(7)), "malformed"),
+            (weak["keys"][0].clone(), "weak"),
+            (with(rsa.clone(), "n", json!(even)), "weak"),
+            (with(rsa.clone(), "n", json!("A".repeat(1400))), "weak"),
+            (with(rsa.clone(), "n", json!("_".repeat(1400))), "weak"),
+            (with(rsa.clone(), "e", json!("AQ")), "weak"),
+            (with(rsa.clone(), "e", json!("AAAA")), "weak"),
+            (with(rsa.clone(), "e", json!("AQAA")), "weak"),
+            (with(rsa.clone(), "e", json!("_____________w")), "weak"),
+            (with(rsa.clone(), "e", json!("AQAB=")), "malformed"),
+            (without(rsa.clone(), "n"), "malformed"),
+            (with(ec.clone(), "crv", json!("secp256k1")), "curve"),
+            (with(ec.clone(), "crv", json!("P-384")), "alg"),
+            (with(without(ec.clone(), "alg"), "crv", json!("P-384")), "malformed"),
+            (with(ec.clone(), "x", ec["y"].clone()), "point"),
+            (with(ec.clone(), "x", json!("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")), "point"),
+            (with(okp.clone(), "crv", json!("X25519")), "curve"),
+            (with(okp.clone(), "crv", json!("Ed448")), "curve"),
+            (with(okp.clone(), "x", json!("AAAA")), "point"),
+            // Of order 4: every signature by it can be made to fit many messages.
+            (with(okp, "x", json!("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")), "point"),
+        ] {
+            assert_eq!(skipped(&jwk), Some(reason), "{jwk}");
+        }
+        assert_eq!(skipped(&with(rsa.clone(), "key_ops", json!(["sign", "verify"]))), None);
+        assert_eq!(skipped(&with(rsa, "x5c", json!(["MIIB"]))), None);
+        assert_eq!(skipped(&ec), None);
+    }
+
+    #[test]
+    fn a_document_that_is_no_key_set_is_refused_whole() {
+        let many = json!({"keys": vec![json!({}); MAX_KEYS + 1]}).to_string();
+        for document in
+            ["", "null", "[]", "{}", r#"{"keys":null}"#, r#"{"keys":{}}"#, "<html></html>", r#"{"keys":[],"keys":[]}"#, r#"{"keys":["#, &many]
+        {
+            assert!(JwkSet::parse(document.as_bytes()).is_err(), "{document:.40}");
+        }
+        assert!(JwkSet::parse(br#"{"keys":[]}"#).unwrap().keys().is_empty());
+    }
+
+    #[test]
+    fn a_key_without_alg_verifies_what_its_type_can_and_one_with_alg_only_that() {
+        use Algorithm as A;
+        let algorithms = |jwk: &Value| JwkSet::parse(json!({"keys": [jwk]}).to_string().as_bytes()).unwrap().keys()[0].algorithms();
+        let rsa = public(A::Ps256);
+        assert_eq!(algorithms(&rsa), [A::Ps256].into_iter().collect());
+        assert_eq!(algorithms(&without(rsa, "alg")), [A::Rs256, A::Rs384, A::Rs512, A::Ps256, A::Ps384, A::Ps512].into_iter().collect());
+        assert_eq!(algorithms(&without(public(A::Es512), "alg")), [A::Es512].into_iter().collect());
+        assert_eq!(algorithms(&with(public(A::EdDsa), "alg", json!("Ed25519"))), [A::EdDsa].into_iter().collect());
+    }
+
+    #[test]
+    fn every_key_of_a_doubled_id_is_tried_in_order_and_a_bounded_number_of_them() {
+        let one = public(Algorithm::Es256);
+        let set = JwkSet::parse(json!({"keys": vec![one.clone(); 100]}).to_string().as_bytes()).unwrap();
+        let header = |kid: Option<&str>, algorithm| Header { algorithm, kid: kid.map(Into::into), typ: None };
+        assert_eq!(set.candidates(&header(Some("k"), Algorithm::Es256)).count(), MAX_TRIES);
+        assert_eq!(set.candidates(&header(None, Algorithm::Es256)).count(), MAX_TRIES);
+        assert_eq!(set.candidates(&header(Some("other"), Algorithm::Es256)).count(), 0);
+        assert_eq!(set.candidates(&header(Some("k"), Algorithm::Rs256)).count(), 0);
+        let set = JwkSet::parse(json!({"keys": [one, without(public(Algorithm::Es256), "kid")]}).to_string().as_bytes()).unwrap();
+        assert_eq!(set.candidates(&header(Some("k"), Algorithm::Es256)).count(), 2);
+        assert_eq!(set.candidates(&header(Some("other"), Algorithm::Es256)).count(), 1);
+    }
+
+    #[test]
+    fn the_fingerprint_changes_with_material_id_and_algorithms() {
+        let fingerprint = |jwk: &Value| *JwkSet::parse(json!({"keys": [jwk]}).to_string().as_bytes()).unwrap().keys()[0].fingerprint();
+        let jwk = public(Algorithm::Rs256);
+        let all = [
+            fingerprint(&jwk),
+            fingerprint(&public(Algorithm::Rs256)),
+            fingerprint(&with(jwk.clone(), "kid", json!("other"))),
+            fingerprint(&without(jwk.clone(), "kid")),
+            fingerprint(&with(jwk.clone(), "kid", json!(""))),
+            fingerprint(&with(jwk.clone(), "alg", json!("PS256"))),
+            fingerprint(&without(jwk.clone(), "alg")),
+        ];
+        for (i, a) in all.iter().enumerate() {
+            assert!(all.iter().skip(i + 1).all(|b| a != b), "{i}");
+        }
+        assert_eq!(all[0], fingerprint(&with(jwk, "x5t", json!("ignored"))));
+    }
+
+    #[test]
+    fn the_length_of_a_number_ignores_leading_zeros() {
+        for (bytes, length) in [(&[][..], 0), (&[0, 0], 0), (&[1], 1), (&[0, 1], 1), (&[3], 2), (&[0x80], 8), (&[1, 0], 9), (&[0, 0xff, 0, 0], 24)] {
+            assert_eq!(bit_length(bytes), length, "{bytes:?}");
+        }
+    }
+}

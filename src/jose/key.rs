@@ -256,3 +256,125 @@ fn verify_ec(
         _ => Ok(false),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jose::{JwkSet, Jws, SigningKey};
+    use jwt_simple::prelude::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+    use std::sync::LazyLock;
+
+    const ASYMMETRIC: [Algorithm; 10] = [
+        Algorithm::Rs256,
+        Algorithm::Rs384,
+        Algorithm::Rs512,
+        Algorithm::Ps256,
+        Algorithm::Ps384,
+        Algorithm::Ps512,
+        Algorithm::Es256,
+        Algorithm::Es384,
+        Algorithm::Es512,
+        Algorithm::EdDsa,
+    ];
+
+    static KEYS: LazyLock<Vec<(Algorithm, SigningKey, JwkSet)>> = LazyLock::new(|| {
+        ASYMMETRIC
+            .into_iter()
+            .map(|algorithm| {
+                let signing = SigningKey::generate(algorithm, "k").unwrap();
+                let set = JwkSet::parse(json!({"keys": [signing.to_public_jwk().unwrap()]}).to_string().as_bytes()).unwrap();
+                (algorithm, signing, set)
+            })
+            .collect()
+    });
+
+    #[test]
+    fn a_signature_is_good_for_its_message_its_key_and_its_algorithm_only() {
+        for (algorithm, signing, set) in KEYS.iter() {
+            let token = signing.sign(json!({"sub": "a"}).as_object().unwrap()).unwrap();
+            let jws = Jws::parse(&token).unwrap();
+            let signature = jws.signature().unwrap();
+            assert_eq!(jws.header.algorithm, *algorithm);
+            for (other, _, others) in KEYS.iter() {
+                assert_eq!(jws.is_signed_by(&others.keys()[0], &signature), algorithm == other, "{algorithm:?} by {other:?}");
+                assert_eq!(set.keys()[0].verify(*other, jws.signing_input(), &signature), algorithm == other, "{algorithm:?} as {other:?}");
+            }
+            assert!(!set.keys()[0].verify(*algorithm, b"another message", &signature));
+            let longer = [&signature[..], &[0]].concat();
+            let zero_first = [&[0], &signature[..]].concat();
+            for wrong in [&[][..], &signature[1..], &signature[..signature.len() - 1], &longer, &zero_first, &vec![0; signature.len()]] {
+                assert!(!set.keys()[0].verify(*algorithm, jws.signing_input(), wrong), "{algorithm:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_private_jwk_signs_like_the_key_it_came_from() {
+        for (algorithm, signing, set) in KEYS.iter() {
+            let read = SigningKey::from_jwk(signing.to_private_jwk().unwrap().to_string().as_bytes()).unwrap();
+            let token = read.sign(json!({"sub": "a"}).as_object().unwrap()).unwrap();
+            let jws = Jws::parse(&token).unwrap();
+            assert!(jws.is_signed_by(&set.keys()[0], &jws.signature().unwrap()), "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn a_secret_signs_only_with_hashes_it_is_as_long_as() {
+        assert!(Key::from_secret(&[7; 31]).is_none());
+        let key = Key::from_secret(&[7; 48]).unwrap();
+        assert_eq!(key.algorithms(), [Algorithm::Hs256, Algorithm::Hs384].into_iter().collect());
+        let tag = HS384Key::from_bytes(&[7; 48]).authentication_tag(b"m");
+        assert!(key.verify(Algorithm::Hs384, b"m", &tag));
+        assert!(!key.verify(Algorithm::Hs256, b"m", &tag));
+        assert!(!key.verify(Algorithm::Hs384, b"n", &tag));
+        assert!(!key.verify(Algorithm::Hs384, b"m", &tag[1..]));
+        assert!(!format!("{key:?}").contains('7'));
+    }
+
+    /// What jwt-simple says of a token: the other reader in the room.
+    fn oracle(algorithm: Algorithm, jwk: &str, token: &str) -> bool {
+        type Claims = serde_json::Map<String, serde_json::Value>;
+        match algorithm {
+            Algorithm::Rs256 => RS256PublicKey::from_jwk(jwk).unwrap().verify_token::<Claims>(token, None).is_ok(),
+            Algorithm::Ps256 => PS256PublicKey::from_jwk(jwk).unwrap().verify_token::<Claims>(token, None).is_ok(),
+            Algorithm::Es256 => ES256PublicKey::from_jwk(jwk).unwrap().verify_token::<Claims>(token, None).is_ok(),
+            Algorithm::Es384 => ES384PublicKey::from_jwk(jwk).unwrap().verify_token::<Claims>(token, None).is_ok(),
+            _ => Ed25519PublicKey::from_jwk(jwk).unwrap().verify_token::<Claims>(token, None).is_ok(),
+        }
+    }
+
+    fn accepts(set: &JwkSet, token: &str) -> bool {
+        let Ok(jws) = Jws::parse(token) else { return false };
+        let Ok(signature) = jws.signature() else { return false };
+        set.candidates(&jws.header).any(|key| jws.is_signed_by(key, &signature))
+            && jws.payload().is_ok_and(|payload| crate::jose::Claims::parse(&payload).is_ok())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn an_altered_token_is_judged_as_jwt_simple_judges_it(
+            which in prop::sample::select(vec![0usize, 3, 6, 7, 9]),
+            subject in "[a-z]{0,20}",
+            place in any::<prop::sample::Index>(),
+            character in prop::sample::select("AZaz09-_.= +/".chars().collect::<Vec<_>>()),
+            alter in 0..4u8,
+        ) {
+            let (algorithm, signing, set) = &KEYS[which];
+            let good = signing.sign(json!({"sub": subject, "exp": 4102444800u64}).as_object().unwrap()).unwrap();
+            let at = place.index(good.len());
+            let token = match alter {
+                0 => good.clone(),
+                1 => format!("{}{character}{}", &good[..at], &good[at + 1..]),
+                2 => format!("{}{character}{}", &good[..at], &good[at..]),
+                _ => format!("{}{}", &good[..at], &good[at + 1..]),
+            };
+            let ours = accepts(set, &token);
+            prop_assert_eq!(ours, oracle(*algorithm, &signing.to_public_jwk().unwrap().to_string(), &token), "{}", token);
+            prop_assert_eq!(ours, token == good);
+        }
+    }
+}
