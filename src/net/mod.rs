@@ -1,1 +1,3 @@
 //! Sockets that edgeward opens itself.
+
+pub mod http;
