@@ -1,6 +1,9 @@
 //! The words of a decision: what is asked, who asks, when, and how it is refused.
 
+pub mod framing;
+pub mod host;
 pub mod identity;
+pub mod path;
 pub mod rejection;
 
 use std::net::IpAddr;
