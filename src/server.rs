@@ -60,12 +60,11 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     let slot = Arc::new(Slot::new(snapshot));
     let access_log = AccessLog::start(Arc::clone(&clock), std::io::stdout()).map_err(|error| StartError::System("access log", error.to_string()))?;
 
-    let conf = Arc::new(server_conf(&config));
-    let mut server = Server::new_with_opt_and_conf(None, ServerConf::clone(&conf));
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
 
     let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock));
-    let mut service = pingora_proxy::http_proxy_service_with_name(&conf, gateway, "edgeward");
+    let mut service = pingora_proxy::http_proxy_service_with_name(&server.configuration, gateway, "edgeward");
     for (index, listener) in config.listeners.iter().enumerate() {
         let address = settle(*listener.address)?;
         if listener.tls.is_some() {

@@ -32,7 +32,7 @@ use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
-use crate::admit::admit;
+use crate::admit::{Refusal, admit};
 use crate::config::RetryOn;
 use crate::metrics::Metrics;
 use crate::request::{Clock, Rejection};
@@ -56,13 +56,13 @@ impl Gateway {
     }
 
     /// Everything between the request's head and the permit to forward it.
-    async fn decide(&self, session: &mut Session, context: &mut Context) -> std::result::Result<(), Rejection> {
+    async fn decide(&self, session: &mut Session, context: &mut Context) -> std::result::Result<(), Refusal> {
         let now = (self.clock)();
         let Context { snapshot, client, request_id, route: matched, admission, target, .. } = context;
         session::prepare(session, &snapshot.server);
         let peer = session.client_addr().and_then(|address| address.as_inet()).ok_or(Rejection::Internal("no_peer_address"))?.ip();
-        let caller = snapshot.server.client(peer, session.req_header());
-        *client = Some(caller.address);
+        let caller = snapshot.server.client(peer, &session.req_header().headers);
+        *client = Some(caller);
         if caller.through_trusted_proxy {
             let received = session.req_header().headers.get("x-request-id").and_then(RequestId::received);
             *request_id = received.unwrap_or_else(|| request_id.clone());
@@ -101,6 +101,7 @@ impl ProxyHttp for Gateway {
             client: None,
             route: None,
             admission: None,
+            refused: None,
             target: None,
             rejection: None,
             backend: None,
@@ -118,13 +119,15 @@ impl ProxyHttp for Gateway {
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
         // A panic in a decision must refuse this request and no other, and still reach the log.
         let decision = AssertUnwindSafe(self.decide(session, context)).catch_unwind().await;
-        let Err(rejection) = decision.unwrap_or_else(|_| {
+        let Err(refusal) = decision.unwrap_or_else(|_| {
             self.metrics.panics.inc();
-            Err(Rejection::Internal("panic"))
+            Err(Rejection::Internal("panic").into())
         }) else {
             return Ok(false);
         };
         context.admission = None;
+        context.refused = refusal.identity;
+        let rejection = refusal.rejection;
         let answered = respond::refuse(session, context, &rejection).await;
         context.rejection = Some(rejection);
         answered.map(|()| true)
@@ -134,7 +137,7 @@ impl ProxyHttp for Gateway {
         context.body_received += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
         if context.body_received > context.snapshot.server.body_limit {
             context.rejection = Some(Rejection::BodyTooLarge);
-            return Error::e_down(ErrorType::HTTPStatus(413));
+            return Err(Error::new_down(ErrorType::HTTPStatus(413)));
         }
         Ok(())
     }
@@ -142,7 +145,7 @@ impl ProxyHttp for Gateway {
     async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
         let (Some(route), Some(_)) = (&context.route, &context.admission) else {
             context.rejection = Some(Rejection::Internal("no_permit"));
-            return Error::e_in(ErrorType::HTTPStatus(500));
+            return Err(Error::new_in(ErrorType::HTTPStatus(500)));
         };
         if !context.tried.is_empty() {
             route.metrics.count_retry();
@@ -151,7 +154,7 @@ impl ProxyHttp for Gateway {
             Ok(chosen) => chosen,
             Err(rejection) => {
                 context.rejection = Some(rejection);
-                return Error::e_in(ErrorType::HTTPStatus(503));
+                return Err(Error::new_in(ErrorType::HTTPStatus(503)));
             }
         };
         context.asked.get_or_insert_with(Instant::now);
