@@ -63,7 +63,9 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
 
-    let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock));
+    let echo = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("echo", error.to_string()))?;
+    let echo_address = echo.local_addr().map_err(|error| StartError::System("echo", error.to_string()))?;
+    let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock), echo_address);
     let mut service = pingora_proxy::http_proxy_service_with_name(&server.configuration, gateway, "edgeward");
     for (index, listener) in config.listeners.iter().enumerate() {
         let address = settle(*listener.address)?;
@@ -95,7 +97,6 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
         }
         None => None,
     };
-    let echo = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("echo", error.to_string()))?;
     let mut housekeeper = background_service("housekeeper", Housekeeper { live: Arc::clone(&live), reloader, admin, echo, clock });
     housekeeper.threads = Some(1);
     let housekeeper = server.add_service(housekeeper);
@@ -220,7 +221,6 @@ impl Housekeeper {
                 async move { admin.answer(request).await }
             })?;
         }
-        self.live.echo.set(self.echo.local_addr()?);
         crate::net::serve::spawn(self.echo.try_clone()?, echo::answer)
     }
 }

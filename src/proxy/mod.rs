@@ -19,6 +19,7 @@ mod respond;
 mod session;
 pub mod tls;
 
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,7 +34,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::admit::{Refusal, admit};
-use crate::config::RetryOn;
+use crate::config::{Builtin, RetryOn};
 use crate::metrics::Metrics;
 use crate::request::{Clock, Rejection};
 use crate::snapshot::Slot;
@@ -47,12 +48,14 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     access_log: AccessLog,
     clock: Clock,
+    /// Where the built-in upstream listens.
+    echo: SocketAddr,
 }
 
 impl Gateway {
     /// A gateway that serves what stands in the slot.
-    pub fn new(slot: Arc<Slot>, metrics: Arc<Metrics>, access_log: AccessLog, clock: Clock) -> Self {
-        Self { slot, metrics, access_log, clock }
+    pub fn new(slot: Arc<Slot>, metrics: Arc<Metrics>, access_log: AccessLog, clock: Clock, echo: SocketAddr) -> Self {
+        Self { slot, metrics, access_log, clock, echo }
     }
 
     /// Everything between the request's head and the permit to forward it.
@@ -80,7 +83,7 @@ impl Gateway {
             headers: message.headers,
             client: &caller,
             route: &route.name,
-            parameters: parameters.as_parameters(),
+            parameters: parameters.parameters(),
         };
         let permit = admit(route, &request, now).await?;
         *target = Some(message.target(route, request.parameters)?);
@@ -150,18 +153,19 @@ impl ProxyHttp for Gateway {
         if !context.tried.is_empty() {
             route.metrics.count_retry();
         }
-        let chosen = match route.upstream.choose(&context.tried) {
-            Ok(chosen) => chosen,
-            Err(rejection) => {
-                context.rejection = Some(rejection);
-                return Err(Error::new_in(ErrorType::HTTPStatus(503)));
-            }
+        let address = match route.upstream.builtin {
+            Some(Builtin::Echo) => self.echo,
+            None => match route.upstream.choose(&context.tried) {
+                Ok(chosen) => context.backend.insert(chosen).address,
+                Err(rejection) => {
+                    context.rejection = Some(rejection);
+                    return Err(Error::new_in(ErrorType::HTTPStatus(503)));
+                }
+            },
         };
         context.asked.get_or_insert_with(Instant::now);
-        context.tried.push(chosen.address());
-        let peer = peer::build(route, chosen.address());
-        context.backend = Some(chosen);
-        Ok(peer)
+        context.tried.push(address);
+        Ok(peer::build(route, address))
     }
 
     async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Context) -> Result<()> {
@@ -235,7 +239,7 @@ impl ProxyHttp for Gateway {
 
 /// Whether the upstream may be asked once more: the configuration says so, the method is idempotent, the body can be sent again.
 fn may_retry(session: &mut Session, context: &Context, cause: RetryOn) -> bool {
-    let Some(retries) = context.route.as_ref().and_then(|route| route.upstream.retries()) else {
+    let Some(retries) = context.route.as_ref().and_then(|route| route.upstream.retries.as_ref()) else {
         return false;
     };
     retries.on.contains(&cause)
