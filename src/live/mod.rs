@@ -66,8 +66,7 @@ impl<K: Eq + Hash + Clone, V> Registry<K, V> {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         entries
             .values_mut()
-            .filter(|entry| !std::mem::replace(&mut entry.maintained, true))
-            .map(|entry| entry.value.clone())
+            .filter_map(|entry| (!std::mem::replace(&mut entry.maintained, true)).then(|| entry.value.clone()))
             .collect()
     }
 }
