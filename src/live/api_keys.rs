@@ -355,6 +355,7 @@ pub struct ApiKeys {
     source: Source,
     table: Arc<Table>,
     loaded: AtomicBool,
+    maintained: AtomicBool,
     failure: Mutex<Option<Failure>>,
     /// Usage of file keys by id; the frozen tables of two snapshots share it.
     usages: Mutex<HashMap<Arc<str>, Arc<Usage>>>,
@@ -386,6 +387,7 @@ impl ApiKeys {
             source,
             table: Arc::default(),
             loaded,
+            maintained: AtomicBool::new(false),
             failure: Mutex::default(),
             usages: Mutex::default(),
             used: Default::default(),
@@ -436,6 +438,7 @@ impl ApiKeys {
     pub async fn maintain(this: Weak<Self>, clock: Clock) {
         let mut next_flush = clock().monotonic + FLUSH;
         while let Some(keys) = this.upgrade() {
+            keys.maintained.store(true, Ordering::Relaxed);
             let now = clock();
             let flush = now.monotonic >= next_flush;
             if flush {
@@ -570,8 +573,11 @@ impl ApiKeys {
 const PATIENCE: Duration = Duration::from_millis(250);
 
 impl Drop for ApiKeys {
-    /// A store that a reload took out of the configuration keeps its last counts.
+    /// A store that a reload took out of the configuration keeps its last counts. A decision that was only tried leaves none.
     fn drop(&mut self) {
+        if !*self.maintained.get_mut() {
+            return;
+        }
         if let Err(error) = self.flush() {
             tracing::warn!(store = %self.place().display(), %error, "the last usage of API keys was not written");
         }
@@ -592,4 +598,177 @@ impl Usage {
 /// A panic while one of these was held has left nothing half done that the next change would not set right.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Now;
+
+    fn record(id: &str) -> Record {
+        Record {
+            id: id.into(),
+            sha256: KeyHash::of(id),
+            previous: None,
+            consumer: "acme".into(),
+            scopes: vec![],
+            routes: vec![],
+            allow: vec![],
+            plan: None,
+            created: None,
+            not_before: None,
+            expires: None,
+            revoked: None,
+        }
+    }
+
+    fn writer(path: &Path) -> KeyStore {
+        KeyStore::open(path, Opening::Create, Duration::from_secs(5)).unwrap()
+    }
+
+    fn is_good(keys: &ApiKeys, id: &str) -> bool {
+        keys.table().find(&KeyHash::of(id)).is_some_and(|key| !key.is_revoked())
+    }
+
+    fn use_once(keys: &ApiKeys, id: &str, now: u64) {
+        keys.count(&keys.table().find(&KeyHash::of(id)).unwrap(), "192.0.2.1".parse().unwrap(), now);
+    }
+
+    fn requests(path: &Path, id: &str) -> u64 {
+        writer(path).usage(id).unwrap().map_or(0, |usage| usage.requests)
+    }
+
+    #[test]
+    fn only_what_changed_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        let mut store = writer(&path);
+        store.insert(&[record("a"), record("b")]).unwrap();
+        let keys = ApiKeys::new(Source::Database(path));
+        keys.refresh().unwrap();
+        let untouched = keys.table().find(&KeyHash::of("a")).unwrap().clone();
+        store.insert(&[record("c")]).unwrap();
+        store.update("b", |record| Ok(record.revoked = Some(1))).unwrap();
+        keys.refresh().unwrap();
+        assert!(Arc::ptr_eq(&untouched, &keys.table().find(&KeyHash::of("a")).unwrap()));
+        assert_eq!([is_good(&keys, "a"), is_good(&keys, "b"), is_good(&keys, "c")], [true, false, true]);
+    }
+
+    #[test]
+    fn a_store_that_goes_away_leaves_the_last_known_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        writer(&path).insert(&[record("a"), record("b")]).unwrap();
+        let keys = ApiKeys::new(Source::Database(path.clone()));
+        keys.refresh().unwrap();
+        use_once(&keys, "a", 7);
+
+        std::fs::rename(&path, folder.path().join("away.db")).unwrap();
+        assert!(matches!(keys.refresh(), Err(StoreError::Missing(_))));
+        assert!(keys.flush().is_err());
+        assert!(is_good(&keys, "a") && keys.is_loaded());
+        assert!(!path.exists(), "a running gateway makes no empty store");
+
+        std::fs::write(&path, "damaged").unwrap();
+        assert!(keys.refresh().is_err());
+        assert!(is_good(&keys, "a"));
+
+        std::fs::rename(folder.path().join("away.db"), &path).unwrap();
+        writer(&path).update("b", |record| Ok(record.revoked = Some(1))).unwrap();
+        keys.refresh().unwrap();
+        keys.flush().unwrap();
+        assert_eq!([is_good(&keys, "a"), is_good(&keys, "b")], [true, false]);
+        assert_eq!(requests(&path, "a"), 1, "usage waited for the store");
+    }
+
+    #[test]
+    fn another_store_in_the_same_place_is_read_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, backup) = (folder.path().join("keys.db"), folder.path().join("backup.db"));
+        writer(&backup).insert(&[record("a")]).unwrap();
+        let mut store = writer(&path);
+        store.insert(&[record("a"), record("b")]).unwrap();
+        store.insert(&[record("c")]).unwrap();
+        let keys = ApiKeys::new(Source::Database(path.clone()));
+        keys.refresh().unwrap();
+        assert!(is_good(&keys, "b"));
+        drop(store);
+        // A journal belongs to its database: whoever restores one takes the other's away (docs/api-keys.md).
+        for journal in ["keys.db-wal", "keys.db-shm"] {
+            std::fs::remove_file(folder.path().join(journal)).unwrap();
+        }
+        std::fs::rename(&backup, &path).unwrap();
+        keys.refresh().unwrap();
+        assert_eq!([is_good(&keys, "a"), is_good(&keys, "b"), is_good(&keys, "c")], [true, false, false]);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_any_more_opens_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        writer(&path).insert(&[record("a"), record("b")]).unwrap();
+        let keys = ApiKeys::new(Source::Database(path.clone()));
+        keys.refresh().unwrap();
+        let other = rusqlite::Connection::open(&path).unwrap();
+        other.execute("UPDATE api_key SET scopes = '[1]', revision = 99 WHERE id = 'a'", []).unwrap();
+        keys.refresh().unwrap();
+        assert_eq!([is_good(&keys, "a"), is_good(&keys, "b")], [false, true]);
+    }
+
+    #[test]
+    fn every_use_is_counted_once_however_many_threads_count_and_flush() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        writer(&path).insert(&[record("a"), record("b")]).unwrap();
+        let keys = ApiKeys::new(Source::Database(path.clone()));
+        keys.refresh().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..5_000).for_each(|n| use_once(&keys, if n % 5 == 0 { "b" } else { "a" }, n / 100)));
+            }
+            scope.spawn(|| (0..20).for_each(|_| keys.flush().unwrap()));
+        });
+        keys.flush().unwrap();
+        assert_eq!((requests(&path, "a"), requests(&path, "b")), (16_000, 4_000));
+    }
+
+    #[test]
+    fn shared_grants_do_not_pile_up() {
+        let table = Table::default();
+        for n in 0..10_000 {
+            table.apply(Record { plan: Some(n.to_string().into()), ..record("a") });
+        }
+        assert!(lock(&table.writer).grants.len() <= 1025);
+    }
+
+    #[tokio::test]
+    async fn upkeep_follows_another_process_and_ends_with_its_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data/keys.db");
+        let keys = Arc::new(ApiKeys::new(Source::Database(path.clone())));
+        let started = std::time::Instant::now();
+        let clock: Clock = Arc::new(move || Now { monotonic: started.elapsed(), unix: Duration::from_secs(5) });
+        let upkeep = tokio::spawn(ApiKeys::maintain(Arc::downgrade(&keys), clock));
+        let until = async |what: &str, reached: &dyn Fn() -> bool| {
+            let limit = tokio::time::timeout(Duration::from_secs(20), async {
+                while !reached() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            });
+            limit.await.unwrap_or_else(|_| panic!("{what}"));
+        };
+        until("loaded", &|| keys.is_loaded()).await;
+        writer(&path).insert(&[record("a")]).unwrap();
+        until("the new key is known", &|| is_good(&keys, "a")).await;
+        use_once(&keys, "a", 5);
+        until("its usage is written", &|| requests(&path, "a") == 1).await;
+        writer(&path).update("a", |record| Ok(record.revoked = Some(1))).unwrap();
+        until("the revocation is known", &|| !is_good(&keys, "a")).await;
+        assert_eq!(keys.failure(), None);
+        use_once(&keys, "a", 5);
+        let path = path.clone();
+        drop(keys);
+        tokio::time::timeout(Duration::from_secs(20), upkeep).await.unwrap().unwrap();
+        assert_eq!(requests(&path, "a"), 2, "the last use was written when the keys went");
+    }
 }
