@@ -1,6 +1,7 @@
 //! The door: the command line, which says what it does and leaves the doing to the floors below.
 
 mod check;
+mod tokens;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +22,9 @@ enum Command {
     Run(ConfigFile),
     /// Read and compile a configuration, and say everything that is wrong with it
     Check(check::Check),
+    /// Make throw-away keys and tokens, for the demo and for trying a configuration
+    #[command(subcommand)]
+    Tokens(tokens::Tokens),
     /// Print the JSON Schema of the configuration
     Schema,
 }
@@ -53,6 +57,7 @@ pub fn main() -> ExitCode {
             }
         },
         Command::Check(check) => check.run(),
+        Command::Tokens(tokens) => tokens.run(),
         Command::Schema => {
             println!("{:#}", crate::config::schema());
             ExitCode::SUCCESS
