@@ -1,6 +1,7 @@
 //! The door: the command line, which says what it does and leaves the doing to the floors below.
 
 mod check;
+pub mod tokens;
 mod tokens;
 
 use std::path::PathBuf;
