@@ -234,9 +234,9 @@ impl Compiler<'_> {
             }
         };
         let upstream_known = self.known("upstream", &route.upstream, &config.upstreams).is_some();
-        let rewrite = route.rewrite.as_ref().map(|rewrite| Rewrite::compile(&rewrite.value, &route.path.value));
-        if let (Some(place), Some(Err(what))) = (&route.rewrite, &rewrite) {
-            self.problems.push(Problem::at(&place.place, what.clone()));
+        let rewrite = route.rewrite.as_ref().map(|rewrite| Rewrite::compile(&rewrite.value, &parameters(&route.path.value)));
+        if let (Some(rewrite), Some(Err(expected))) = (&route.rewrite, &rewrite) {
+            self.problems.push(Problem::at(&rewrite.place, "is no rewrite of this route's path").expected(*expected));
         }
         let policy = policy?;
         let accepted = match &policy.authenticate {
@@ -322,6 +322,11 @@ impl Compiler<'_> {
         }
         None
     }
+}
+
+/// The names of a path pattern's parameters.
+fn parameters(pattern: &str) -> Vec<&str> {
+    pattern.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}')).map(|name| name.trim_start_matches('*')).collect()
 }
 
 /// One challenge per accepted method (RFC 9110 section 11.6.1), with RFC 6750's error code only when something was presented.

@@ -39,7 +39,7 @@ const IDLE_LIMIT: Duration = Duration::from_secs(20);
 const IDLE_CONNECTIONS: usize = 8;
 
 /// Whom a client trusts and who it is. The peer is always verified; the default trusts the authorities of the system.
-#[derive(Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
     /// A PEM bundle that replaces the authorities of the system.
     pub ca: Option<Vec<u8>>,
