@@ -1,6 +1,7 @@
 //! The door: the command line, which says what it does and leaves the doing to the floors below.
 
 mod check;
+mod health;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +22,8 @@ enum Command {
     Run(ConfigFile),
     /// Read and compile a configuration, and say everything that is wrong with it
     Check(check::Check),
+    /// Ask a running gateway whether it is ready
+    Health(health::Health),
     /// Print the JSON Schema of the configuration
     Schema,
 }
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
             }
         },
         Command::Check(check) => check.run(),
+        Command::Health(health) => health.run(),
         Command::Schema => {
             println!("{:#}", crate::config::schema());
             ExitCode::SUCCESS
