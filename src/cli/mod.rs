@@ -2,6 +2,7 @@
 
 mod check;
 mod health;
+mod tokens;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,6 +25,9 @@ enum Command {
     Check(check::Check),
     /// Ask a running gateway whether it is ready
     Health(health::Health),
+    /// Make throw-away keys and tokens, for the demo and for trying a configuration
+    #[command(subcommand)]
+    Tokens(tokens::Tokens),
     /// Print the JSON Schema of the configuration
     Schema,
 }
@@ -57,6 +61,7 @@ pub fn main() -> ExitCode {
         },
         Command::Check(check) => check.run(),
         Command::Health(health) => health.run(),
+        Command::Tokens(tokens) => tokens.run(),
         Command::Schema => {
             println!("{:#}", crate::config::schema());
             ExitCode::SUCCESS
