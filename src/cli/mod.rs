@@ -1,6 +1,7 @@
 //! The door: the command line, which says what it does and leaves the doing to the floors below.
 
 mod check;
+mod health;
 mod tokens;
 
 use std::path::PathBuf;
@@ -22,6 +23,8 @@ enum Command {
     Run(ConfigFile),
     /// Read and compile a configuration, and say everything that is wrong with it
     Check(check::Check),
+    /// Ask a running gateway whether it is ready
+    Health(health::Health),
     /// Make throw-away keys and tokens, for the demo and for trying a configuration
     #[command(subcommand)]
     Tokens(tokens::Tokens),
@@ -60,6 +63,7 @@ pub fn main() -> ExitCode {
             }
         },
         Command::Check(check) => check.run(),
+        Command::Health(health) => health.run(),
         Command::Tokens(tokens) => tokens.run(),
         Command::Tokens(tokens) => tokens.run(),
         Command::Schema => {
