@@ -1,1 +1,442 @@
-//! JSON Web Tokens.
+//! JSON Web Tokens (RFC 7519), judged as RFC 8725 asks: the algorithm comes from the operator and the key, every claim is of its type or refused.
+//!
+//! The order is cheap before dear: size, outline, header, claims, and the signature last. Nothing of a token is believed before its
+//! signature was checked; what is read earlier can only refuse it or leave it to another authenticator.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use openssl::sha::sha256;
+use serde_json::{Map, Value};
+
+use super::Verdict;
+use super::credential::{self, Found};
+use crate::config::{self, KeySource, Location, Problem};
+use crate::jose::claims::Registered;
+use crate::jose::jws::{Header, MAX_TOKEN};
+use crate::jose::key::Fingerprint;
+use crate::jose::{Algorithm, Algorithms, Claims, Fault, JwkSet, Jws};
+use crate::live::LiveState;
+use crate::live::key_set::{KeySet, KeySetId, Source, Upkeep};
+use crate::live::token_cache::{TokenCache, Verified, VerifierId};
+use crate::net::http::{Client, Tls};
+use crate::request::{Identity, Method, Now, Rejection, Request};
+
+/// The longest value that a claim may give an identity, in bytes: it becomes a header, a key of a limit and a word of the log.
+const MAX_VALUE: usize = 4 * 1024;
+
+/// Accepts the tokens of one issuer.
+#[derive(Debug)]
+pub struct Jwt {
+    name: Arc<str>,
+    from: Vec<Location>,
+    rules: Rules,
+    claims: ClaimPaths,
+    keys: Keys,
+    verifier: VerifierId,
+    tokens: Arc<TokenCache>,
+}
+
+/// What is judged with every request, cached or not.
+#[derive(Debug)]
+struct Rules {
+    issuer: Arc<str>,
+    audiences: Vec<Arc<str>>,
+    algorithms: Algorithms,
+    leeway: Duration,
+    max_lifetime: Option<Duration>,
+    typ: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+enum Keys {
+    Fixed(JwkSet),
+    Remote { set: Arc<KeySet>, upkeep: Arc<Upkeep> },
+}
+
+#[derive(Debug)]
+struct ClaimPaths {
+    subject: ClaimPath,
+    scopes: Vec<ClaimPath>,
+    roles: Vec<ClaimPath>,
+    consumer: ClaimPath,
+    client: ClaimPath,
+    plan: ClaimPath,
+}
+
+/// A claim's name, or a dotted path to it. Names such as `https://acme.example/roles` have dots too, so the whole is tried first.
+#[derive(Debug)]
+struct ClaimPath {
+    name: Arc<str>,
+    parts: Vec<Box<str>>,
+}
+
+/// Why no key of a set vouches for a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unproven {
+    /// The key that the token names did not make its signature.
+    BadSignature,
+    /// No key is the one it was signed with; a newer set might have it.
+    UnknownKey,
+}
+
+impl Jwt {
+    /// Builds all that a request will need; everything that stands in the way is a problem.
+    pub fn new(name: Arc<str>, config: &config::Jwt, live: &LiveState) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let symmetric = matches!(&config.keys.value, KeySource::Secret(_));
+        for algorithm in config.algorithms.iter().filter(|algorithm| algorithm.is_symmetric() != symmetric) {
+            let needed = if symmetric { "public keys, and this authenticator has a secret" } else { "a secret, and this authenticator has public keys" };
+            problems.push(Problem::at(&algorithm.place, format!("{} needs {needed}", algorithm.label())));
+        }
+        let algorithms = if config.algorithms.is_empty() && !symmetric {
+            Algorithms::asymmetric()
+        } else if config.algorithms.is_empty() {
+            Algorithm::ALL.into_iter().filter(|algorithm| algorithm.is_symmetric()).collect()
+        } else {
+            config.algorithms.iter().map(|algorithm| algorithm.value).collect()
+        };
+        let keys = match Keys::new(config, algorithms, live) {
+            Ok(keys) if problems.is_empty() => keys,
+            Ok(_) => return Err(problems),
+            Err(message) => {
+                problems.push(Problem::at(&config.keys.place, message));
+                return Err(problems);
+            }
+        };
+        Ok(Self {
+            // Debug escapes what it quotes, so no two verifiers write the same text.
+            verifier: sha256(format!("{name:?} {} {:?}", keys.identity(), config.claims).as_bytes()),
+            name,
+            from: config.from.clone(),
+            rules: Rules {
+                issuer: config.issuer.clone(),
+                audiences: config.audiences.clone(),
+                algorithms,
+                leeway: config.leeway,
+                max_lifetime: config.max_lifetime,
+                typ: config.typ.as_deref().map(|typ| media_type(typ).into()),
+            },
+            claims: ClaimPaths::new(&config.claims),
+            keys,
+            tokens: live.tokens.clone(),
+        })
+    }
+
+    /// Judges the token of a request. A credential of another shape, and a token of another issuer, are not ours.
+    pub async fn authenticate(&self, request: &Request<'_>, now: Now) -> Verdict {
+        let token = match credential::find(&self.from, request) {
+            Found::Absent => return Verdict::Pass,
+            Found::One(token) => token,
+            Found::Ambiguous(reason) => return Verdict::Reject(Rejection::BadRequest(reason)),
+            Found::Malformed(reason) => return Verdict::Reject(Rejection::CredentialInvalid(reason)),
+        };
+        match self.judge(&token, now).await {
+            Ok(Some(identity)) => Verdict::Accept(identity),
+            Ok(None) => Verdict::Pass,
+            Err(rejection) => Verdict::Reject(rejection),
+        }
+    }
+
+    /// The name in the configuration.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Where the token may be.
+    pub fn locations(&self) -> &[Location] {
+        &self.from
+    }
+
+    async fn judge(&self, token: &str, now: Now) -> Result<Option<Arc<Identity>>, Rejection> {
+        if let Some(known) = self.tokens.find(&self.verifier, token)
+            && self.keys.still_hold(&known, now)?
+        {
+            self.rules.check(known.algorithm, known.typ.as_deref(), &known.registered, now)?;
+            return Ok(Some(known.identity.clone()));
+        }
+        if token.len() > MAX_TOKEN {
+            return Err(invalid(Fault::TooLarge));
+        }
+        if !Jws::has_shape(token) {
+            return Ok(None);
+        }
+        let jws = Jws::parse(token).map_err(invalid)?;
+        let Claims { registered, all } = Claims::parse(&jws.payload().map_err(invalid)?).map_err(invalid)?;
+        // Several issuers can stand on one route: each leaves the tokens of the others alone. If nobody takes it, it is refused.
+        if registered.issuer.as_deref().is_some_and(|issuer| issuer != &*self.rules.issuer) {
+            return Ok(None);
+        }
+        let Header { algorithm, ref typ, .. } = jws.header;
+        self.rules.check(algorithm, typ.as_deref(), &registered, now)?;
+        // RFC 7800: such a token is worth nothing without proof of its key, and we cannot ask for that proof yet.
+        if all.contains_key("cnf") {
+            return Err(Rejection::CredentialInvalid("bound_token"));
+        }
+        let key = self.keys.verify(&jws, now).await?;
+        let identity = Arc::new(self.identity(all, &jws)?);
+        self.tokens.insert(Verified::new(self.verifier, token, (algorithm, typ.clone()), registered, key, identity.clone()));
+        Ok(Some(identity))
+    }
+
+    fn identity(&self, claims: Map<String, Value>, jws: &Jws<'_>) -> Result<Identity, Rejection> {
+        Ok(Identity {
+            method: Method::Jwt,
+            authenticator: self.name.clone(),
+            subject: self.claims.subject.text(&claims)?,
+            consumer: self.claims.consumer.text(&claims)?,
+            client: self.claims.client.text(&claims)?,
+            key_id: None,
+            // RFC 6749 section 3.3: a scope has no space, so an element with one is no scope, and must not become two upstream.
+            scopes: words(&self.claims.scopes, &claims, |text| text.split(' ').collect(), |scope| !scope.contains(' '))?,
+            roles: words(&self.claims.roles, &claims, |text| vec![text], |_| true)?,
+            plan: self.claims.plan.text(&claims)?,
+            // Without the signature: of an ECDSA signature anybody can make a second one that is as good, and it must not have a budget of its own.
+            credential: sha256(jws.signing_input()),
+            claims,
+        })
+    }
+}
+
+impl Rules {
+    /// The checks that depend on this moment and this configuration. The expiry is last, so that `CredentialExpired` says that nothing else
+    /// was found. It is said whether or not the signature is good: the time stands in the caller's own token, and no secret is told.
+    fn check(&self, algorithm: Algorithm, typ: Option<&str>, claims: &Registered, now: Now) -> Result<(), Rejection> {
+        let refuse = |reason| Err(Rejection::CredentialInvalid(reason));
+        let now = now.unix;
+        if !self.algorithms.contains(algorithm) {
+            return refuse("algorithm");
+        }
+        if !self.admits_type(typ) {
+            return refuse("type");
+        }
+        if claims.issuer.as_deref() != Some(&*self.issuer) {
+            return refuse("issuer");
+        }
+        if !claims.audiences.iter().any(|audience| self.audiences.iter().any(|ours| **ours == **audience)) {
+            return refuse("audience");
+        }
+        if claims.not_before.is_some_and(|not_before| not_before > now + self.leeway) {
+            return refuse("not_before");
+        }
+        if claims.issued.is_some_and(|issued| issued > now + self.leeway) {
+            return refuse("issued_at");
+        }
+        let Some(expires) = claims.expires else { return refuse("expiry") };
+        if let Some(longest) = self.max_lifetime
+            && claims.issued.is_none_or(|issued| expires.saturating_sub(issued) > longest)
+        {
+            return refuse("lifetime");
+        }
+        // RFC 7519 section 4.1.4: the present must be before it.
+        if now >= expires + self.leeway {
+            return Err(Rejection::CredentialExpired);
+        }
+        Ok(())
+    }
+
+    /// RFC 8725 section 3.11: tokens of another kind (logout, DPoP, security events) have a `typ` of their own, and are not for access.
+    fn admits_type(&self, typ: Option<&str>) -> bool {
+        let is = |wanted: &str| typ.is_some_and(|typ| media_type(typ).eq_ignore_ascii_case(wanted));
+        match &self.typ {
+            Some(wanted) => is(wanted),
+            None => typ.is_none() || is("JWT") || is("at+jwt"),
+        }
+    }
+}
+
+impl Keys {
+    fn new(config: &config::Jwt, algorithms: Algorithms, live: &LiveState) -> Result<Self, String> {
+        let (source, fetch) = match &config.keys.value {
+            KeySource::Secret(secret) => {
+                let set = JwkSet::from_secret(secret.expose()).ok_or("the secret is shorter than 32 bytes")?;
+                return Self::fixed(set, algorithms);
+            }
+            KeySource::JwksFile(file) => return Self::fixed(JwkSet::parse(&file.bytes)?, algorithms),
+            KeySource::JwksUrl { url, fetch } => (Source::Jwks(url.clone()), fetch),
+            KeySource::Discovery { url, fetch } => (Source::Discovery { url: url.clone(), issuer: config.issuer.clone() }, fetch),
+        };
+        let ca = fetch.ca.as_ref().map(|file| &file.bytes);
+        let client = Client::new(&Tls { ca: ca.map(|bytes| bytes.to_vec()), ..Tls::default() })?;
+        let id = KeySetId { source, ca: ca.map(|bytes| sha256(bytes)) };
+        let set = live.key_sets.find_or_create(&id, || KeySet::new(id.clone(), Arc::new(client)));
+        let upkeep = set.keep_up(Upkeep {
+            timeout: fetch.timeout,
+            refresh: fetch.refresh,
+            max_stale: fetch.max_stale,
+            store: fetch.store.clone(),
+        });
+        Ok(Self::Remote { set, upkeep })
+    }
+
+    fn fixed(set: JwkSet, algorithms: Algorithms) -> Result<Self, String> {
+        if set.keys().is_empty() {
+            return Err(format!("no usable key (skipped: {:?})", set.skipped()));
+        }
+        if set.keys().iter().all(|key| key.algorithms().intersection(algorithms).is_empty()) {
+            return Err("no key can verify one of the allowed algorithms".to_owned());
+        }
+        Ok(Self::Fixed(set))
+    }
+
+    /// What tells these keys from those of another verifier.
+    fn identity(&self) -> String {
+        match self {
+            Self::Fixed(set) => format!("{:?}", set.keys().iter().map(|key| key.fingerprint()).collect::<Vec<_>>()),
+            Self::Remote { set, .. } => format!("{:?}", set.id()),
+        }
+    }
+
+    /// Whether the key of a known token still stands for its issuer: rotated out, it proves nothing any more.
+    fn still_hold(&self, known: &Verified, now: Now) -> Result<bool, Rejection> {
+        // The keys of a file and a secret are part of the verifier's identity.
+        let Self::Remote { set, upkeep } = self else { return Ok(true) };
+        let current = set.current();
+        let held = current.as_ref().filter(|held| held.age(now) <= upkeep.max_stale).ok_or_else(|| away(set, now))?;
+        if known.generation.load(Ordering::Relaxed) == held.generation() {
+            return Ok(true);
+        }
+        let holds = held.keys().find(&known.key).is_some();
+        if holds {
+            known.generation.store(held.generation(), Ordering::Relaxed);
+        }
+        Ok(holds)
+    }
+
+    /// The key that signed, and the generation of the set that held it.
+    async fn verify(&self, jws: &Jws<'_>, now: Now) -> Result<(Fingerprint, u64), Rejection> {
+        let signature = jws.signature().map_err(invalid)?;
+        let refuse = |reason| Err(Rejection::CredentialInvalid(reason));
+        let (set, upkeep) = match self {
+            Self::Fixed(set) => {
+                return match prove(set, jws, &signature) {
+                    Ok(key) => Ok((key, 0)),
+                    Err(Unproven::BadSignature) => refuse("signature"),
+                    Err(Unproven::UnknownKey) => refuse("unknown_key"),
+                };
+            }
+            Self::Remote { set, upkeep } => (set, upkeep),
+        };
+        let judge = || {
+            let current = set.current();
+            let held = current.as_ref().filter(|held| held.age(now) <= upkeep.max_stale).ok_or_else(|| away(set, now))?;
+            Ok::<_, Rejection>((prove(held.keys(), jws, &signature), held.generation()))
+        };
+        set.started(upkeep.timeout).await;
+        let mut found = judge()?;
+        if found.0 == Err(Unproven::UnknownKey) {
+            set.ask_for_news(now, upkeep.timeout).await;
+            found = judge()?;
+        }
+        match found {
+            (Ok(key), generation) => Ok((key, generation)),
+            (Err(Unproven::BadSignature), _) => refuse("signature"),
+            // The issuer may have a key that we could not learn of: that is no verdict on the token.
+            (Err(Unproven::UnknownKey), _) if set.is_failing() => Err(away(set, now)),
+            (Err(Unproven::UnknownKey), _) => refuse("unknown_key"),
+        }
+    }
+}
+
+/// The key of the set that made the signature.
+fn prove(set: &JwkSet, jws: &Jws<'_>, signature: &[u8]) -> Result<Fingerprint, Unproven> {
+    let mut named = false;
+    for key in set.candidates(&jws.header) {
+        if jws.is_signed_by(key, signature) {
+            return Ok(*key.fingerprint());
+        }
+        named |= key.kid().is_some() && jws.header.kid.is_some();
+    }
+    Err(if named { Unproven::BadSignature } else { Unproven::UnknownKey })
+}
+
+fn away(set: &KeySet, now: Now) -> Rejection {
+    Rejection::DependencyUnavailable { dependency: "jwks", retry_after: set.retry_after(now) }
+}
+
+fn invalid(fault: Fault) -> Rejection {
+    Rejection::CredentialInvalid(fault.reason())
+}
+
+/// RFC 7515 section 4.1.9: `application/` may be left out.
+fn media_type(typ: &str) -> &str {
+    match typ.split_at_checked("application/".len()) {
+        Some((prefix, rest)) if prefix.eq_ignore_ascii_case("application/") => rest,
+        _ => typ,
+    }
+}
+
+impl ClaimPaths {
+    fn new(names: &config::ClaimNames) -> Self {
+        let all = |names: &[Arc<str>]| names.iter().map(ClaimPath::new).collect();
+        Self {
+            subject: ClaimPath::new(&names.subject),
+            scopes: all(&names.scopes),
+            roles: all(&names.roles),
+            consumer: ClaimPath::new(&names.consumer),
+            client: ClaimPath::new(&names.client),
+            plan: ClaimPath::new(&names.plan),
+        }
+    }
+}
+
+impl ClaimPath {
+    fn new(name: &Arc<str>) -> Self {
+        Self { name: name.clone(), parts: name.split('.').map(Into::into).collect() }
+    }
+
+    fn find<'c>(&self, claims: &'c Map<String, Value>) -> Option<&'c Value> {
+        if let Some(value) = claims.get(&*self.name) {
+            return Some(value);
+        }
+        let (last, way) = self.parts.split_last()?;
+        let mut members = claims;
+        for part in way {
+            members = members.get(&**part)?.as_object()?;
+        }
+        members.get(&**last)
+    }
+
+    /// The claim as one word of an identity. A value that is not a string, or empty, says nothing.
+    fn text(&self, claims: &Map<String, Value>) -> Result<Option<Arc<str>>, Rejection> {
+        match self.find(claims) {
+            Some(Value::String(text)) if !text.is_empty() => Ok(Some(sound(text)?.into())),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The words of all these claims, each once: a string is `split`, a list gives its strings, anything else grants nothing.
+fn words(
+    paths: &[ClaimPath],
+    claims: &Map<String, Value>,
+    split: impl Fn(&str) -> Vec<&str>,
+    is_one: impl Fn(&str) -> bool,
+) -> Result<Vec<Arc<str>>, Rejection> {
+    let mut words: Vec<Arc<str>> = Vec::new();
+    for path in paths {
+        let found: Vec<&str> = match path.find(claims) {
+            Some(Value::String(text)) => split(text),
+            Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).filter(|word| is_one(word)).collect(),
+            _ => Vec::new(),
+        };
+        for word in found.into_iter().filter(|word| !word.is_empty()) {
+            if !words.iter().any(|known| **known == *word) {
+                words.push(sound(word)?.into());
+            }
+        }
+    }
+    Ok(words)
+}
+
+/// A value that can stand in a header line and a log line. One that cannot was made to break them: the token is refused.
+fn sound(text: &str) -> Result<&str, Rejection> {
+    if text.len() > MAX_VALUE {
+        return Err(Rejection::CredentialInvalid("claim_too_long"));
+    }
+    if text.bytes().any(|byte| byte < 0x20 || byte == 0x7f) {
+        return Err(Rejection::CredentialInvalid("claim_characters"));
+    }
+    Ok(text)
+}
