@@ -30,20 +30,20 @@ pub(super) fn written(records: &[Record]) -> String {
 }
 
 fn line(record: &Record) -> String {
-    let mut fields = vec![("id", json!(record.id)), ("sha256", json!(hex(&record.sha256)))];
+    let mut fields = vec![("id", json!(&*record.id)), ("sha256", json!(hex(&record.sha256)))];
     if let Some(previous) = &record.previous {
         fields.push(("previous", json!({"sha256": hex(&previous.sha256), "until": rfc3339(previous.ends)})));
     }
-    fields.push(("consumer", json!(record.consumer)));
+    fields.push(("consumer", json!(&*record.consumer)));
     for (name, list) in [("scopes", &record.scopes), ("routes", &record.routes)] {
         if !list.is_empty() {
-            fields.push((name, json!(list)));
+            fields.push((name, list.iter().map(|item| &**item).collect()));
         }
     }
     if !record.allow.is_empty() {
         fields.push(("allow", record.allow.iter().map(ToString::to_string).collect()));
     }
-    fields.extend(record.plan.as_ref().map(|plan| ("plan", json!(plan))));
+    fields.extend(record.plan.as_ref().map(|plan| ("plan", json!(&**plan))));
     let times = [("created", record.created), ("not_before", record.not_before), ("expires", record.expires), ("revoked", record.revoked)];
     fields.extend(times.into_iter().filter_map(|(name, time)| Some((name, json!(rfc3339(time?))))));
     let fields: Vec<String> = fields.into_iter().map(|(name, value)| format!("{name}: {value}")).collect();

@@ -437,15 +437,15 @@ fn shown(record: &Record, usage: Option<&UsageRow>, now: u64) -> Map<String, Val
         _ => "active",
     };
     let times = |time: Option<u64>| time.map(rfc3339);
-    let allow: Vec<_> = record.allow.iter().map(IpNet::to_string).collect();
+    let words = |words: &[Arc<str>]| words.iter().map(|word| &**word).collect::<Value>();
     let fields = [
-        ("id", json!(record.id)),
-        ("consumer", json!(record.consumer)),
+        ("id", json!(&*record.id)),
+        ("consumer", json!(&*record.consumer)),
         ("state", json!(state)),
-        ("scopes", json!(record.scopes)),
-        ("routes", json!(record.routes)),
-        ("allow", json!(allow)),
-        ("plan", json!(record.plan)),
+        ("scopes", words(&record.scopes)),
+        ("routes", words(&record.routes)),
+        ("allow", record.allow.iter().map(IpNet::to_string).collect()),
+        ("plan", json!(record.plan.as_deref())),
         ("created", json!(times(record.created))),
         ("not_before", json!(times(record.not_before))),
         ("expires", json!(times(record.expires))),
