@@ -1,7 +1,6 @@
 //! The door: the command line, which says what it does and leaves the doing to the floors below.
 
 mod check;
-pub mod tokens;
 mod tokens;
 
 use std::path::PathBuf;
@@ -24,6 +23,9 @@ enum Command {
     /// Read and compile a configuration, and say everything that is wrong with it
     Check(check::Check),
     /// Make throw-away keys and tokens, for the demo and for trying a configuration
+    #[command(subcommand)]
+    Tokens(tokens::Tokens),
+    /// Make throw-away keys and tokens, to try a configuration
     #[command(subcommand)]
     Tokens(tokens::Tokens),
     /// Print the JSON Schema of the configuration
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
             }
         },
         Command::Check(check) => check.run(),
+        Command::Tokens(tokens) => tokens.run(),
         Command::Tokens(tokens) => tokens.run(),
         Command::Schema => {
             println!("{:#}", crate::config::schema());

@@ -1,5 +1,6 @@
 //! Which backend serves a request, and what the proxy needs to speak with it.
 
+pub mod echo;
 mod schedule;
 
 use std::net::SocketAddr;
