@@ -120,11 +120,7 @@ impl Key {
         if algorithms.is_empty() {
             return None;
         }
-        let keys = Secret {
-            hs256: HS256Key::from_bytes(secret),
-            hs384: HS384Key::from_bytes(secret),
-            hs512: HS512Key::from_bytes(secret),
-        };
+        let keys = Secret { hs256: HS256Key::from_bytes(secret), hs384: HS384Key::from_bytes(secret), hs512: HS512Key::from_bytes(secret) };
         Some(Self::new(None, algorithms, Material::Secret(Box::new(keys)), secret))
     }
 
@@ -225,12 +221,7 @@ pub(super) fn digest(algorithm: Algorithm) -> Option<(&'static MdRef, bool)> {
     }
 }
 
-fn verify_rsa(
-    key: &PKey<Public>,
-    algorithm: Algorithm,
-    message: &[u8],
-    signature: &[u8],
-) -> Result<bool, openssl::error::ErrorStack> {
+fn verify_rsa(key: &PKey<Public>, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Result<bool, openssl::error::ErrorStack> {
     let Some((digest, pss)) = digest(algorithm) else { return Ok(false) };
     let mut context = MdCtx::new()?;
     let parameters = context.digest_verify_init(Some(digest), key)?;
