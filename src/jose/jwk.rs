@@ -332,6 +332,20 @@ mod tests {
     }
 
     #[test]
+    fn a_modulus_of_powers_of_65537_is_that_of_a_broken_card() {
+        use openssl::bn::{BigNum, BigNumContext};
+        let mut marked = BigNum::new().unwrap();
+        let (base, exponent) = (BigNum::from_u32(65537).unwrap(), BigNum::from_u32(128).unwrap());
+        marked.exp(&base, &exponent, &mut BigNumContext::new().unwrap()).unwrap();
+        assert!(has_roca(&marked.to_vec()));
+        use base64::Engine;
+        let modulus = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(marked.to_vec());
+        assert_eq!(skipped(&with(public(Algorithm::Rs256), "n", json!(modulus))), Some("weak"));
+        marked.add_word(2).unwrap();
+        assert!(!has_roca(&marked.to_vec()));
+    }
+
+    #[test]
     fn the_length_of_a_number_ignores_leading_zeros() {
         for (bytes, length) in
             [(&[][..], 0), (&[0, 0], 0), (&[1], 1), (&[0, 1], 1), (&[3], 2), (&[0x80], 8), (&[1, 0], 9), (&[0, 0xff, 0, 0], 24)]

@@ -230,8 +230,7 @@ async fn discovery_is_believed_only_about_its_own_issuer_and_not_out_of_tls() {
         (Answer::Document("[]".into()), false),
         (Answer::Status(302), false),
     ] {
-        let answers =
-            [(well_known, answer.clone()), ("https://keys.test/jwks", keys.clone()), ("http://keys.test/jwks", keys.clone())];
+        let answers = [(well_known, answer.clone()), ("https://keys.test/jwks", keys.clone()), ("http://keys.test/jwks", keys.clone())];
         let running = run(discovery(base), upkeep(), &answers).await;
         assert_eq!(kids(&running.set).len(), usize::from(good), "{answer:?}");
     }
@@ -240,6 +239,21 @@ async fn discovery_is_believed_only_about_its_own_issuer_and_not_out_of_tls() {
         ("http://keys.test/jwks", keys.clone()),
     ];
     assert_eq!(kids(&run(discovery("http://local.test"), upkeep(), &answers).await.set), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_etag_is_of_one_url_and_says_nothing_about_the_next() {
+    let base = "https://login.test";
+    let well_known = "https://login.test/.well-known/openid-configuration";
+    let (old, new) = ("https://login.test/old", "https://login.test/new");
+    let names = |jwks: &str| Answer::Document(json!({"issuer": base, "jwks_uri": jwks}).to_string());
+    let keys = |kid: &str| Answer::WithHeaders(document(&[kid]), vec![("etag", "\"1\"")]);
+    let id = KeySetId { source: Source::Discovery { url: base.into(), issuer: base.into() }, ca: None };
+    let running = run(id, upkeep(), &[(well_known, names(old)), (old, keys("a")), (new, keys("b"))]).await;
+    assert_eq!(kids(&running.set), ["a"]);
+    running.issuer.answers(well_known, names(new));
+    running.ask().await;
+    assert_eq!(kids(&running.set), ["b"]);
 }
 
 #[tokio::test(start_paused = true)]
