@@ -118,7 +118,7 @@ async fn a_bad_answer_keeps_the_keys_and_their_age_grows() {
         assert!(running.set.status().failures > before, "{bad:?}");
         let tried = running.issuer.count(URL);
         pass(120).await;
-        assert!(running.issuer.count(URL) - tried <= 3, "failures are not retried fast while keys are held");
+        assert!(running.issuer.count(URL) - tried <= 5, "failures are not retried fast while keys are held");
     }
     let age = running.set.current().as_ref().unwrap().age((running.clock)());
     assert!(age > Duration::from_secs(6000), "{age:?}");
