@@ -39,7 +39,7 @@ fn main() {
         let before = resident();
         let started = Instant::now();
         let live = LiveState::default();
-        let api_key = ApiKey::new("partners".into(), &configuration(&path), &live).expect("sound");
+        let api_key = ApiKey::new("partners".into(), &configuration(&path), &live);
         let keys = live.api_keys.find_or_create(&Source::Database(path.clone()), || ApiKeys::new(Source::Database(path.clone())));
         keys.refresh().expect("readable");
         let (took, bytes) = (started.elapsed(), resident().saturating_sub(before));

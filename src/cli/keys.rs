@@ -22,15 +22,9 @@ use crate::config::{self, Authenticator, Config, KeyStore as Configured, System}
 use crate::live::api_keys::{KeyHash, Record, Source};
 use crate::live::key_store::{KeyStore, Opening, StoreError, StoredKey, UsageRow};
 
-/// What to do with API keys
-#[derive(Debug, Args)]
-pub(crate) struct Keys {
-    #[command(subcommand)]
-    command: Command,
-}
-
+/// What to do with API keys.
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum Keys {
     /// Make a key and print it, alone on standard output and never again
     Create(Create),
     /// Print every key of the store, without secrets
@@ -48,7 +42,7 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-struct Place {
+pub(crate) struct Place {
     #[command(flatten)]
     config: ConfigFile,
     /// The `api_key` authenticator whose store is meant; may be left out when there is only one
@@ -57,7 +51,7 @@ struct Place {
 }
 
 #[derive(Debug, Args)]
-struct Create {
+pub(crate) struct Create {
     #[command(flatten)]
     place: Place,
     /// Who answers for what is done with the key
@@ -87,7 +81,7 @@ struct Create {
 }
 
 #[derive(Debug, Args)]
-struct List {
+pub(crate) struct List {
     #[command(flatten)]
     place: Place,
     /// Print a JSON array
@@ -96,7 +90,7 @@ struct List {
 }
 
 #[derive(Debug, Args)]
-struct Show {
+pub(crate) struct Show {
     #[command(flatten)]
     place: Place,
     /// The public id of the key
@@ -107,7 +101,7 @@ struct Show {
 }
 
 #[derive(Debug, Args)]
-struct Rotate {
+pub(crate) struct Rotate {
     #[command(flatten)]
     place: Place,
     /// The public id of the key
@@ -124,7 +118,7 @@ struct Rotate {
 }
 
 #[derive(Debug, Args)]
-struct Revoke {
+pub(crate) struct Revoke {
     #[command(flatten)]
     place: Place,
     /// The public id of the key
@@ -132,7 +126,7 @@ struct Revoke {
 }
 
 #[derive(Debug, Args)]
-struct Import {
+pub(crate) struct Import {
     #[command(flatten)]
     place: Place,
     /// A file of keys, in the form of `keys: {file: ...}`
@@ -140,7 +134,7 @@ struct Import {
 }
 
 #[derive(Debug, Args)]
-struct Export {
+pub(crate) struct Export {
     #[command(flatten)]
     place: Place,
 }
@@ -157,12 +151,24 @@ impl Keys {
     /// 0 when it was done, 1 when not.
     pub(crate) fn run(&self) -> ExitCode {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        match self.command.run(now, &mut stdout(), &mut stderr()) {
+        match self.run_at(now, &mut stdout(), &mut stderr()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(Failure(lines)) => {
                 lines.iter().for_each(|line| eprintln!("edgeward: {line}"));
                 ExitCode::FAILURE
             }
+        }
+    }
+
+    fn run_at(&self, now: u64, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), Failure> {
+        match self {
+            Self::Create(create) => create.run(now, out, err),
+            Self::List(list) => list.run(now, out),
+            Self::Show(show) => show.run(now, out),
+            Self::Rotate(rotate) => rotate.run(now, out, err),
+            Self::Revoke(revoke) => revoke.run(now, err),
+            Self::Import(import) => import.run(now, err),
+            Self::Export(export) => export.run(out),
         }
     }
 }
@@ -179,20 +185,6 @@ impl<E: std::error::Error> From<E> for Failure {
 
 fn fail<T>(message: impl Into<String>) -> Result<T, Failure> {
     Err(Failure(vec![message.into()]))
-}
-
-impl Command {
-    fn run(&self, now: u64, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), Failure> {
-        match self {
-            Self::Create(create) => create.run(now, out, err),
-            Self::List(list) => list.run(now, out),
-            Self::Show(show) => show.run(now, out),
-            Self::Rotate(rotate) => rotate.run(now, out, err),
-            Self::Revoke(revoke) => revoke.run(now, err),
-            Self::Import(import) => import.run(now, err),
-            Self::Export(export) => export.run(out),
-        }
-    }
 }
 
 impl Create {
@@ -568,7 +560,7 @@ mod tests {
     #[derive(Parser)]
     struct Line {
         #[command(subcommand)]
-        command: Command,
+        command: Keys,
     }
 
     #[derive(Parser)]
@@ -617,7 +609,7 @@ mod tests {
                 Err(error) => return (String::new(), String::new(), Err(error.to_string())),
             };
             let (mut out, mut err) = (Vec::new(), Vec::new());
-            let done = line.command.run(self.now, &mut out, &mut err).map_err(|failure| failure.0.join("\n"));
+            let done = line.command.run_at(self.now, &mut out, &mut err).map_err(|failure| failure.0.join("\n"));
             (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap(), done)
         }
 
@@ -646,7 +638,7 @@ mod tests {
             let named = config.authenticators.iter().find(|(name, _)| *name.value == *store).unwrap();
             let Authenticator::ApiKey(api_key) = &named.1 else { panic!() };
             let live = LiveState::default();
-            let api_key = ApiKey::new(store.into(), api_key, &live).unwrap();
+            let api_key = ApiKey::new(store.into(), api_key, &live);
             for (_, keys) in live.api_keys.living() {
                 keys.refresh().unwrap();
             }
