@@ -36,8 +36,7 @@ fn main() {
         let itself = std::env::current_exe().expect("a path");
         let generated = Command::new(itself).env(GENERATE, &path).env("COUNT", count.to_string()).status().expect("runs");
         assert!(generated.success());
-        let before = resident();
-        let started = Instant::now();
+        let (before, started) = (resident(), Instant::now());
         let live = LiveState::default();
         let api_key = ApiKey::new("partners".into(), &configuration(&path), &live);
         let keys = live.api_keys.find_or_create(&Source::Database(path.clone()), || ApiKeys::new(Source::Database(path.clone())));
@@ -66,8 +65,7 @@ fn look_up(criterion: &mut Criterion, api_key: &ApiKey, count: usize) {
             bencher.iter(|| {
                 let (method, parameters) = (&Method::GET, Parameters::default());
                 let headers = turn.next().expect("endless");
-                let request =
-                    Request { method, host: "h", path: "/", query: None, headers, client: &client, route: "orders", parameters };
+                let request = Request { method, host: "h", path: "/", query: None, headers, client: &client, route: "orders", parameters };
                 let verdict = api_key.authenticate(black_box(&request), NOW);
                 assert_eq!(matches!(verdict, Verdict::Accept(_)), known);
             });

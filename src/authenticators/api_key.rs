@@ -35,7 +35,7 @@ impl ApiKey {
         let live = live.api_keys.find_or_create(&source, || ApiKeys::new(source.clone()));
         let table = match &config.keys.value {
             KeyStore::Database(_) => live.table().clone(),
-            KeyStore::File { keys, .. } => live.freeze(keys.iter().cloned().map(Record::from)),
+            KeyStore::File { keys, .. } => Arc::new(keys.iter().cloned().map(Record::from).collect()),
         };
         Self { name, from: config.from.clone(), prefix: config.prefix.clone(), table, live }
     }
@@ -332,7 +332,11 @@ mod tests {
         let api_key = ApiKey::new("p".into(), &in_database(&path), &live);
         let refused = ask(&api_key, &[("x-api-key", &key_of(1))], "r", "192.0.2.1", NOW).unwrap_err();
         assert_eq!((refused.status().as_u16(), refused.reason()), (503, Some("api_keys")));
-        assert_eq!(ask(&api_key, &[("authorization", "Bearer e30.e30.x")], "r", "192.0.2.1", NOW), Ok(None), "a token is not ours to judge");
+        assert_eq!(
+            ask(&api_key, &[("authorization", "Bearer e30.e30.x")], "r", "192.0.2.1", NOW),
+            Ok(None),
+            "a token is not ours to judge"
+        );
         assert_eq!(ask(&api_key, &[], "r", "192.0.2.1", NOW), Ok(None));
         drop(api_key);
         assert_eq!(folder.path().read_dir().unwrap().count(), 0);

@@ -20,7 +20,7 @@ use super::key_file::{self, KeyFile};
 use crate::authenticators::key_format;
 use crate::config::{self, Authenticator, Config, KeyStore as Configured, System};
 use crate::live::api_keys::{KeyHash, Record, Source};
-use crate::live::key_store::{KeyStore, Opening, StoreError, StoredKey, UsageRow};
+use crate::live::key_store::{KeyStore, Opening, StoreError, UsageRow};
 
 /// What to do with API keys.
 #[derive(Debug, Subcommand)]
@@ -150,6 +150,7 @@ enum When {
 impl Keys {
     /// 0 when it was done, 1 when not.
     pub(crate) fn run(&self) -> ExitCode {
+        #[expect(clippy::disallowed_methods, reason = "a command is a moment of its own: there is no Clock to take it from")]
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         match self.run_at(now, &mut stdout(), &mut stderr()) {
             Ok(()) => ExitCode::SUCCESS,
@@ -338,7 +339,9 @@ impl Place {
         let api_key = match (&self.authenticator, &*stores) {
             (_, []) => return fail("the configuration has no api_key authenticator"),
             (None, [(_, only)]) => only,
-            (None, _) => return fail(format!("which authenticator? --authenticator names one of {}", names().collect::<Vec<_>>().join(", "))),
+            (None, _) => {
+                return fail(format!("which authenticator? --authenticator names one of {}", names().collect::<Vec<_>>().join(", ")));
+            }
             (Some(wanted), _) => match stores.iter().find(|(name, _)| ***name == **wanted) {
                 Some((_, api_key)) => api_key,
                 None => return fail(unknown("api_key authenticator", wanted, names())),
@@ -369,9 +372,9 @@ impl OpenStore {
         };
         let mut unreadable = Vec::new();
         let mut records = Vec::new();
-        store.read_since(-1, |stored| match stored {
-            StoredKey::Readable(record) => records.push(record),
-            StoredKey::Unreadable(id) => unreadable.push(format!("the record of {id} cannot be read")),
+        store.read_since(-1, |record| match record {
+            Ok(record) => records.push(record),
+            Err(id) => unreadable.push(format!("the record of {id} cannot be read")),
         })?;
         if unreadable.is_empty() { Ok(records) } else { Err(Failure(unreadable)) }
     }
@@ -379,7 +382,9 @@ impl OpenStore {
     fn find(&self, id: &str) -> Result<Record, Failure> {
         match &self.place {
             StorePlace::Database(store) => Ok(store.find(id)?),
-            StorePlace::File(file) => Ok(file.read()?.into_iter().find(|record| *record.id == *id).ok_or_else(|| StoreError::Unknown(id.into()))?),
+            StorePlace::File(file) => {
+                Ok(file.read()?.into_iter().find(|record| *record.id == *id).ok_or_else(|| StoreError::Unknown(id.into()))?)
+            }
         }
     }
 
@@ -517,7 +522,10 @@ fn duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|character: char| !character.is_ascii_digit()).and_then(|at| text.split_at_checked(at));
     let seconds = split.and_then(|(number, rest)| number.parse::<u64>().ok()?.checked_mul(unit(rest)?));
     // A century: more is a slip, and no RFC 3339 year must overflow.
-    seconds.filter(|seconds| *seconds <= 36_525 * 86_400).map(Duration::from_secs).ok_or_else(|| "not a duration such as 10m, 24h or 90d".to_owned())
+    seconds
+        .filter(|seconds| *seconds <= 36_525 * 86_400)
+        .map(Duration::from_secs)
+        .ok_or_else(|| "not a duration such as 10m, 24h or 90d".to_owned())
 }
 
 fn network(text: &str) -> Result<IpNet, String> {
@@ -747,8 +755,11 @@ mod tests {
         operator.done("partners", &format!("import {}", file.display()));
         assert_eq!(operator.present("partners", "legacy-key-0001", "orders", NOW).unwrap(), "legacy-1");
         let bad = operator.path("bad.yaml");
-        std::fs::write(&bad, format!("keys:\n  - {{id: new, sha256: {}, consumer: acme}}\n  - {{id: worse, sha256: 12, consumer: acme}}\n", "0".repeat(64)))
-            .unwrap();
+        std::fs::write(
+            &bad,
+            format!("keys:\n  - {{id: new, sha256: {}, consumer: acme}}\n  - {{id: worse, sha256: 12, consumer: acme}}\n", "0".repeat(64)),
+        )
+        .unwrap();
         assert!(operator.refused("partners", &format!("import {}", bad.display())).contains("bad.yaml:3:"));
         assert!(operator.refused("partners", "show new").contains("no key"));
     }
