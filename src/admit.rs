@@ -1,1 +1,63 @@
-//! The decision.
+//! THE DECISION: one request, top to bottom, cheap before dear, local before remote.
+
+use std::sync::Arc;
+
+use crate::request::{Identity, LimitState, Now, Rejection, Request};
+use crate::route::Route;
+
+/// The permit to forward one request. Only [`admit`] makes one, and the phases that reach an upstream ask for it.
+#[derive(Debug)]
+pub struct Admission {
+    identity: Option<Arc<Identity>>,
+    limit: Option<LimitState>,
+}
+
+impl Admission {
+    /// Who was let in; absent exactly on public routes.
+    pub fn identity(&self) -> Option<&Arc<Identity>> {
+        self.identity.as_ref()
+    }
+
+    /// The limit nearest to its end, for the answer's headers.
+    pub fn limit(&self) -> Option<&LimitState> {
+        self.limit.as_ref()
+    }
+}
+
+/// A refusal, and who was refused where that is known: for the log.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Why.
+    pub rejection: Rejection,
+    /// Who, when the refusal came after identification.
+    pub identity: Option<Arc<Identity>>,
+}
+
+impl From<Rejection> for Refusal {
+    fn from(rejection: Rejection) -> Self {
+        Self { rejection, identity: None }
+    }
+}
+
+/// Whether this request may go on, and as whom.
+pub async fn admit(route: &Route, request: &Request<'_>, now: Now) -> Result<Admission, Refusal> {
+    route.ip_rules.check(request.client.address)?;
+    let limit = route.rate_limits.check_client(request, now)?;
+    let Some(authenticators) = &route.authenticators else {
+        return Ok(Admission { identity: None, limit });
+    };
+    let identity = authenticators.identify(request, now).await?;
+    let judged = route.authorizers.authorize(&identity).and_then(|()| route.rate_limits.check_identity(request, &identity, now));
+    match judged {
+        Ok(after) => Ok(Admission { identity: Some(identity), limit: nearest(limit, after) }),
+        Err(rejection) => Err(Refusal { rejection, identity: Some(identity) }),
+    }
+}
+
+/// The limit that will refuse first.
+fn nearest(a: Option<LimitState>, b: Option<LimitState>) -> Option<LimitState> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if b.remaining <= a.remaining { b } else { a }),
+        (a, b) => a.or(b),
+    }
+}

@@ -1,1 +1,165 @@
-//! Counters and histograms that operators scrape.
+//! Counters and histograms that operators scrape; every label is a word of ours or a name of the operator's, never a caller's.
+
+use std::sync::OnceLock;
+
+use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+
+use crate::request::rejection::CODES;
+
+/// Seconds; from a cached decision to a slow upstream.
+const BUCKETS: &[f64] =
+    &[0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// The process's metrics, made once in `server` and handed down.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    refusals: IntCounterVec,
+    authentications: IntCounterVec,
+    retries: IntCounterVec,
+    /// Time from the request's first look to its hand-over to the upstream, or to its refusal.
+    pub own_time: Histogram,
+    /// Time from the hand-over to the head of the upstream's answer.
+    pub upstream_time: Histogram,
+    /// Requests being served.
+    pub in_flight: IntGauge,
+    /// Access log lines that were dropped because the reader of the log is slower than the traffic.
+    pub access_log_dropped: IntCounter,
+    /// Panics that were caught in a decision; each refused its request.
+    pub panics: IntCounter,
+    /// Candidates that were applied.
+    pub reloads_applied: IntCounter,
+    /// Candidates that were refused.
+    pub reloads_refused: IntCounter,
+    /// 1 while the last candidate was applied, 0 while a refused one waits to be mended.
+    pub config_current: IntGauge,
+    /// The number of the configuration that serves, from 1.
+    pub config_generation: IntGauge,
+    /// When the configuration that serves was applied, seconds since the Unix epoch.
+    pub config_applied: IntGauge,
+}
+
+impl Metrics {
+    /// Registers every metric.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
+            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok(metric)
+        };
+        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
+            let metric = IntCounter::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok(metric)
+        };
+        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
+            let metric = IntGauge::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok(metric)
+        };
+        let histogram = |name: &str, help: &str| -> Result<Histogram, prometheus::Error> {
+            let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()))?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok(metric)
+        };
+        Ok(Self {
+            requests: counters("edgeward_requests_total", "Requests by route, answer code and status class.", &["route", "code", "class"])?,
+            refusals: counters(
+                "edgeward_refusals_total",
+                "Refused requests with the reason that the caller is not told.",
+                &["route", "code", "reason"],
+            )?,
+            authentications: counters(
+                "edgeward_authentications_total",
+                "Accepted credentials by route and authenticator.",
+                &["route", "authenticator", "method"],
+            )?,
+            retries: counters("edgeward_upstream_retries_total", "Tries after the first, by route.", &["route"])?,
+            own_time: histogram("edgeward_own_seconds", "Time edgeward took before the upstream was asked or the request refused.")?,
+            upstream_time: histogram("edgeward_upstream_seconds", "Time from asking the upstream to the head of its answer.")?,
+            in_flight: gauge("edgeward_requests_in_flight", "Requests being served.")?,
+            access_log_dropped: counter("edgeward_access_log_dropped_total", "Access log lines dropped because stdout was slower than traffic.")?,
+            panics: counter("edgeward_panics_total", "Panics caught in a decision; each refused its request.")?,
+            reloads_applied: counter("edgeward_config_reloads_applied_total", "Configurations applied after the first.")?,
+            reloads_refused: counter("edgeward_config_reloads_refused_total", "Candidate configurations refused.")?,
+            config_current: gauge("edgeward_config_current", "1 while what is on disk is what serves, 0 while a refused candidate stands there.")?,
+            config_generation: gauge("edgeward_config_generation", "The number of the configuration that serves, from 1.")?,
+            config_applied: gauge("edgeward_config_applied_timestamp_seconds", "When the configuration that serves was applied.")?,
+            registry,
+        })
+    }
+
+    /// The handles of one route, so that a request touches an atomic and no table.
+    pub fn route(&self, name: &str) -> RouteMetrics {
+        RouteMetrics {
+            name: name.to_owned(),
+            requests: self.requests.clone(),
+            refusals: self.refusals.clone(),
+            authentications: self.authentications.clone(),
+            retries: self.retries.with_label_values(&[name]),
+            served: Default::default(),
+            refused: std::array::from_fn(|_| OnceLock::new()),
+        }
+    }
+
+    /// Adds a family that is read when it is scraped.
+    pub fn register(&self, collector: Box<dyn prometheus::core::Collector>) -> Result<(), prometheus::Error> {
+        self.registry.register(collector)
+    }
+
+    /// Everything in the Prometheus text format.
+    pub fn render(&self) -> String {
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics could not be rendered");
+        }
+        String::from_utf8(text).unwrap_or_default()
+    }
+}
+
+/// The metrics of one route.
+#[derive(Debug)]
+pub struct RouteMetrics {
+    name: String,
+    requests: IntCounterVec,
+    refusals: IntCounterVec,
+    authentications: IntCounterVec,
+    retries: IntCounter,
+    served: [OnceLock<IntCounter>; 6],
+    refused: [OnceLock<IntCounter>; CODES.len()],
+}
+
+impl RouteMetrics {
+    /// Counts a request whose answer came from the upstream.
+    pub fn count_served(&self, status: u16) {
+        const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+        let class = usize::from(status / 100).min(5);
+        if let (Some(slot), Some(label)) = (self.served.get(class), CLASSES.get(class)) {
+            slot.get_or_init(|| self.requests.with_label_values(&[self.name.as_str(), "ok", label])).inc();
+        }
+    }
+
+    /// Counts a refusal of ours.
+    pub fn count_refused(&self, code: &'static str, status: u16, reason: Option<&'static str>) {
+        let class = match status / 100 {
+            4 => "4xx",
+            _ => "5xx",
+        };
+        if let Some(slot) = CODES.iter().position(|known| *known == code).and_then(|at| self.refused.get(at)) {
+            slot.get_or_init(|| self.requests.with_label_values(&[self.name.as_str(), code, class])).inc();
+        }
+        self.refusals.with_label_values(&[self.name.as_str(), code, reason.unwrap_or("")]).inc();
+    }
+
+    /// Counts a try after the first.
+    pub fn count_retry(&self) {
+        self.retries.inc();
+    }
+
+    /// The handle for an authenticator of this route.
+    pub fn authentication(&self, authenticator: &str, method: &str) -> IntCounter {
+        self.authentications.with_label_values(&[self.name.as_str(), authenticator, method])
+    }
+}

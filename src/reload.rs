@@ -1,1 +1,225 @@
-//! Watch, load, compile, swap.
+//! Watch, load, compile, swap; on any error the configuration that serves keeps serving.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{self, Config, Place, Problem, Source};
+use crate::live::LiveState;
+use crate::metrics::Metrics;
+use crate::request::Clock;
+use crate::snapshot::{self, Slot, Snapshot};
+
+/// How often the watched files are looked at. Two looks must agree before a change counts, so that a half-written file is not read:
+/// a change is applied within a second and what it takes to compile.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A configuration that was read, and the files it was read from.
+pub struct Candidate {
+    /// The configuration with its snapshot, or everything that is wrong with it.
+    pub result: Result<(Config, Snapshot), Vec<Problem>>,
+    /// Every file that was read or could not be.
+    pub files: Vec<PathBuf>,
+    /// Whether the configuration itself could be read.
+    pub readable: bool,
+}
+
+impl Candidate {
+    /// Reads and compiles. `edgeward check`, start, reload and the tests all come through here.
+    pub fn read(path: &Path, source: &dyn Source, live: &LiveState, metrics: &Metrics) -> Self {
+        let loaded = config::load(path, source);
+        let result = loaded.config.and_then(|config| {
+            let snapshot = snapshot::compile(&config, live, metrics)?;
+            Ok((config, snapshot))
+        });
+        Self { result, files: loaded.files, readable: loaded.readable }
+    }
+}
+
+/// How the configuration that serves stands to what is on disk.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// The number of the configuration that serves, from 1.
+    pub generation: u64,
+    /// When it was applied, since the Unix epoch.
+    pub applied: Duration,
+    /// What is wrong with the candidate on disk; empty when it serves.
+    pub problems: Vec<Problem>,
+}
+
+/// Applies candidates to the slot, one at a time.
+pub struct Reloader {
+    path: PathBuf,
+    source: Box<dyn Source + Send + Sync>,
+    live: Arc<LiveState>,
+    slot: Arc<Slot>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    /// What cannot change without a restart.
+    fixed: Fixed,
+    state: Mutex<State>,
+}
+
+struct State {
+    status: Status,
+    files: BTreeSet<PathBuf>,
+    /// The files as they were when they were last read.
+    read: Fingerprint,
+    /// The files as the last look found them.
+    seen: Fingerprint,
+}
+
+impl Reloader {
+    /// Takes over from the first configuration.
+    pub fn new(
+        path: PathBuf,
+        source: Box<dyn Source + Send + Sync>,
+        first: (&Config, Vec<PathBuf>),
+        live: Arc<LiveState>,
+        slot: Arc<Slot>,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> Self {
+        let (config, files) = first;
+        let files: BTreeSet<PathBuf> = files.into_iter().collect();
+        let applied = clock().unix;
+        let read = fingerprint(&files);
+        metrics.config_current.set(1);
+        metrics.config_generation.set(1);
+        metrics.config_applied.set(i64::try_from(applied.as_secs()).unwrap_or(i64::MAX));
+        let state = State { status: Status { generation: 1, applied, problems: Vec::new() }, files, seen: read.clone(), read };
+        Self { path, source, live, slot, metrics, clock, fixed: Fixed::of(config), state: Mutex::new(state) }
+    }
+
+    /// How things stand.
+    pub fn status(&self) -> Status {
+        self.state().status.clone()
+    }
+
+    /// Reads the candidate and serves it, whole or not at all.
+    pub fn reload(&self) {
+        let mut state = self.state();
+        // Taken before reading: what changes meanwhile is seen as a change again.
+        let before = fingerprint(&state.files);
+        let candidate = Candidate::read(&self.path, &*self.source, &self.live, &self.metrics);
+        let result = candidate.result.and_then(|(config, snapshot)| match self.fixed.changed(&config) {
+            changed if changed.is_empty() => Ok(snapshot),
+            changed => Err(changed),
+        });
+        match result {
+            Ok(snapshot) => {
+                snapshot.activate();
+                self.slot.store(snapshot);
+                let applied = (self.clock)().unix;
+                state.status = Status { generation: state.status.generation + 1, applied, problems: Vec::new() };
+                state.files = candidate.files.into_iter().collect();
+                self.metrics.reloads_applied.inc();
+                self.metrics.config_current.set(1);
+                self.metrics.config_generation.set(i64::try_from(state.status.generation).unwrap_or(i64::MAX));
+                self.metrics.config_applied.set(i64::try_from(applied.as_secs()).unwrap_or(i64::MAX));
+                tracing::info!(generation = state.status.generation, "configuration applied");
+            }
+            Err(problems) => {
+                for problem in &problems {
+                    tracing::error!("{problem}");
+                }
+                tracing::error!(problems = problems.len(), "candidate configuration refused; the last good one keeps serving");
+                state.status.problems = problems;
+                // A file that only the refused candidate names may be the one that gets mended.
+                state.files.extend(candidate.files);
+                self.metrics.reloads_refused.inc();
+                self.metrics.config_current.set(0);
+            }
+        }
+        let known = before.0.len() == state.files.len();
+        state.read = if known { before } else { fingerprint(&state.files) };
+        state.seen = state.read.clone();
+    }
+
+    /// Whether the files differ from what was read, and two looks agree on how.
+    fn changed(&self) -> bool {
+        let mut state = self.state();
+        let now = fingerprint(&state.files);
+        let settled = now == state.seen;
+        state.seen = now;
+        settled && state.seen != state.read
+    }
+
+    /// Reloads on a change and on `SIGHUP`, for ever.
+    pub async fn watch(self: Arc<Self>) -> std::io::Result<()> {
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let asked = tokio::select! {
+                _ = looks.tick() => false,
+                _ = hangup.recv() => true,
+            };
+            let reloader = Arc::clone(&self);
+            let work = tokio::task::spawn_blocking(move || {
+                if asked || reloader.changed() {
+                    reloader.reload();
+                }
+            });
+            if let Err(error) = work.await {
+                tracing::error!(%error, "a reload ended early; the last good configuration keeps serving");
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the process is built around: its sockets and its workers.
+struct Fixed {
+    server: String,
+    listeners: Vec<String>,
+    admin: Option<String>,
+}
+
+impl Fixed {
+    fn of(config: &Config) -> Self {
+        Self {
+            server: format!("{:?}", config.server),
+            listeners: config.listeners.iter().map(listener).collect(),
+            admin: config.admin.as_ref().map(|admin| admin.address.to_string()),
+        }
+    }
+
+    fn changed(&self, config: &Config) -> Vec<Problem> {
+        let other = Self::of(config);
+        let file = config.listeners.first().map(|listener| Arc::clone(&listener.address.place.file)).unwrap_or_default();
+        let place = |path: &str| Place { file: Arc::clone(&file), line: 1, column: 1, path: path.into() };
+        let parts = [
+            ("server", self.server != other.server),
+            ("listeners", self.listeners != other.listeners),
+            ("admin", self.admin != other.admin),
+        ];
+        let changed = parts.iter().filter(|(_, changed)| *changed);
+        changed.map(|(path, _)| Problem::at(&place(path), "changed, which needs a restart").expected("the values this process was started with")).collect()
+    }
+}
+
+/// The shape of a listener; the bytes of its certificates may change.
+fn listener(listener: &config::Listener) -> String {
+    format!("{} {}", *listener.address, if listener.tls.is_some() { "tls" } else { "plain" })
+}
+
+/// Which files stand there, as `stat` tells: device, inode, length, and the times of content and inode. Symbolic links are followed, so that
+/// an editor's rename and the swap of a mounted volume both show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Fingerprint(Vec<Option<(u64, u64, u64, SystemTime, i64, i64)>>);
+
+fn fingerprint(files: &BTreeSet<PathBuf>) -> Fingerprint {
+    use std::os::unix::fs::MetadataExt;
+    let of = |path: &PathBuf| {
+        let found = std::fs::metadata(path).ok()?;
+        Some((found.dev(), found.ino(), found.len(), found.modified().ok()?, found.ctime(), found.ctime_nsec()))
+    };
+    Fingerprint(files.iter().map(of).collect())
+}

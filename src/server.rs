@@ -1,1 +1,226 @@
-//! The wiring.
+//! The only wiring: listeners, the proxy, the administration, and the housekeeper that keeps live facts fresh.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use pingora_core::apps::HttpServerOptions;
+use pingora_core::listeners::TcpSocketOptions;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::server::{ExecutionPhase, Server, ShutdownWatch};
+use pingora_core::services::background::{BackgroundService, background_service};
+
+use crate::admin::Admin;
+use crate::config::{Config, System};
+use crate::live::{LiveState, api_keys, backends, key_set};
+use crate::metrics::Metrics;
+use crate::proxy::{self, AccessLog, Gateway};
+use crate::reload::{Candidate, Reloader};
+use crate::request::{Clock, Now};
+use crate::snapshot::Slot;
+use crate::upstream::echo;
+
+/// Idle connections kept to all upstreams together, per worker: fewer than the callers' concurrency costs 1.2 to 1.4 times.
+const POOL: usize = 1024;
+
+/// Why the process could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is not sound; the problems were printed.
+    #[error("{0} problems in the configuration")]
+    Configuration(usize),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// The address of the configuration.
+        address: SocketAddr,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// Something else that the system refused.
+    #[error("{0}: {1}")]
+    System(&'static str, String),
+}
+
+/// Serves until a signal ends the process.
+pub fn run(path: PathBuf) -> Result<(), StartError> {
+    let clock = clock();
+    let metrics = Arc::new(Metrics::new().map_err(|error| StartError::System("metrics", error.to_string()))?);
+    let live = Arc::new(LiveState::default());
+    let candidate = Candidate::read(&path, &System, &live, &metrics);
+    let (config, snapshot) = candidate.result.map_err(|problems| {
+        for problem in &problems {
+            eprintln!("{problem}");
+        }
+        StartError::Configuration(problems.len())
+    })?;
+    snapshot.activate();
+    let slot = Arc::new(Slot::new(snapshot));
+    let access_log = AccessLog::start(Arc::clone(&clock), std::io::stdout()).map_err(|error| StartError::System("access log", error.to_string()))?;
+
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
+    server.bootstrap();
+
+    let echo = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("echo", error.to_string()))?;
+    let echo_address = echo.local_addr().map_err(|error| StartError::System("echo", error.to_string()))?;
+    let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock), echo_address);
+    let mut service = pingora_proxy::http_proxy_service_with_name(&server.configuration, gateway, "edgeward");
+    for (index, listener) in config.listeners.iter().enumerate() {
+        let address = settle(*listener.address)?;
+        if listener.tls.is_some() {
+            let settings = proxy::tls::settings(Arc::clone(&slot), index).map_err(|error| StartError::System("tls", error.to_string()))?;
+            service.add_tls_with_settings(&address.to_string(), Some(TcpSocketOptions::default()), settings);
+        } else {
+            service.add_tcp(&address.to_string());
+        }
+        tracing::info!(%address, listener = "data", tls = listener.tls.is_some(), "listening");
+    }
+    if let Some(proxy) = service.app_logic_mut() {
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(config.server.timeouts.idle);
+        proxy.server_options = Some(options);
+    }
+    let proxy_service = server.add_service(service);
+
+    let files = candidate.files;
+    let reloader =
+        Arc::new(Reloader::new(path, Box::new(System), (&config, files), Arc::clone(&live), Arc::clone(&slot), Arc::clone(&metrics), Arc::clone(&clock)));
+    let admin = match &config.admin {
+        Some(admin) => {
+            let listener = TcpListener::bind(*admin.address).map_err(|error| StartError::Listen { address: *admin.address, error })?;
+            let address = listener.local_addr().map_err(|error| StartError::Listen { address: *admin.address, error })?;
+            tracing::info!(%address, listener = "admin", "listening");
+            let state = Admin::new(Arc::clone(&slot), Arc::clone(&live), Arc::clone(&metrics), Arc::clone(&reloader), admin.token.clone(), Arc::clone(&clock));
+            Some((listener, Arc::new(state)))
+        }
+        None => None,
+    };
+    let mut housekeeper = background_service("housekeeper", Housekeeper { live: Arc::clone(&live), reloader, admin, echo, clock });
+    housekeeper.threads = Some(1);
+    let housekeeper = server.add_service(housekeeper);
+    // Nobody is served before upkeep has begun.
+    proxy_service.add_dependency(&housekeeper);
+
+    end_when_drained(&server, Arc::clone(&metrics), Arc::clone(&live));
+    server.run(pingora_core::server::RunArgs::default());
+    finish(&live);
+    Ok(())
+}
+
+/// Pingora's own settings, made from ours: it never sees the operator's file.
+fn server_conf(config: &Config) -> ServerConf {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if config.server.threads == 0 { cores } else { config.server.threads };
+    ServerConf {
+        threads,
+        upstream_keepalive_pool_size: POOL,
+        grace_period_seconds: Some(config.server.timeouts.drain.as_secs()),
+        graceful_shutdown_timeout_seconds: Some(1),
+        ..ServerConf::default()
+    }
+}
+
+/// The address with its port: port 0 asks the system for a free one, and Pingora would not tell which it got.
+fn settle(address: SocketAddr) -> Result<SocketAddr, StartError> {
+    // Bound for a moment either way, so that an address in use is an error of ours and not a panic in a service.
+    let probe = TcpListener::bind(address).map_err(|error| StartError::Listen { address, error })?;
+    probe.local_addr().map_err(|error| StartError::Listen { address, error })
+}
+
+/// The one clock of the process.
+#[expect(clippy::disallowed_methods, reason = "the clock that all others are handed")]
+pub fn clock() -> Clock {
+    let started = Instant::now();
+    Arc::new(move || Now {
+        monotonic: started.elapsed(),
+        unix: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
+    })
+}
+
+/// Pingora sleeps the whole grace period after `SIGTERM`, idle or not; this ends the process when the last request has.
+fn end_when_drained(server: &Server, metrics: Arc<Metrics>, live: Arc<LiveState>) {
+    let mut phases = server.watch_execution_phase();
+    std::thread::spawn(move || {
+        while let Ok(phase) = phases.blocking_recv() {
+            if matches!(phase, ExecutionPhase::ShutdownGracePeriod) {
+                break;
+            }
+        }
+        // Connections that were accepted in the last moment get to send their request.
+        std::thread::sleep(Duration::from_millis(200));
+        while metrics.in_flight.get() > 0 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // The last answers are in the kernel's buffers; the access log's writer gets its turn.
+        std::thread::sleep(Duration::from_millis(50));
+        finish(&live);
+        std::process::exit(0);
+    });
+}
+
+/// What must not be lost when the process ends.
+fn finish(live: &LiveState) {
+    for (_, keys) in live.api_keys.living() {
+        keys.flush();
+    }
+}
+
+/// Everything that happens without a request.
+struct Housekeeper {
+    live: Arc<LiveState>,
+    reloader: Arc<Reloader>,
+    admin: Option<(TcpListener, Arc<Admin>)>,
+    echo: TcpListener,
+    clock: Clock,
+}
+
+#[async_trait]
+impl BackgroundService for Housekeeper {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        if let Err(error) = self.serve_own() {
+            tracing::error!(%error, "an own listener could not be served");
+            std::process::exit(1);
+        }
+        let reloader = Arc::clone(&self.reloader);
+        tokio::spawn(async move {
+            if let Err(error) = reloader.watch().await {
+                tracing::error!(%error, "the configuration is not watched");
+            }
+        });
+        let mut rounds = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            tokio::select! {
+                _ = rounds.tick() => self.maintain(),
+                _ = shutdown.changed() => return,
+            }
+        }
+    }
+}
+
+impl Housekeeper {
+    /// Starts the upkeep of facts that a new snapshot brought.
+    fn maintain(&self) {
+        for keys in self.live.key_sets.unmaintained() {
+            tokio::spawn(key_set::KeySet::maintain(keys, Arc::clone(&self.clock)));
+        }
+        for keys in self.live.api_keys.unmaintained() {
+            tokio::spawn(api_keys::ApiKeys::maintain(keys, Arc::clone(&self.clock)));
+        }
+        for backends in self.live.backends.unmaintained() {
+            tokio::spawn(backends::Backends::maintain(backends, Arc::clone(&self.clock)));
+        }
+    }
+
+    fn serve_own(&self) -> std::io::Result<()> {
+        if let Some((listener, admin)) = &self.admin {
+            let admin = Arc::clone(admin);
+            crate::net::serve::spawn(listener.try_clone()?, move |request| {
+                let admin = Arc::clone(&admin);
+                async move { admin.answer(request).await }
+            })?;
+        }
+        crate::net::serve::spawn(self.echo.try_clone()?, echo::answer)
+    }
+}

@@ -1,1 +1,353 @@
-//! The frozen whole.
+//! The frozen whole: what the operator wants, compiled once, swapped in one store, kept by each request until its end.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::authenticators::{Authenticator, Authenticators, api_key, credential, jwt};
+use crate::authorizers::Authorizers;
+use crate::config::{self, Config, Location, Named, Problem};
+use crate::live::LiveState;
+use crate::metrics::{Metrics, RouteMetrics};
+use crate::net::certificates::{Certificate, Certificates};
+use crate::request::Client;
+use crate::request::cidr::CidrSet;
+use crate::route::forward::{Credentials, Forward};
+use crate::route::ip_rules::IpRules;
+use crate::route::rate_limits::RateLimits;
+use crate::route::rewrite::Rewrite;
+use crate::route::router::{Entry, Fault, Router};
+use crate::route::{Challenges, Route};
+use crate::upstream::Upstream;
+
+/// The snapshot that serves.
+#[derive(Debug)]
+pub struct Slot(ArcSwap<Snapshot>);
+
+impl Slot {
+    /// A slot with its first snapshot.
+    pub fn new(snapshot: Snapshot) -> Self {
+        Self(ArcSwap::from_pointee(snapshot))
+    }
+
+    /// The snapshot that serves now.
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.0.load_full()
+    }
+
+    /// Serves another one from the next request on.
+    pub fn store(&self, snapshot: Snapshot) {
+        self.0.store(Arc::new(snapshot));
+    }
+}
+
+/// Everything a request meets.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Which route a request belongs to.
+    pub router: Router<Arc<Route>>,
+    /// Every route, in the order of the configuration.
+    pub routes: Vec<Arc<Route>>,
+    /// What holds for every request.
+    pub server: ServerRules,
+    /// The certificates of each listener; empty where it serves no TLS.
+    pub certificates: Vec<Certificates>,
+    /// The share of served requests that the access log writes.
+    pub access_log_sample: f64,
+    /// Counters of requests that matched no route.
+    pub unrouted: RouteMetrics,
+    /// Every place of a credential, to be kept out of the log.
+    credential_locations: Vec<Location>,
+    /// Every upstream, whether a route uses it or not.
+    pub upstreams: Vec<Arc<Upstream>>,
+}
+
+impl Snapshot {
+    /// Sets the upkeep of live facts to this configuration; called once, when it takes effect.
+    pub fn activate(&self) {
+        for upstream in &self.upstreams {
+            upstream.activate();
+        }
+    }
+
+    /// A query as the log may show it.
+    pub fn redact_query<'q>(&self, query: &'q str) -> Cow<'q, str> {
+        credential::redact_query(&self.credential_locations, query)
+    }
+}
+
+/// What holds for every request, whatever its route.
+#[derive(Debug)]
+pub struct ServerRules {
+    trusted: CidrSet,
+    client_ip_header: HeaderName,
+    /// Longest header section, in bytes.
+    pub header_bytes: u64,
+    /// Most header fields.
+    pub headers: usize,
+    /// Longest body, in bytes.
+    pub body_limit: u64,
+    /// Longest wait for the next piece of a body.
+    pub body_timeout: Duration,
+    /// Longest wait for the next request of a connection.
+    pub idle: Duration,
+}
+
+impl ServerRules {
+    fn compile(server: &config::Server) -> Self {
+        Self {
+            trusted: CidrSet::new(&server.trusted_proxies),
+            client_ip_header: server.client_ip_header.clone(),
+            header_bytes: server.limits.header_bytes,
+            headers: server.limits.headers,
+            body_limit: server.limits.body,
+            body_timeout: server.timeouts.body,
+            idle: server.timeouts.idle,
+        }
+    }
+
+    /// Who is on the other end.
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Client {
+        crate::request::client::resolve(peer, headers, &self.client_ip_header, &self.trusted)
+    }
+}
+
+/// Compiles a configuration, or says everything that is wrong with it. Live facts are found or made by name; none is changed.
+pub fn compile(config: &Config, live: &LiveState, metrics: &Metrics) -> Result<Snapshot, Vec<Problem>> {
+    let mut compiler = Compiler { config, live, metrics, problems: Vec::new() };
+    let snapshot = compiler.snapshot();
+    match snapshot {
+        Some(snapshot) if compiler.problems.is_empty() => Ok(snapshot),
+        _ => Err(compiler.problems),
+    }
+}
+
+struct Compiler<'c> {
+    config: &'c Config,
+    live: &'c LiveState,
+    metrics: &'c Metrics,
+    problems: Vec<Problem>,
+}
+
+/// Compiled things by their names.
+type Table<T> = HashMap<Arc<str>, Arc<T>>;
+
+impl Compiler<'_> {
+    fn snapshot(&mut self) -> Option<Snapshot> {
+        let config = self.config;
+        let certificates = config.listeners.iter().map(|listener| self.certificates(listener)).collect();
+        let authenticators = self.table(&config.authenticators, |compiler, name, authenticator| compiler.authenticator(name, authenticator));
+        let upstreams = self.table(&config.upstreams, |compiler, name, upstream| Upstream::compile(name, upstream, compiler.live));
+        // A name that only a policy without a route uses must be right as well: the next edit may bring the route.
+        for (_, policy) in &config.policies {
+            self.policy_names(policy);
+        }
+        let routes: Vec<Option<Arc<Route>>> = config.routes.iter().map(|route| self.route(route, &authenticators, &upstreams)).collect();
+        let routes: Vec<Arc<Route>> = routes.into_iter().collect::<Option<_>>()?;
+        let router = self.router(&routes)?;
+        let credential_locations = authenticators.values().flat_map(|authenticator| authenticator.locations().iter().cloned()).collect();
+        Some(Snapshot {
+            router,
+            routes,
+            server: ServerRules::compile(&config.server),
+            certificates,
+            access_log_sample: config.telemetry.access_log.sample,
+            unrouted: self.metrics.route(""),
+            credential_locations,
+            upstreams: upstreams.into_values().collect(),
+        })
+    }
+
+    fn table<C, T>(
+        &mut self,
+        named: &Named<C>,
+        mut compile: impl FnMut(&mut Self, &Arc<str>, &C) -> Result<T, Vec<Problem>>,
+    ) -> Table<T> {
+        let mut table = HashMap::with_capacity(named.len());
+        for (name, item) in named {
+            match compile(self, &name.value, item) {
+                Ok(compiled) => {
+                    table.insert(Arc::clone(&name.value), Arc::new(compiled));
+                }
+                Err(problems) => self.problems.extend(problems),
+            }
+        }
+        table
+    }
+
+    fn certificates(&mut self, listener: &config::Listener) -> Certificates {
+        let mut parsed = Vec::new();
+        for certificate in listener.tls.iter().flat_map(|tls| &tls.certificates) {
+            match Certificate::parse(&certificate.chain.bytes, certificate.key.value.expose()) {
+                Ok(certificate) => parsed.push(certificate),
+                Err(what) => self.problems.push(Problem::at(&certificate.chain.place, format!("{}: {what}", certificate.chain.path.display()))),
+            }
+        }
+        Certificates::new(parsed)
+    }
+
+    fn authenticator(&mut self, name: &Arc<str>, authenticator: &config::Authenticator) -> Result<Authenticator, Vec<Problem>> {
+        Ok(match authenticator {
+            config::Authenticator::Jwt(jwt) => Authenticator::Jwt(jwt::Jwt::new(Arc::clone(name), jwt, self.live)?),
+            config::Authenticator::ApiKey(api_key) => Authenticator::ApiKey(api_key::ApiKey::new(Arc::clone(name), api_key, self.live)?),
+        })
+    }
+
+    /// Reports the names of a policy that stand for nothing.
+    fn policy_names(&mut self, policy: &config::Policy) {
+        if let config::Authenticate::Any(names) = &policy.authenticate {
+            for name in names {
+                self.known("authenticator", name, &self.config.authenticators);
+            }
+        }
+        for name in &policy.limits {
+            self.known("limit", name, &self.config.limits);
+        }
+    }
+
+    /// What a name stands for; a name that stands for nothing is a problem, with the nearest right one.
+    fn known<'n, T>(&mut self, what: &str, name: &config::At<Arc<str>>, named: &'n Named<T>) -> Option<&'n T> {
+        if let Some((_, found)) = named.iter().find(|(known, _)| known.value == name.value) {
+            return Some(found);
+        }
+        let problem = Problem::at(&name.place, format!("there is no {what} `{}`", name.value));
+        let nearest = config::nearest(&name.value, named.iter().map(|(known, _)| &*known.value));
+        self.problems.push(match nearest {
+            Some(nearest) => problem.expected(format!("did you mean `{nearest}`?")),
+            None => problem.expected(format!("one of: {}", named.iter().map(|(known, _)| &*known.value).collect::<Vec<_>>().join(", "))),
+        });
+        None
+    }
+
+    fn route(&mut self, route: &config::Route, authenticators: &Table<Authenticator>, upstreams: &Table<Upstream>) -> Option<Arc<Route>> {
+        let config = self.config;
+        let policy = match &route.policy {
+            config::RoutePolicy::Named(name) => self.known("policy", name, &config.policies),
+            config::RoutePolicy::Inline(policy) => {
+                self.policy_names(policy);
+                Some(&**policy)
+            }
+        };
+        let upstream_known = self.known("upstream", &route.upstream, &config.upstreams).is_some();
+        let rewrite = route.rewrite.as_ref().map(|rewrite| Rewrite::compile(&rewrite.value, &parameters(&route.path.value)));
+        if let (Some(rewrite), Some(Err(expected))) = (&route.rewrite, &rewrite) {
+            self.problems.push(Problem::at(&rewrite.place, "is no rewrite of this route's path").expected(*expected));
+        }
+        let policy = policy?;
+        let accepted = match &policy.authenticate {
+            config::Authenticate::Public => None,
+            config::Authenticate::Any(names) => {
+                let found: Option<Vec<_>> = names.iter().map(|name| authenticators.get(&name.value).cloned()).collect();
+                Some(found?)
+            }
+        };
+        let rate_limits = self.rate_limits(route, policy, accepted.is_some())?;
+        let upstream = upstreams.get(&route.upstream.value).filter(|_| upstream_known)?;
+        let credentials = Credentials::new(accepted.iter().flatten().map(|authenticator| (authenticator.name(), authenticator.locations())));
+        Some(Arc::new(Route {
+            name: Arc::clone(&route.name.value),
+            ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
+            rate_limits,
+            challenges: accepted.as_deref().map(challenges).unwrap_or_default(),
+            authenticators: accepted.map(Authenticators::any),
+            authorizers: Authorizers::compile(&policy.authorize),
+            forward: Forward::compile(&policy.forward, credentials, self.identity_headers()),
+            rewrite: rewrite.transpose().ok()?,
+            upstream: Arc::clone(upstream),
+            websocket: route.websocket,
+            response_timeout: route.timeouts.response.unwrap_or(upstream.timeouts.response),
+            metrics: self.metrics.route(&route.name.value),
+        }))
+    }
+
+    fn rate_limits(&mut self, route: &config::Route, policy: &config::Policy, identified: bool) -> Option<RateLimits> {
+        let config = self.config;
+        let limits: Option<Vec<_>> = policy
+            .limits
+            .iter()
+            .map(|name| Some((name, config.limits.iter().find(|(known, _)| known.value == name.value).map(|(_, limit)| limit)?)))
+            .collect();
+        let limits = limits?;
+        if !identified {
+            for (name, _) in limits.iter().filter(|(_, limit)| RateLimits::needs_identity(limit)) {
+                self.problems.push(
+                    Problem::at(&name.place, format!("limit `{}` counts per identity, and route `{}` is public", name.value, route.name.value))
+                        .expected("a limit per client_ip, header, host, route or path"),
+                );
+            }
+        }
+        Some(RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit)), self.live))
+    }
+
+    /// Every header that any policy sets, so that a caller can bring none of them to any route.
+    fn identity_headers(&self) -> Arc<[HeaderName]> {
+        let inline = self.config.routes.iter().filter_map(|route| match &route.policy {
+            config::RoutePolicy::Inline(policy) => Some(&**policy),
+            config::RoutePolicy::Named(_) => None,
+        });
+        let policies = self.config.policies.iter().map(|(_, policy)| policy).chain(inline);
+        policies.flat_map(|policy| policy.forward.headers.iter().map(|(name, _)| name.value.clone())).collect()
+    }
+
+    fn router(&mut self, routes: &[Arc<Route>]) -> Option<Router<Arc<Route>>> {
+        let config = &self.config.routes;
+        let entries = config.iter().zip(routes).map(|(route, compiled)| Entry {
+            hosts: route.hosts.iter().map(|host| &*host.value).collect(),
+            path: &route.path.value,
+            methods: &route.methods,
+            value: Arc::clone(compiled),
+        });
+        let faults = match Router::compile(entries.collect()) {
+            Ok(router) => return Some(router),
+            Err(faults) => faults,
+        };
+        for fault in faults {
+            let problem = match fault {
+                Fault::Host { entry, host, expected } => {
+                    config.get(entry).and_then(|route| route.hosts.get(host)).map(|host| Problem::at(&host.place, "is no host").expected(expected))
+                }
+                Fault::Path { entry, expected } => {
+                    config.get(entry).map(|route| Problem::at(&route.path.place, "is no path pattern").expected(expected))
+                }
+                Fault::Conflict { entry, earlier } => config.get(entry).zip(config.get(earlier)).map(|(route, earlier)| {
+                    Problem::at(&route.path.place, format!("route `{}` has this host, path and method already", *earlier.name))
+                }),
+            };
+            self.problems.extend(problem);
+        }
+        None
+    }
+}
+
+/// The names of a path pattern's parameters.
+fn parameters(pattern: &str) -> Vec<&str> {
+    pattern.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}')).map(|name| name.trim_start_matches('*')).collect()
+}
+
+/// One challenge per accepted method (RFC 9110 section 11.6.1), with RFC 6750's error code only when something was presented.
+fn challenges(authenticators: &[Arc<Authenticator>]) -> Challenges {
+    let mut challenges = Challenges::default();
+    for authenticator in authenticators {
+        let bearer = authenticator
+            .locations()
+            .iter()
+            .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("bearer")));
+        let (missing, invalid) = match &**authenticator {
+            Authenticator::ApiKey(_) if !bearer => ("ApiKey realm=\"edgeward\"", "ApiKey realm=\"edgeward\""),
+            Authenticator::Jwt(_) | Authenticator::ApiKey(_) => {
+                ("Bearer realm=\"edgeward\"", "Bearer realm=\"edgeward\", error=\"invalid_token\"")
+            }
+        };
+        let (missing, invalid) = (HeaderValue::from_static(missing), HeaderValue::from_static(invalid));
+        if !challenges.missing.contains(&missing) {
+            challenges.missing.push(missing);
+            challenges.invalid.push(invalid);
+        }
+    }
+    challenges
+}

@@ -1,1 +1,112 @@
-//! What operators ask of a running gateway.
+//! What operators and their tools ask of a running gateway: is it alive, is it ready, what does it count.
+//!
+//! It stands on an address of its own; no path, host or target of the data listeners leads here.
+
+mod gauges;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use serde_json::json;
+
+use crate::live::LiveState;
+use crate::metrics::Metrics;
+use crate::reload::Reloader;
+use crate::request::Clock;
+use crate::secret::Secret;
+use crate::snapshot::Slot;
+
+/// The administration of one process.
+pub struct Admin {
+    slot: Arc<Slot>,
+    live: Arc<LiveState>,
+    metrics: Arc<Metrics>,
+    reloader: Arc<Reloader>,
+    /// SHA-256 of the token, so that a comparison tells nothing of its length.
+    token: Option<[u8; 32]>,
+    clock: Clock,
+}
+
+impl Admin {
+    /// An administration; with a token, everything but the two probes asks for it.
+    pub fn new(
+        slot: Arc<Slot>,
+        live: Arc<LiveState>,
+        metrics: Arc<Metrics>,
+        reloader: Arc<Reloader>,
+        token: Option<Secret>,
+        clock: Clock,
+    ) -> Self {
+        let token = token.map(|token| openssl::sha::sha256(token.expose()));
+        Self { slot, live, metrics, reloader, token, clock }
+    }
+
+    /// Answers one request.
+    pub async fn answer<B>(&self, request: Request<B>) -> Response<Full<Bytes>> {
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        match request.uri().path() {
+            "/healthz" if reads => text(StatusCode::OK, "ok\n"),
+            "/readyz" if reads => self.ready(),
+            "/metrics" if !self.admits(&request) => {
+                let mut refusal = text(StatusCode::UNAUTHORIZED, "a bearer token is required\n");
+                refusal.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"edgeward admin\""));
+                refusal
+            }
+            "/metrics" if reads => self.scrape(),
+            "/healthz" | "/readyz" | "/metrics" => text(StatusCode::METHOD_NOT_ALLOWED, "read only\n"),
+            _ => text(StatusCode::NOT_FOUND, "there is /healthz, /readyz and /metrics\n"),
+        }
+    }
+
+    fn admits<B>(&self, request: &Request<B>) -> bool {
+        let Some(token) = &self.token else {
+            return true;
+        };
+        let presented = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+        let presented = match presented.split_at_checked(7) {
+            Some((scheme, value)) if scheme.eq_ignore_ascii_case(b"bearer ") => value,
+            _ => return false,
+        };
+        openssl::memcmp::eq(&openssl::sha::sha256(presented), token)
+    }
+
+    /// 200 once every dependency has been asked a first time; what is amiss is in the body, since a gateway that serves most of its
+    /// routes must not be taken out of rotation for one.
+    fn ready(&self) -> Response<Full<Bytes>> {
+        let status = self.reloader.status();
+        let (waiting, amiss) = gauges::dependencies(&self.live);
+        let config = if status.problems.is_empty() { "current" } else { "stale" };
+        let word = match (waiting.is_empty(), amiss.is_empty() && status.problems.is_empty()) {
+            (false, _) => "starting",
+            (true, false) => "degraded",
+            (true, true) => "ready",
+        };
+        let body = json!({
+            "status": word,
+            "config": config,
+            "generation": status.generation,
+            "waiting": waiting,
+            "amiss": amiss,
+        });
+        let mut answer = text(if waiting.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &format!("{body}\n"));
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        answer
+    }
+
+    fn scrape(&self) -> Response<Full<Bytes>> {
+        let mut body = self.metrics.render();
+        gauges::render(&mut body, &self.live, &self.slot.load(), (self.clock)());
+        let mut answer = text(StatusCode::OK, &body);
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"));
+        answer
+    }
+}
+
+fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer
+}

@@ -1,1 +1,273 @@
-//! Pingora's phases.
+//! Pingora's phases, a few lines each: normalise, find the route, ask [`admit`], forward with what the permit says.
+//!
+//! ```text
+//! request_filter           normalise -> route -> admit          -> a permit, or a refusal is answered
+//! upstream_peer            permit? -> choose a backend
+//! upstream_request_filter  permit? -> strip, then set           (after Pingora's Connection hygiene, so it cannot be undone)
+//! request_body_filter      count
+//! upstream_response_filter retry?
+//! response_filter          request id, limits
+//! fail_to_proxy            the failure's answer
+//! logging                  metrics, access log
+//! ```
+
+mod access_log;
+mod context;
+mod normalise;
+mod peer;
+mod respond;
+mod session;
+pub mod tls;
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use pingora_core::modules::http::HttpModules;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+
+use crate::admit::{Refusal, admit};
+use crate::config::{Builtin, RetryOn};
+use crate::metrics::Metrics;
+use crate::request::{Clock, Rejection};
+use crate::snapshot::Slot;
+
+pub use access_log::AccessLog;
+use context::{Context, InFlight, RequestId};
+
+/// The proxy: one per process, shared by every listener.
+pub struct Gateway {
+    slot: Arc<Slot>,
+    metrics: Arc<Metrics>,
+    access_log: AccessLog,
+    clock: Clock,
+    /// Where the built-in upstream listens.
+    echo: SocketAddr,
+}
+
+impl Gateway {
+    /// A gateway that serves what stands in the slot.
+    pub fn new(slot: Arc<Slot>, metrics: Arc<Metrics>, access_log: AccessLog, clock: Clock, echo: SocketAddr) -> Self {
+        Self { slot, metrics, access_log, clock, echo }
+    }
+
+    /// Everything between the request's head and the permit to forward it.
+    async fn decide(&self, session: &mut Session, context: &mut Context) -> std::result::Result<(), Refusal> {
+        let now = (self.clock)();
+        let Context { snapshot, client, request_id, route: matched, admission, target, .. } = context;
+        session::prepare(session, &snapshot.server);
+        let peer = session.client_addr().and_then(|address| address.as_inet()).ok_or(Rejection::Internal("no_peer_address"))?.ip();
+        let caller = snapshot.server.client(peer, &session.req_header().headers);
+        *client = Some(caller);
+        if caller.through_trusted_proxy {
+            let received = session.req_header().headers.get("x-request-id").and_then(RequestId::received);
+            *request_id = received.unwrap_or_else(|| request_id.clone());
+        }
+        let message = normalise::Message::read(session, &snapshot.server)?;
+        let mut parameters = crate::route::router::ParametersBuffer::default();
+        let route = snapshot.router.find(&message.host, &message.path, message.method, &mut parameters)?;
+        *matched = Some(Arc::clone(route));
+        message.check_length(snapshot.server.body_limit)?;
+        let request = crate::request::Request {
+            method: message.method,
+            host: &message.host,
+            path: &message.path,
+            query: message.query,
+            headers: message.headers,
+            client: &caller,
+            route: &route.name,
+            parameters: parameters.parameters(),
+        };
+        let permit = admit(route, &request, now).await?;
+        *target = Some(message.target(route, request.parameters, permit.identity().map(|identity| &**identity))?);
+        *admission = Some(permit);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = Context;
+
+    fn new_ctx(&self) -> Context {
+        Context {
+            started: Instant::now(),
+            snapshot: self.slot.load(),
+            request_id: RequestId::random(),
+            client: None,
+            route: None,
+            admission: None,
+            refused: None,
+            target: None,
+            rejection: None,
+            backend: None,
+            tried: Vec::new(),
+            body_received: 0,
+            asked: None,
+            answered: None,
+            in_flight: InFlight::enter(&self.metrics.in_flight),
+        }
+    }
+
+    /// None: the compression module that Pingora would add costs every request and serves none of ours.
+    fn init_downstream_modules(&self, _: &mut HttpModules) {}
+
+    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
+        // A panic in a decision must refuse this request and no other, and still reach the log.
+        let decision = AssertUnwindSafe(self.decide(session, context)).catch_unwind().await;
+        let Err(refusal) = decision.unwrap_or_else(|_| {
+            self.metrics.panics.inc();
+            Err(Rejection::Internal("panic").into())
+        }) else {
+            return Ok(false);
+        };
+        context.admission = None;
+        context.refused = refusal.identity;
+        let rejection = refusal.rejection;
+        let answered = respond::refuse(session, context, &rejection).await;
+        context.rejection = Some(rejection);
+        answered.map(|()| true)
+    }
+
+    async fn request_body_filter(&self, _: &mut Session, body: &mut Option<Bytes>, _: bool, context: &mut Context) -> Result<()> {
+        context.body_received += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        if context.body_received > context.snapshot.server.body_limit {
+            context.rejection = Some(Rejection::BodyTooLarge);
+            return Err(Error::new_down(ErrorType::HTTPStatus(413)));
+        }
+        Ok(())
+    }
+
+    async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+        let (Some(route), Some(_)) = (&context.route, &context.admission) else {
+            context.rejection = Some(Rejection::Internal("no_permit"));
+            return Err(Error::new_in(ErrorType::HTTPStatus(500)));
+        };
+        if !context.tried.is_empty() {
+            route.metrics.count_retry();
+        }
+        let address = match route.upstream.builtin {
+            Some(Builtin::Echo) => self.echo,
+            None => match route.upstream.choose(&context.tried) {
+                Ok(chosen) => context.backend.insert(chosen).address,
+                Err(rejection) => {
+                    context.rejection = Some(rejection);
+                    return Err(Error::new_in(ErrorType::HTTPStatus(503)));
+                }
+            },
+        };
+        context.asked.get_or_insert_with(Instant::now);
+        context.tried.push(address);
+        Ok(peer::build(route, address))
+    }
+
+    async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Context) -> Result<()> {
+        session::prepare_upstream(session, upstream, context)
+    }
+
+    async fn upstream_response_filter(&self, session: &mut Session, answer: &mut ResponseHeader, context: &mut Context) -> Result<()> {
+        context.answered.get_or_insert_with(Instant::now);
+        let status = answer.status.as_u16();
+        if !may_retry(session, context, RetryOn::Status(status)) {
+            return Ok(());
+        }
+        let mut error = Error::explain(ErrorType::HTTPStatus(status), "an answer that the configuration says to retry").into_up();
+        error.set_retry(true);
+        Err(error)
+    }
+
+    async fn response_filter(&self, _: &mut Session, answer: &mut ResponseHeader, context: &mut Context) -> Result<()> {
+        respond::decorate(answer, context)
+    }
+
+    fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, context: &mut Context, mut error: Box<Error>) -> Box<Error> {
+        error.set_retry(may_retry(session, context, RetryOn::ConnectFailure));
+        error
+    }
+
+    fn error_while_proxy(&self, _: &HttpPeer, session: &mut Session, mut error: Box<Error>, context: &mut Context, reused: bool) -> Box<Error> {
+        let repeatable = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
+        if matches!(error.etype(), ErrorType::HTTPStatus(_)) {
+            // An answer to retry was checked where it came in; our own refusals are final.
+        } else if repeatable && reused && context.answered.is_none() {
+            // A pooled connection that the upstream had closed: the try says nothing about the backend.
+            error.retry.decide_reuse(reused);
+            if error.retry() {
+                context.tried.pop();
+            }
+        } else {
+            error.set_retry(false);
+        }
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
+        let rejection = context.rejection.take().unwrap_or_else(|| failure(error));
+        if *error.esource() == ErrorSource::Upstream {
+            let upstream = context.tried.last().map(ToString::to_string);
+            tracing::warn!(request_id = context.request_id.as_str(), upstream, %error, "the upstream failed");
+        }
+        let mut code = rejection.status().as_u16();
+        if rejection == Rejection::ClientClosed || session.response_written().is_some() {
+            code = 0;
+        } else if respond::refuse(session, context, &rejection).await.is_err() {
+            code = 0;
+        }
+        context.rejection = Some(rejection);
+        FailToProxy { error_code: code, can_reuse_downstream: false }
+    }
+
+    /// Every failure is in the access log with its code, and upstream failures are logged once in `fail_to_proxy`.
+    fn suppress_error_log(&self, _: &Session, _: &Context, _: &Error) -> bool {
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Context) {
+        if context.rejection.is_none() {
+            context.rejection = error.map(failure);
+        }
+        self.access_log.record(&self.metrics, session, context);
+    }
+}
+
+/// Whether the upstream may be asked once more: the configuration says so, the method is idempotent, the body can be sent again.
+fn may_retry(session: &mut Session, context: &Context, cause: RetryOn) -> bool {
+    let Some(retries) = context.route.as_ref().and_then(|route| route.upstream.retries.as_ref()) else {
+        return false;
+    };
+    retries.on.contains(&cause)
+        && context.tried.len() as u64 <= u64::from(retries.attempts)
+        && session.req_header().method.is_idempotent()
+        && !session.as_ref().retry_buffer_truncated()
+}
+
+/// What went wrong, in our words.
+fn failure(error: &Error) -> Rejection {
+    use ErrorType::{
+        AcceptError, BindError, ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, ConnectionClosed, HTTPStatus,
+        HandshakeError, InternalError, InvalidCert, ReadError, ReadTimedout, SocketError, TLSHandshakeFailure, TLSHandshakeTimedout,
+        TLSWantX509Lookup, WriteError, WriteTimedout,
+    };
+    match (error.esource(), error.etype()) {
+        (ErrorSource::Downstream, ReadTimedout) => Rejection::RequestTimeout,
+        (ErrorSource::Downstream, ReadError | WriteError | WriteTimedout | ConnectionClosed) => Rejection::ClientClosed,
+        (ErrorSource::Downstream, _) => Rejection::BadRequest("message"),
+        (ErrorSource::Upstream, ConnectTimedout | TLSHandshakeTimedout | ReadTimedout | WriteTimedout) => Rejection::UpstreamTimeout,
+        (
+            ErrorSource::Upstream,
+            ConnectError | ConnectRefused | ConnectNoRoute | ConnectProxyFailure | SocketError | BindError | AcceptError | TLSHandshakeFailure
+            | HandshakeError | TLSWantX509Lookup | InvalidCert,
+        ) => Rejection::UpstreamUnreachable,
+        (ErrorSource::Upstream, InternalError) => Rejection::Internal("upstream"),
+        (ErrorSource::Upstream, HTTPStatus(_)) => Rejection::UpstreamUnreachable,
+        (ErrorSource::Upstream, _) => Rejection::UpstreamInvalid,
+        _ => Rejection::Internal("proxy"),
+    }
+}

@@ -72,7 +72,36 @@ pub enum Rejection {
     },
     /// 503: every backend is unhealthy.
     NoHealthyUpstream,
+    /// 499, in the log only: the caller went away before the answer.
+    ClientClosed,
 }
+
+/// Every [`code`](Rejection::code), for tables that are indexed by it.
+pub const CODES: [&str; 23] = [
+    "bad_request",
+    "ambiguous_path",
+    "ambiguous_framing",
+    "credential_missing",
+    "credential_invalid",
+    "credential_expired",
+    "credential_revoked",
+    "address_denied",
+    "insufficient_scope",
+    "forbidden",
+    "no_route",
+    "method_not_allowed",
+    "request_timeout",
+    "body_too_large",
+    "headers_too_large",
+    "rate_limited",
+    "internal",
+    "upstream_unreachable",
+    "upstream_invalid",
+    "upstream_timeout",
+    "dependency_unavailable",
+    "no_healthy_upstream",
+    "client_closed",
+];
 
 impl Rejection {
     /// The stable word in the body, the access log and the metric label.
@@ -100,6 +129,7 @@ impl Rejection {
             Self::UpstreamTimeout => "upstream_timeout",
             Self::DependencyUnavailable { .. } => "dependency_unavailable",
             Self::NoHealthyUpstream => "no_healthy_upstream",
+            Self::ClientClosed => "client_closed",
         }
     }
 
@@ -107,7 +137,7 @@ impl Rejection {
     pub fn status(&self) -> http::StatusCode {
         use http::StatusCode as S;
         match self {
-            Self::BadRequest(_) | Self::AmbiguousPath(_) | Self::AmbiguousFraming(_) => S::BAD_REQUEST,
+            Self::BadRequest(_) | Self::AmbiguousPath(_) | Self::AmbiguousFraming(_) | Self::ClientClosed => S::BAD_REQUEST,
             Self::CredentialMissing | Self::CredentialInvalid(_) | Self::CredentialExpired | Self::CredentialRevoked => S::UNAUTHORIZED,
             Self::AddressDenied | Self::InsufficientScope(_) | Self::Forbidden(_) => S::FORBIDDEN,
             Self::NoRoute => S::NOT_FOUND,

@@ -1,6 +1,58 @@
-//! What one route asks.
+//! What one route asks of a request, and where it sends it: everything compiled, nothing looked up.
 
+pub mod forward;
 pub mod ip_rules;
 pub mod rate_limits;
 pub mod rewrite;
 pub mod router;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::authenticators::Authenticators;
+use crate::authorizers::Authorizers;
+use crate::metrics::RouteMetrics;
+use crate::upstream::Upstream;
+
+use forward::Forward;
+use ip_rules::IpRules;
+use rate_limits::RateLimits;
+use rewrite::Rewrite;
+
+/// One compiled route with its policy.
+#[derive(Debug)]
+pub struct Route {
+    /// The name in the configuration.
+    pub name: Arc<str>,
+    /// Which addresses may ask at all.
+    pub ip_rules: IpRules,
+    /// How often.
+    pub rate_limits: RateLimits,
+    /// Who may enter; absent only where the configuration says `public`.
+    pub authenticators: Option<Authenticators>,
+    /// What the identity must have.
+    pub authorizers: Authorizers,
+    /// What a refused caller is told to present.
+    pub challenges: Challenges,
+    /// What the upstream is told.
+    pub forward: Forward,
+    /// Another path for the upstream.
+    pub rewrite: Option<Rewrite>,
+    /// Who serves.
+    pub upstream: Arc<Upstream>,
+    /// Whether an upgrade to WebSocket is passed on.
+    pub websocket: bool,
+    /// How long the upstream may take to answer.
+    pub response_timeout: Duration,
+    /// Counters.
+    pub metrics: RouteMetrics,
+}
+
+/// `WWW-Authenticate` values, one per accepted method.
+#[derive(Debug, Default)]
+pub struct Challenges {
+    /// When no credential came (RFC 6750 section 3: no error code then).
+    pub missing: Vec<http::HeaderValue>,
+    /// When one came and was not good.
+    pub invalid: Vec<http::HeaderValue>,
+}

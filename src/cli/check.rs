@@ -1,0 +1,153 @@
+//! `edgeward check`: everything that is wrong with a configuration, and, when it is sound, what it comes to.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::ConfigFile;
+use crate::config::{self, Authenticate, Authenticator, Config, KeySource, RoutePolicy, System};
+use crate::live::LiveState;
+use crate::metrics::Metrics;
+use crate::reload::Candidate;
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// How to print
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+impl Check {
+    /// 0 when sound, 1 on problems, 2 when it could not be read.
+    pub(crate) fn run(&self) -> ExitCode {
+        let path = self.file.path();
+        let metrics = match Metrics::new() {
+            Ok(metrics) => metrics,
+            Err(error) => {
+                eprintln!("edgeward: {error}");
+                return ExitCode::from(2);
+            }
+        };
+        let candidate = Candidate::read(&path, &System, &LiveState::default(), &metrics);
+        match candidate.result {
+            Ok((config, _)) => {
+                let (routes, dependencies) = (routes(&config), dependencies(&config));
+                match self.format {
+                    Format::Text => print!("{}: sound\n\n{}\n{}", path.display(), lines(&routes), lines(&dependencies)),
+                    Format::Json => println!("{:#}", json!({"sound": true, "routes": routes, "dependencies": dependencies})),
+                }
+                ExitCode::SUCCESS
+            }
+            Err(problems) => {
+                match self.format {
+                    Format::Text => problems.iter().for_each(|problem| println!("{problem}")),
+                    Format::Json => println!("{:#}", json!({"sound": false, "problems": problems})),
+                }
+                ExitCode::from(if candidate.readable { 1 } else { 2 })
+            }
+        }
+    }
+}
+
+fn lines(sentences: &[String]) -> String {
+    sentences.iter().map(|sentence| format!("  {sentence}\n")).collect()
+}
+
+/// The effective policy of each route, in a sentence.
+fn routes(config: &Config) -> Vec<String> {
+    config.routes.iter().map(|route| sentence(config, route)).collect()
+}
+
+fn sentence(config: &Config, route: &config::Route) -> String {
+    let policy = match &route.policy {
+        RoutePolicy::Named(name) => config.policies.iter().find(|(known, _)| known.value == name.value).map(|(_, policy)| policy),
+        RoutePolicy::Inline(policy) => Some(&**policy),
+    };
+    let methods = if route.methods.is_empty() { "any method".to_owned() } else { join(&route.methods, ", ") };
+    let hosts = if route.hosts.is_empty() { "any host".to_owned() } else { join(route.hosts.iter().map(|host| &host.value), ", ") };
+    let mut text = format!("{}: {methods} on {hosts} {}", *route.name, *route.path);
+    // Writing to a string cannot fail.
+    let _ = match policy.map(|policy| &policy.authenticate) {
+        Some(Authenticate::Any(names)) => write!(text, " asks for {}", join(names.iter().map(|name| &name.value), " or ")),
+        Some(Authenticate::Public) | None => write!(text, " is open to ANYONE"),
+    };
+    if let Some(policy) = policy {
+        let authorize = &policy.authorize;
+        if !authorize.scopes.is_empty() {
+            let _ = write!(text, " with scope {}", join(&authorize.scopes, " and "));
+        }
+        if !authorize.roles.is_empty() {
+            let _ = write!(text, " with role {}", join(&authorize.roles, " or "));
+        }
+        for (name, values) in &authorize.claims {
+            let _ = write!(text, " with claim {} = {}", name.value, join(values, " or "));
+        }
+        if let Some(allow) = &policy.allow {
+            let _ = write!(text, ", from {} admitted networks only", allow.len());
+        }
+        if !policy.deny.is_empty() {
+            let _ = write!(text, ", never from {} denied networks", policy.deny.len());
+        }
+        if !policy.limits.is_empty() {
+            let _ = write!(text, ", within {}", join(policy.limits.iter().map(|limit| &limit.value), " and "));
+        }
+    }
+    let _ = write!(text, "; served by {}", *route.upstream);
+    text
+}
+
+/// What happens when a dependency is away.
+fn dependencies(config: &Config) -> Vec<String> {
+    let mut plans = Vec::new();
+    for (name, authenticator) in &config.authenticators {
+        match authenticator {
+            Authenticator::Jwt(jwt) => match &jwt.keys.value {
+                KeySource::Discovery { url, fetch } | KeySource::JwksUrl { url, fetch } => plans.push(format!(
+                    "{}: keys from {url}; while it is away the last good keys serve for {}, then 503",
+                    name.value,
+                    spell(fetch.max_stale)
+                )),
+                KeySource::JwksFile(_) | KeySource::Secret(_) => {}
+            },
+            Authenticator::ApiKey(api_key) => {
+                if let config::KeyStore::Database(path) = &api_key.keys.value {
+                    plans.push(format!("{}: keys from {}; while it cannot be read the last known keys serve, before the first reading 503", name.value, path.display()));
+                }
+            }
+        }
+    }
+    for (name, upstream) in &config.upstreams {
+        let plan = match (&upstream.builtin, &upstream.health) {
+            (Some(_), _) => continue,
+            (None, Some(health)) => format!("a server that fails {} checks of {} is left out; with none left, 503", health.unhealthy, health.path),
+            (None, None) => "no health checks: a server that is away answers 502".to_owned(),
+        };
+        plans.push(format!("{}: {plan}", name.value));
+    }
+    plans
+}
+
+/// A duration as the grammar writes it.
+fn spell(duration: Duration) -> String {
+    const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
+    let seconds = duration.as_secs();
+    match UNITS.iter().find(|(unit, _)| seconds > 0 && seconds % unit == 0) {
+        Some((unit, name)) if duration.subsec_nanos() == 0 => format!("{}{name}", seconds / unit),
+        _ => format!("{}ms", duration.as_millis()),
+    }
+}
+
+fn join<T: std::fmt::Display>(items: impl IntoIterator<Item = T>, separator: &str) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(separator)
+}

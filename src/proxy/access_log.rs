@@ -1,0 +1,231 @@
+//! One JSON line per request on stdout, never a credential; written by a thread of its own so that a slow reader slows nobody.
+
+use std::io::Write;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::Instant;
+
+use pingora_proxy::Session;
+
+use super::context::Context;
+use crate::metrics::Metrics;
+use crate::request::Clock;
+
+/// Lines that may wait for the writer; more are dropped and counted.
+const WAITING: usize = 16_384;
+
+/// Longest value that a caller can put into a line, in bytes.
+const LONGEST: usize = 1_024;
+
+/// The writing end of the log.
+#[derive(Clone)]
+pub struct AccessLog {
+    lines: SyncSender<String>,
+    clock: Clock,
+}
+
+impl AccessLog {
+    /// Starts the writer.
+    pub fn start(clock: Clock, mut out: impl Write + Send + 'static) -> std::io::Result<Self> {
+        let (lines, waiting) = sync_channel(WAITING);
+        std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_lines(&waiting, &mut out))?;
+        Ok(Self { lines, clock })
+    }
+
+    /// Counts the request, and writes its line: every refusal, and the configured share of the rest.
+    pub(super) fn record(&self, metrics: &Metrics, session: &Session, context: &Context) {
+        let times = Times::of(context, Instant::now());
+        let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
+        metrics.own_time.observe(times.own.as_secs_f64());
+        if let Some(upstream) = times.upstream {
+            metrics.upstream_time.observe(upstream.as_secs_f64());
+        }
+        let counters = context.route.as_ref().map_or(&context.snapshot.unrouted, |route| &route.metrics);
+        match &context.rejection {
+            Some(rejection) => counters.count_refused(rejection.code(), rejection.status().as_u16(), rejection.reason()),
+            None => counters.count_served(status),
+        }
+        let sample = context.snapshot.access_log_sample;
+        if context.rejection.is_none() && (sample <= 0.0 || (sample < 1.0 && fastrand::f64() >= sample)) {
+            return;
+        }
+        let line = self.line(session, context, status, &times);
+        if let Err(TrySendError::Full(_)) = self.lines.try_send(line) {
+            metrics.access_log_dropped.inc();
+        }
+    }
+
+    fn line(&self, session: &Session, context: &Context, status: u16, times: &Times) -> String {
+        let header = session.req_header();
+        let mut line = Line::new();
+        line.text("time", &rfc3339((self.clock)().unix));
+        line.text("request_id", context.request_id.as_str());
+        if let Some(client) = context.client {
+            line.text("client", &client.address.to_string());
+        }
+        line.text("method", header.method.as_str());
+        let authority = header.uri.authority().map(http::uri::Authority::as_str);
+        let host = authority.or_else(|| header.headers.get(http::header::HOST)?.to_str().ok());
+        line.text("host", host.unwrap_or(""));
+        let target = String::from_utf8_lossy(header.raw_path());
+        let (path, query) = target.split_once('?').map_or((&*target, None), |(path, query)| (path, Some(query)));
+        line.text("path", path);
+        if let Some(query) = query {
+            line.text("query", &context.snapshot.redact_query(query));
+        }
+        line.text("protocol", protocol(header.version));
+        line.number("status", u64::from(status));
+        line.text("code", context.rejection.as_ref().map_or("ok", |rejection| rejection.code()));
+        if let Some(reason) = context.rejection.as_ref().and_then(|rejection| rejection.reason()) {
+            line.text("reason", reason);
+        }
+        if let Some(route) = &context.route {
+            line.text("route", &route.name);
+        }
+        let admitted = context.admission.as_ref().and_then(|admission| admission.identity());
+        if let Some(identity) = admitted.or(context.refused.as_ref()) {
+            line.text("authenticator", &identity.authenticator);
+            line.text("auth_method", identity.method.label());
+            let named = [("consumer", &identity.consumer), ("subject", &identity.subject), ("client_id", &identity.client), ("key_id", &identity.key_id)];
+            for (name, value) in named {
+                if let Some(value) = value {
+                    line.text(name, value);
+                }
+            }
+        }
+        if let Some(upstream) = context.tried.last() {
+            line.text("upstream", &upstream.to_string());
+            line.number("tries", context.tried.len() as u64);
+        }
+        line.number("own_us", micros(times.own));
+        if let Some(upstream) = times.upstream {
+            line.number("upstream_us", micros(upstream));
+        }
+        line.number("total_us", micros(times.total));
+        line.number("bytes_in", context.body_received);
+        line.number("bytes_out", session.body_bytes_sent() as u64);
+        if let Some(agent) = header.headers.get(http::header::USER_AGENT) {
+            line.text("user_agent", &String::from_utf8_lossy(agent.as_bytes()));
+        }
+        line.end()
+    }
+}
+
+/// Where the time of a request went.
+struct Times {
+    /// Until the upstream was asked, or until the end where it was not.
+    own: std::time::Duration,
+    /// From asking to the head of the answer.
+    upstream: Option<std::time::Duration>,
+    total: std::time::Duration,
+}
+
+impl Times {
+    fn of(context: &Context, now: Instant) -> Self {
+        let total = now.saturating_duration_since(context.started);
+        let own = context.asked.map_or(total, |asked| asked.saturating_duration_since(context.started));
+        let upstream = context.asked.map(|asked| context.answered.unwrap_or(now).saturating_duration_since(asked));
+        Self { own, upstream, total }
+    }
+}
+
+fn micros(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn protocol(version: http::Version) -> &'static str {
+    match version {
+        http::Version::HTTP_2 => "HTTP/2",
+        http::Version::HTTP_10 => "HTTP/1.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+fn rfc3339(unix: std::time::Duration) -> String {
+    let time = time::OffsetDateTime::UNIX_EPOCH + unix;
+    time.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+}
+
+/// A JSON object on one line. Every byte that could steer a terminal or end a line is escaped, the bidirectional marks of Unicode too.
+struct Line(String);
+
+impl Line {
+    fn new() -> Self {
+        let mut line = String::with_capacity(512);
+        line.push('{');
+        Self(line)
+    }
+
+    fn name(&mut self, name: &str) {
+        if self.0.len() > 1 {
+            self.0.push(',');
+        }
+        self.0.push('"');
+        self.0.push_str(name);
+        self.0.push_str("\":");
+    }
+
+    fn number(&mut self, name: &str, value: u64) {
+        self.name(name);
+        self.0.push_str(&value.to_string());
+    }
+
+    fn text(&mut self, name: &str, value: &str) {
+        self.name(name);
+        self.0.push('"');
+        for character in value.chars().scan(0, |length, character| {
+            *length += character.len_utf8();
+            (*length <= LONGEST).then_some(character)
+        }) {
+            match character {
+                '"' => self.0.push_str("\\\""),
+                '\\' => self.0.push_str("\\\\"),
+                ' '..='~' => self.0.push(character),
+                _ => {
+                    for unit in character.encode_utf16(&mut [0; 2]) {
+                        self.0.push_str(&format!("\\u{unit:04x}"));
+                    }
+                }
+            }
+        }
+        self.0.push('"');
+    }
+
+    fn end(mut self) -> String {
+        self.0.push_str("}\n");
+        self.0
+    }
+}
+
+/// Writes what waits, and flushes whenever nothing more does.
+fn write_lines(waiting: &Receiver<String>, out: &mut impl Write) {
+    let mut buffered = std::io::BufWriter::with_capacity(64 * 1024, out);
+    while let Ok(first) = waiting.recv() {
+        let mut next = Some(first);
+        while let Some(line) = next {
+            // Nobody reads the log: requests are served all the same.
+            let _ = buffered.write_all(line.as_bytes());
+            next = waiting.try_recv().ok();
+        }
+        let _ = buffered.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_stays_one_json_object_whatever_a_caller_writes() {
+        for hostile in ["\r\n{\"a\":1}", "\u{1b}[2J", "\u{202e}evil", "\"},{\"", "\\", "\0", "\u{1f600}", &"x".repeat(5_000)] {
+            let mut line = Line::new();
+            line.text("path", hostile);
+            line.number("status", 200);
+            let line = line.end();
+            assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte) || byte == b'\n'), "{line:?}");
+            assert_eq!(line.matches('\n').count(), 1);
+            let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
+            let expected: String = hostile.chars().take(LONGEST).collect();
+            assert_eq!(parsed["path"], expected);
+        }
+    }
+}

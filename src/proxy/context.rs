@@ -1,0 +1,106 @@
+//! What one request carries from phase to phase.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::admit::Admission;
+use crate::request::{Client, Identity, Rejection};
+use crate::route::Route;
+use crate::snapshot::Snapshot;
+use crate::upstream::Chosen;
+
+/// The state of one request.
+pub struct Context {
+    /// When the request head had been read.
+    pub started: Instant,
+    /// The configuration that this request keeps, whatever is applied meanwhile.
+    pub snapshot: Arc<Snapshot>,
+    /// Ours, unless a trusted proxy sent one.
+    pub request_id: RequestId,
+    /// The caller's end of the connection.
+    pub client: Option<Client>,
+    /// The matched route.
+    pub route: Option<Arc<Route>>,
+    /// The permit; without it nothing reaches an upstream.
+    pub admission: Option<Admission>,
+    /// Who was refused, for the log.
+    pub refused: Option<Arc<Identity>>,
+    /// What the upstream is asked for.
+    pub target: Option<Target>,
+    /// Why this request was refused or failed.
+    pub rejection: Option<Rejection>,
+    /// The backend that serves it.
+    pub backend: Option<Chosen>,
+    /// Backends that were tried.
+    pub tried: Vec<SocketAddr>,
+    /// Body bytes that came from the caller.
+    pub body_received: u64,
+    /// When the upstream was asked.
+    pub asked: Option<Instant>,
+    /// When the head of its answer came.
+    pub answered: Option<Instant>,
+    /// Counts this request as being served until it is dropped, a panic included.
+    pub in_flight: InFlight,
+}
+
+/// What the upstream is asked for, after normalisation, rewriting and the removal of credentials.
+#[derive(Debug)]
+pub struct Target {
+    /// The canonical path that was matched, or the rewritten one, and the query.
+    pub path_and_query: String,
+    /// The canonical host, with the port the caller named.
+    pub authority: String,
+}
+
+/// A request id: what a trusted proxy sent, or 32 hexadecimal digits.
+#[derive(Debug, Clone)]
+pub struct RequestId(http::HeaderValue);
+
+impl RequestId {
+    /// A new id. It is a name, not a secret: speed over unpredictability.
+    pub fn random() -> Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut random = fastrand::u128(..);
+        let mut text = [0u8; 32];
+        for byte in &mut text {
+            *byte = DIGITS.get((random & 15) as usize).copied().unwrap_or(b'0');
+            random >>= 4;
+        }
+        Self(http::HeaderValue::from_bytes(&text).unwrap_or_else(|_| http::HeaderValue::from_static("0")))
+    }
+
+    /// The id of a trusted proxy: visible ASCII, at most 128 bytes.
+    pub fn received(value: &http::HeaderValue) -> Option<Self> {
+        let bytes = value.as_bytes();
+        let usable = !bytes.is_empty() && bytes.len() <= 128 && bytes.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'"');
+        usable.then(|| Self(value.clone()))
+    }
+
+    /// For a header.
+    pub fn value(&self) -> &http::HeaderValue {
+        &self.0
+    }
+
+    /// For the log and the body.
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or("")
+    }
+}
+
+/// One request being served.
+pub struct InFlight(prometheus::IntGauge);
+
+impl InFlight {
+    /// Counts one more until dropped.
+    pub fn enter(gauge: &prometheus::IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

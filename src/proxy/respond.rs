@@ -1,0 +1,154 @@
+//! The one table from refusals to HTTP: problem details (RFC 9457), challenges, limit headers.
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use pingora_core::Result;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::context::{Context, RequestId};
+use crate::request::{LimitState, Rejection};
+
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+static X_RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+static X_RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// A body up to this is read and thrown away so that the connection can serve the next request; a longer one closes it.
+const DRAINED_BODY: u64 = 64 * 1024;
+
+/// Answers a refused request.
+pub(super) async fn refuse(session: &mut Session, context: &Context, rejection: &Rejection) -> Result<()> {
+    let body = body(rejection, &context.request_id);
+    let header = head(context, rejection, body.len())?;
+    if closes(session, rejection) {
+        session.set_keepalive(None);
+    } else {
+        session.set_close_on_response_before_downstream_finish(false);
+        session.set_total_drain_timeout(Some(std::time::Duration::from_secs(2)));
+    }
+    let head_only = session.req_header().method == http::Method::HEAD;
+    session.write_response_header(Box::new(header), head_only).await?;
+    if !head_only {
+        session.write_response_body(Some(body), true).await?;
+    }
+    Ok(())
+}
+
+/// Whether the connection ends with this answer: always where the two sides may disagree on where the request ended.
+fn closes(session: &mut Session, rejection: &Rejection) -> bool {
+    if matches!(rejection.status().as_u16(), 400 | 408 | 413 | 431 | 500) {
+        return true;
+    }
+    if session.is_body_done() {
+        return false;
+    }
+    let length = session.req_header().headers.get(header::CONTENT_LENGTH);
+    !length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).is_some_and(|length| length <= DRAINED_BODY)
+}
+
+fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<ResponseHeader> {
+    let mut header = ResponseHeader::build(rejection.status(), Some(12))?;
+    header.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"))?;
+    header.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body))?;
+    header.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
+    header.insert_header(&X_REQUEST_ID, context.request_id.value().clone())?;
+    match rejection {
+        Rejection::CredentialMissing => challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.missing))?,
+        Rejection::CredentialInvalid(_) | Rejection::CredentialExpired | Rejection::CredentialRevoked => {
+            challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.invalid))?;
+        }
+        Rejection::InsufficientScope(scopes) => {
+            header.append_header(header::WWW_AUTHENTICATE, format!("Bearer error=\"insufficient_scope\", scope=\"{scopes}\""))?;
+        }
+        Rejection::MethodNotAllowed(allow) => {
+            header.insert_header(header::ALLOW, &**allow)?;
+        }
+        Rejection::RateLimited(state) => {
+            header.insert_header(header::RETRY_AFTER, HeaderValue::from(seconds(state.retry_after).max(1)))?;
+            limit_headers(&mut header, state)?;
+        }
+        Rejection::DependencyUnavailable { retry_after, .. } => {
+            header.insert_header(header::RETRY_AFTER, HeaderValue::from(seconds(*retry_after).max(1)))?;
+        }
+        Rejection::NoHealthyUpstream => {
+            header.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
+        }
+        _ => {}
+    }
+    Ok(header)
+}
+
+fn challenge(header: &mut ResponseHeader, challenges: Option<&Vec<HeaderValue>>) -> Result<()> {
+    for value in challenges.into_iter().flatten() {
+        header.append_header(header::WWW_AUTHENTICATE, value.clone())?;
+    }
+    Ok(())
+}
+
+/// The limit nearest to its end: the usual three, and the two of draft-ietf-httpapi-ratelimit-headers.
+pub(super) fn limit_headers(header: &mut ResponseHeader, state: &LimitState) -> Result<()> {
+    let reset = seconds(state.reset);
+    header.insert_header(&X_RATELIMIT_LIMIT, HeaderValue::from(state.limit))?;
+    header.insert_header(&X_RATELIMIT_REMAINING, HeaderValue::from(state.remaining))?;
+    header.insert_header(&X_RATELIMIT_RESET, HeaderValue::from(reset))?;
+    header.insert_header(&RATELIMIT, format!("\"{}\";r={};t={reset}", state.name, state.remaining))?;
+    header.insert_header(&RATELIMIT_POLICY, format!("\"{}\";q={};w={}", state.name, state.limit, seconds(state.window)))?;
+    Ok(())
+}
+
+/// Whole seconds, rounded up: a caller that waits as told is not refused again.
+fn seconds(duration: std::time::Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+/// The headers of an answer that came from the upstream.
+pub(super) fn decorate(header: &mut ResponseHeader, context: &Context) -> Result<()> {
+    header.insert_header(&X_REQUEST_ID, context.request_id.value().clone())?;
+    if let Some(state) = context.admission.as_ref().and_then(|admission| admission.limit()) {
+        limit_headers(header, state)?;
+    }
+    Ok(())
+}
+
+fn body(rejection: &Rejection, request_id: &RequestId) -> Bytes {
+    let status = rejection.status();
+    let title = status.canonical_reason().unwrap_or("Error");
+    let (code, detail) = (rejection.code(), detail(rejection));
+    // Every part is a word of ours, and a request id has no quote or control character.
+    Bytes::from(format!(
+        "{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{},\"code\":\"{code}\",\"detail\":\"{detail}\",\"request_id\":\"{}\"}}\n",
+        status.as_u16(),
+        request_id.as_str()
+    ))
+}
+
+/// One sentence per code; an unknown, revoked, expired or misplaced API key reads the same.
+fn detail(rejection: &Rejection) -> &'static str {
+    match rejection {
+        Rejection::BadRequest(_) => "The request is not well formed.",
+        Rejection::AmbiguousPath(_) => "The path can be read in more than one way.",
+        Rejection::AmbiguousFraming(_) => "The end of the request can be read in more than one way.",
+        Rejection::CredentialMissing => "No accepted credential was presented.",
+        Rejection::CredentialInvalid(_) => "The credential was not accepted.",
+        Rejection::CredentialExpired => "The token has expired.",
+        Rejection::CredentialRevoked => "The credential was revoked.",
+        Rejection::AddressDenied => "The client address is not admitted.",
+        Rejection::InsufficientScope(_) => "The credential lacks a scope that this resource asks for.",
+        Rejection::Forbidden(_) => "The identity is not admitted to this resource.",
+        Rejection::NoRoute => "There is nothing at this address.",
+        Rejection::MethodNotAllowed(_) => "The resource does not have this method.",
+        Rejection::RequestTimeout => "The request did not arrive in time.",
+        Rejection::BodyTooLarge => "The request body is too long.",
+        Rejection::HeadersTooLarge => "The request header section is too long.",
+        Rejection::RateLimited(_) => "The rate limit is used up; try again later.",
+        Rejection::Internal(_) | Rejection::ClientClosed => "The request could not be judged; it was not forwarded.",
+        Rejection::UpstreamUnreachable => "The service could not be reached.",
+        Rejection::UpstreamInvalid => "The service sent an answer that cannot be passed on.",
+        Rejection::UpstreamTimeout => "The service did not answer in time.",
+        Rejection::DependencyUnavailable { .. } => "What the decision depends on is away; try again later.",
+        Rejection::NoHealthyUpstream => "No instance of the service is well; try again later.",
+    }
+}

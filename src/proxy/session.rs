@@ -1,0 +1,82 @@
+//! What is done to Pingora's session: deadlines before the decision, the upstream's headers after it.
+
+use http::HeaderName;
+use http::header;
+use pingora_core::{Error, ErrorType, Result};
+use pingora_http::RequestHeader;
+use pingora_proxy::Session;
+
+use super::context::Context;
+use crate::route::forward::UpstreamHeaders;
+use crate::snapshot::ServerRules;
+
+/// Deadlines of the connection. Pingora forgets the keep-alive time after the first request, so it is said on each.
+pub(super) fn prepare(session: &mut Session, rules: &ServerRules) {
+    if session.get_keepalive().is_some() {
+        session.set_keepalive(Some(rules.idle.as_secs().max(1)));
+    }
+    session.set_read_timeout(Some(rules.body_timeout));
+}
+
+/// Rewrites the head for the upstream. Pingora has by now removed what `Connection` nominated, so nothing set here can be taken away.
+pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, context: &Context) -> Result<()> {
+    let (Some(route), Some(admission), Some(target), Some(client)) = (&context.route, &context.admission, &context.target, context.client) else {
+        return Error::e_explain(ErrorType::HTTPStatus(500), "no permit");
+    };
+    // An HTTP/2 URI carries an authority of its own; what the upstream is told comes from `Host` alone.
+    if upstream.uri.authority().is_some() || upstream.raw_path() != target.path_and_query.as_bytes() {
+        let uri = target.path_and_query.parse::<http::Uri>();
+        upstream.set_uri(uri.map_err(|_| Error::explain(ErrorType::HTTPStatus(500), "the canonical path is no URI"))?);
+    }
+    if upstream.headers.get(header::HOST).map(http::HeaderValue::as_bytes) != Some(target.authority.as_bytes()) {
+        upstream.insert_header(header::HOST, target.authority.as_str())?;
+    }
+    if !route.websocket && upstream.headers.contains_key(header::UPGRADE) {
+        upstream.remove_header(&header::UPGRADE);
+        upstream.remove_header(&header::CONNECTION);
+    }
+    merge_cookies(upstream)?;
+    let secure = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+    let connection = crate::route::forward::Connection {
+        client: client.address,
+        peer: session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip()),
+        through_trusted_proxy: client.through_trusted_proxy,
+        secure,
+        host: &target.authority,
+        request_id: context.request_id.value(),
+    };
+    route.forward.apply(upstream, admission.identity().map(|identity| &**identity), &connection);
+    Ok(())
+}
+
+/// HTTP/2 may split cookies over several fields; an HTTP/1 upstream is owed one (RFC 9113 section 8.2.3).
+fn merge_cookies(upstream: &mut RequestHeader) -> Result<()> {
+    let mut cookies = upstream.headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else {
+        return Ok(());
+    };
+    let mut merged = first.as_bytes().to_vec();
+    for cookie in std::iter::once(second).chain(cookies) {
+        merged.extend_from_slice(b"; ");
+        merged.extend_from_slice(cookie.as_bytes());
+    }
+    upstream.insert_header(header::COOKIE, merged)?;
+    Ok(())
+}
+
+impl UpstreamHeaders for RequestHeader {
+    fn headers(&self) -> &http::HeaderMap {
+        &self.headers
+    }
+
+    fn remove(&mut self, name: &HeaderName) {
+        self.remove_header(name);
+    }
+
+    fn set(&mut self, name: &HeaderName, value: http::HeaderValue) {
+        if let Err(error) = self.insert_header(name.clone(), value) {
+            tracing::error!(%error, %name, "a header could not be set");
+            self.remove_header(name);
+        }
+    }
+}
