@@ -30,23 +30,18 @@ impl ApiKey {
     /// nothing is opened or created here.
     ///
     /// # Errors
-    /// When the prefix is none, or two keys of a file cannot be told apart.
+    /// When two keys of a file cannot be told apart.
     pub fn new(name: Arc<str>, config: &config::ApiKey, live: &LiveState) -> Result<Self, Vec<Problem>> {
-        let mut problems = Vec::new();
-        if !is_prefix(&config.prefix) {
-            let problem = Problem::at(&config.keys.place, format!("{:?} cannot be the prefix of keys", config.prefix));
-            problems.push(problem.expected("lower-case letters, digits and `_`, up to 32 of them, such as `ck_live_`"));
-        }
         let source = match &config.keys.value {
             KeyStore::Database(path) => Source::Database(path.clone()),
             KeyStore::File { file, keys } => {
-                problems.extend(duplicates(keys).into_iter().map(|message| Problem::at(&file.place, message)));
+                let problems: Vec<Problem> = duplicates(keys).into_iter().map(|message| Problem::at(&file.place, message)).collect();
+                if !problems.is_empty() {
+                    return Err(problems);
+                }
                 Source::File(file.path.clone())
             }
         };
-        if !problems.is_empty() {
-            return Err(problems);
-        }
         let live = live.api_keys.find_or_create(&source, || ApiKeys::new(source.clone()));
         let table = match &config.keys.value {
             KeyStore::Database(_) => live.table().clone(),
@@ -131,10 +126,6 @@ fn judge(key: &Key, presented: &KeyHash, request: &Request<'_>, now: u64) -> Res
 
 fn refuse(reason: &'static str) -> Verdict {
     Verdict::Reject(Rejection::CredentialInvalid(reason))
-}
-
-fn is_prefix(text: &str) -> bool {
-    (1..=32).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 /// What is said of each key whose id, or one of whose hashes, an earlier one has.
@@ -375,10 +366,6 @@ mod tests {
             said,
             [r#"two keys have the id "a""#, r#"the keys "a" and "b" have the same hash"#, r#"the keys "a" and "c" have the same hash"#]
         );
-        for prefix in ["", "CK_", "ck-live", "ck live_", "ck_live_ck_live_ck_live_ck_live_c"] {
-            let config = config::ApiKey { prefix: prefix.into(), ..in_file(Path::new("k"), vec![]) };
-            assert!(ApiKey::new("p".into(), &config, &LiveState::default()).is_err(), "{prefix}");
-        }
     }
 
     #[test]
@@ -429,7 +416,7 @@ mod tests {
             ask(&two, &[("x-api-key", &key_of(3))], "r", "192.0.2.2", NOW + restart).unwrap();
             ask(&two, &[("x-api-key", &key_of(1))], "r", "192.0.2.3", NOW + restart).unwrap_err();
             drop(one);
-            two.live.flush().unwrap();
+            two.live.flush();
             assert_eq!(usage("a"), Some((2 * restart, NOW + restart, "192.0.2.2".into())));
             assert_eq!(usage("b"), None);
         }

@@ -31,10 +31,6 @@ impl Check {
     /// 0 when sound, 1 on problems, 2 when it could not be read.
     pub(crate) fn run(&self) -> ExitCode {
         let path = self.file.path();
-        if let Err(error) = std::fs::File::open(&path) {
-            eprintln!("edgeward: cannot read {}: {error}", path.display());
-            return ExitCode::from(2);
-        }
         let metrics = match Metrics::new() {
             Ok(metrics) => metrics,
             Err(error) => {
@@ -42,7 +38,8 @@ impl Check {
                 return ExitCode::from(2);
             }
         };
-        match Candidate::read(&path, &System, &LiveState::default(), &metrics).result {
+        let candidate = Candidate::read(&path, &System, &LiveState::default(), &metrics);
+        match candidate.result {
             Ok((config, _)) => {
                 let (routes, dependencies) = (routes(&config), dependencies(&config));
                 match self.format {
@@ -56,7 +53,7 @@ impl Check {
                     Format::Text => problems.iter().for_each(|problem| println!("{problem}")),
                     Format::Json => println!("{:#}", json!({"sound": false, "problems": problems})),
                 }
-                ExitCode::from(1)
+                ExitCode::from(if candidate.readable { 1 } else { 2 })
             }
         }
     }

@@ -129,7 +129,23 @@ fn parse_rsa(jwk: &Map<String, Value>, kid: Option<Arc<str>>) -> Result<Key, &'s
     if !(2..=64).contains(&bit_length(&exponent)) || exponent.last().is_none_or(|byte| byte % 2 == 0) {
         return Err("weak");
     }
+    if has_roca(&modulus) {
+        return Err("weak");
+    }
     Key::from_rsa(kid, algorithms, &modulus, &exponent).map_err(|_| "malformed")
+}
+
+/// Whether the modulus has the mark of the smart cards of CVE-2017-15361, whose keys can be factored: modulo each small prime it is a
+/// power of 65537. A sound modulus looks so once in 2^27.
+fn has_roca(modulus: &[u8]) -> bool {
+    const PRIMES: [u32; 38] = [
+        3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127, 131, 137, 139,
+        149, 151, 157, 163, 167,
+    ];
+    PRIMES.iter().all(|prime| {
+        let residue = modulus.iter().fold(0, |residue, byte| (residue * 256 + u32::from(*byte)) % prime);
+        std::iter::successors(Some(1), |power| Some(power * (65537 % prime) % prime)).take(*prime as usize).any(|power| power == residue)
+    })
 }
 
 /// What the key may verify: what its type can do, narrowed by its `alg`.

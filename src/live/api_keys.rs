@@ -447,7 +447,7 @@ impl ApiKeys {
             let round = tokio::task::spawn_blocking(move || {
                 let followed = keys.refresh();
                 let readable = followed.is_ok();
-                let flushed = if flush { keys.flush() } else { Ok(()) };
+                let flushed = if flush { keys.write_usage() } else { Ok(()) };
                 keys.report(followed.and(flushed), now.unix);
                 readable
             });
@@ -478,10 +478,14 @@ impl ApiKeys {
     }
 
     /// Writes usage down now: at shutdown, so that nothing is lost.
-    ///
-    /// # Errors
-    /// When the store cannot be written; the usage is kept for the next time.
-    pub fn flush(&self) -> Result<(), StoreError> {
+    pub fn flush(&self) {
+        if let Err(error) = self.write_usage() {
+            tracing::warn!(store = %self.place().display(), %error, "usage of API keys was not written");
+        }
+    }
+
+    /// What cannot be written is kept for the next time.
+    fn write_usage(&self) -> Result<(), StoreError> {
         let taken: Vec<Arc<Usage>> = self.used.iter().flat_map(|shard| std::mem::take(&mut *lock(shard))).collect();
         if taken.is_empty() {
             return Ok(());
@@ -575,11 +579,8 @@ const PATIENCE: Duration = Duration::from_millis(250);
 impl Drop for ApiKeys {
     /// A store that a reload took out of the configuration keeps its last counts. A decision that was only tried leaves none.
     fn drop(&mut self) {
-        if !*self.maintained.get_mut() {
-            return;
-        }
-        if let Err(error) = self.flush() {
-            tracing::warn!(store = %self.place().display(), %error, "the last usage of API keys was not written");
+        if *self.maintained.get_mut() {
+            self.flush();
         }
     }
 }
@@ -665,7 +666,7 @@ mod tests {
 
         std::fs::rename(&path, folder.path().join("away.db")).unwrap();
         assert!(matches!(keys.refresh(), Err(StoreError::Missing(_))));
-        assert!(keys.flush().is_err());
+        assert!(keys.write_usage().is_err());
         assert!(is_good(&keys, "a") && keys.is_loaded());
         assert!(!path.exists(), "a running gateway makes no empty store");
 
@@ -676,7 +677,7 @@ mod tests {
         std::fs::rename(folder.path().join("away.db"), &path).unwrap();
         writer(&path).update("b", |record| Ok(record.revoked = Some(1))).unwrap();
         keys.refresh().unwrap();
-        keys.flush().unwrap();
+        keys.write_usage().unwrap();
         assert_eq!([is_good(&keys, "a"), is_good(&keys, "b")], [true, false]);
         assert_eq!(requests(&path, "a"), 1, "usage waited for the store");
     }
@@ -726,9 +727,9 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| (0..5_000).for_each(|n| use_once(&keys, if n % 5 == 0 { "b" } else { "a" }, n / 100)));
             }
-            scope.spawn(|| (0..20).for_each(|_| keys.flush().unwrap()));
+            scope.spawn(|| (0..20).for_each(|_| keys.write_usage().unwrap()));
         });
-        keys.flush().unwrap();
+        keys.write_usage().unwrap();
         assert_eq!((requests(&path, "a"), requests(&path, "b")), (16_000, 4_000));
     }
 
