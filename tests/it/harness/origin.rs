@@ -267,6 +267,7 @@ mod tests {
             "/chunks" => {
                 Reply::Bytes(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n".to_vec())
             }
+            "/empty" => Reply::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n".to_vec()),
             "/last" => Reply::Last(b"HTTP/1.1 200 OK\r\n\r\nuntil the end".to_vec()),
             _ => Reply::Bytes(answer(201, &[("X-Of", "origin")], "made")),
         });
@@ -274,12 +275,12 @@ mod tests {
         let made = connection.ask(request("POST", "/things", &[("X_User", "mallory"), ("x-user", "alice")], b"body"));
         assert_eq!((made.status, made.header("x-of"), made.text()), (201, Some("origin"), "made"));
         assert_eq!(connection.ask("POST /chunks HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n").text(), "abcde");
-        assert_eq!(connection.ask("HEAD /things HTTP/1.1\r\n\r\n").body, b"");
+        assert_eq!(connection.ask("HEAD /empty HTTP/1.1\r\n\r\n").body, b"", "an answer to HEAD has a length and no body");
         assert_eq!(connection.ask("GET /last HTTP/1.1\r\n\r\n").text(), "until the end");
         assert!(connection.is_closed());
 
         let requests = origin.requests();
-        assert_eq!(requests.iter().map(Recorded::target).collect::<Vec<_>>(), ["/things", "/chunks", "/things", "/last"]);
+        assert_eq!(requests.iter().map(Recorded::target).collect::<Vec<_>>(), ["/things", "/chunks", "/empty", "/last"]);
         assert_eq!((&requests[0].body[..], &requests[1].body[..]), (&b"body"[..], &b"body"[..]));
         assert_eq!(requests[0].headers_like("x-user"), ["mallory", "alice"]);
         assert_eq!((origin.connections(), origin.last().connection), (1, 0));
