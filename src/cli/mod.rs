@@ -28,9 +28,6 @@ enum Command {
     /// Make throw-away keys and tokens, for the demo and for trying a configuration
     #[command(subcommand)]
     Tokens(tokens::Tokens),
-    /// Make throw-away keys and tokens, to try a configuration
-    #[command(subcommand)]
-    Tokens(tokens::Tokens),
     /// Print the JSON Schema of the configuration
     Schema,
 }
@@ -64,7 +61,6 @@ pub fn main() -> ExitCode {
         },
         Command::Check(check) => check.run(),
         Command::Health(health) => health.run(),
-        Command::Tokens(tokens) => tokens.run(),
         Command::Tokens(tokens) => tokens.run(),
         Command::Schema => {
             println!("{:#}", crate::config::schema());

@@ -86,7 +86,7 @@ impl Gateway {
             parameters: parameters.parameters(),
         };
         let permit = admit(route, &request, now).await?;
-        *target = Some(message.target(route, request.parameters)?);
+        *target = Some(message.target(route, request.parameters, permit.identity().map(|identity| &**identity))?);
         *admission = Some(permit);
         Ok(())
     }
