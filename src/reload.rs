@@ -23,6 +23,8 @@ pub struct Candidate {
     pub result: Result<(Config, Snapshot), Vec<Problem>>,
     /// Every file that was read or could not be.
     pub files: Vec<PathBuf>,
+    /// Whether the configuration itself could be read.
+    pub readable: bool,
 }
 
 impl Candidate {
@@ -33,7 +35,7 @@ impl Candidate {
             let snapshot = snapshot::compile(&config, live, metrics)?;
             Ok((config, snapshot))
         });
-        Self { result, files: loaded.files }
+        Self { result, files: loaded.files, readable: loaded.readable }
     }
 }
 
@@ -191,7 +193,8 @@ impl Fixed {
 
     fn changed(&self, config: &Config) -> Vec<Problem> {
         let other = Self::of(config);
-        let place = |path: &str| Place { file: Arc::clone(&config.file), line: 1, column: 1, path: path.into() };
+        let file = config.listeners.first().map(|listener| Arc::clone(&listener.address.place.file)).unwrap_or_default();
+        let place = |path: &str| Place { file: Arc::clone(&file), line: 1, column: 1, path: path.into() };
         let parts = [
             ("server", self.server != other.server),
             ("listeners", self.listeners != other.listeners),

@@ -60,12 +60,13 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     let slot = Arc::new(Slot::new(snapshot));
     let access_log = AccessLog::start(Arc::clone(&clock), std::io::stdout()).map_err(|error| StartError::System("access log", error.to_string()))?;
 
-    let conf = Arc::new(server_conf(&config));
-    let mut server = Server::new_with_opt_and_conf(None, ServerConf::clone(&conf));
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
 
-    let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock));
-    let mut service = pingora_proxy::http_proxy_service_with_name(&conf, gateway, "edgeward");
+    let echo = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("echo", error.to_string()))?;
+    let echo_address = echo.local_addr().map_err(|error| StartError::System("echo", error.to_string()))?;
+    let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock), echo_address);
+    let mut service = pingora_proxy::http_proxy_service_with_name(&server.configuration, gateway, "edgeward");
     for (index, listener) in config.listeners.iter().enumerate() {
         let address = settle(*listener.address)?;
         if listener.tls.is_some() {
@@ -96,7 +97,6 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
         }
         None => None,
     };
-    let echo = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("echo", error.to_string()))?;
     let mut housekeeper = background_service("housekeeper", Housekeeper { live: Arc::clone(&live), reloader, admin, echo, clock });
     housekeeper.threads = Some(1);
     let housekeeper = server.add_service(housekeeper);
@@ -221,7 +221,6 @@ impl Housekeeper {
                 async move { admin.answer(request).await }
             })?;
         }
-        self.live.echo.set(self.echo.local_addr()?);
         crate::net::serve::spawn(self.echo.try_clone()?, echo::answer)
     }
 }

@@ -21,7 +21,7 @@ use crate::route::forward::{Credentials, Forward};
 use crate::route::ip_rules::IpRules;
 use crate::route::rate_limits::RateLimits;
 use crate::route::rewrite::Rewrite;
-use crate::route::router::Router;
+use crate::route::router::{Entry, Fault, Router};
 use crate::route::{Challenges, Route};
 use crate::upstream::Upstream;
 
@@ -68,6 +68,13 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Sets the upkeep of live facts to this configuration; called once, when it takes effect.
+    pub fn activate(&self) {
+        for upstream in &self.upstreams {
+            upstream.activate();
+        }
+    }
+
     /// A query as the log may show it.
     pub fn redact_query<'q>(&self, query: &'q str) -> Cow<'q, str> {
         credential::redact_query(&self.credential_locations, query)
@@ -227,9 +234,9 @@ impl Compiler<'_> {
             }
         };
         let upstream_known = self.known("upstream", &route.upstream, &config.upstreams).is_some();
-        let rewrite = route.rewrite.as_ref().map(|rewrite| Rewrite::compile(&rewrite.value, &route.path.value));
-        if let (Some(place), Some(Err(what))) = (&route.rewrite, &rewrite) {
-            self.problems.push(Problem::at(&place.place, what.clone()));
+        let rewrite = route.rewrite.as_ref().map(|rewrite| Rewrite::compile(&rewrite.value, &parameters(&route.path.value)));
+        if let (Some(rewrite), Some(Err(expected))) = (&route.rewrite, &rewrite) {
+            self.problems.push(Problem::at(&rewrite.place, "is no rewrite of this route's path").expected(*expected));
         }
         let policy = policy?;
         let accepted = match &policy.authenticate {
@@ -253,7 +260,7 @@ impl Compiler<'_> {
             rewrite: rewrite.transpose().ok()?,
             upstream: Arc::clone(upstream),
             websocket: route.websocket,
-            response_timeout: route.timeouts.response.unwrap_or(upstream.timeouts().response),
+            response_timeout: route.timeouts.response.unwrap_or(upstream.timeouts.response),
             metrics: self.metrics.route(&route.name.value),
         }))
     }
@@ -288,17 +295,38 @@ impl Compiler<'_> {
     }
 
     fn router(&mut self, routes: &[Arc<Route>]) -> Option<Router<Arc<Route>>> {
-        let mut router = Router::default();
-        let mut sound = true;
-        for (route, compiled) in self.config.routes.iter().zip(routes) {
-            let hosts: Vec<&str> = route.hosts.iter().map(|host| &*host.value).collect();
-            if let Err(conflict) = router.insert(&hosts, &route.path.value, &route.methods, Arc::clone(compiled)) {
-                self.problems.push(Problem::at(&route.path.place, conflict.to_string()));
-                sound = false;
-            }
+        let config = &self.config.routes;
+        let entries = config.iter().zip(routes).map(|(route, compiled)| Entry {
+            hosts: route.hosts.iter().map(|host| &*host.value).collect(),
+            path: &route.path.value,
+            methods: &route.methods,
+            value: Arc::clone(compiled),
+        });
+        let faults = match Router::compile(entries.collect()) {
+            Ok(router) => return Some(router),
+            Err(faults) => faults,
+        };
+        for fault in faults {
+            let problem = match fault {
+                Fault::Host { entry, host, expected } => {
+                    config.get(entry).and_then(|route| route.hosts.get(host)).map(|host| Problem::at(&host.place, "is no host").expected(expected))
+                }
+                Fault::Path { entry, expected } => {
+                    config.get(entry).map(|route| Problem::at(&route.path.place, "is no path pattern").expected(expected))
+                }
+                Fault::Conflict { entry, earlier } => config.get(entry).zip(config.get(earlier)).map(|(route, earlier)| {
+                    Problem::at(&route.path.place, format!("route `{}` has this host, path and method already", *earlier.name))
+                }),
+            };
+            self.problems.extend(problem);
         }
-        sound.then_some(router)
+        None
     }
+}
+
+/// The names of a path pattern's parameters.
+fn parameters(pattern: &str) -> Vec<&str> {
+    pattern.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}')).map(|name| name.trim_start_matches('*')).collect()
 }
 
 /// One challenge per accepted method (RFC 9110 section 11.6.1), with RFC 6750's error code only when something was presented.

@@ -75,9 +75,8 @@ impl Admin {
     /// 200 once every dependency has been asked a first time; what is amiss is in the body, since a gateway that serves most of its
     /// routes must not be taken out of rotation for one.
     fn ready(&self) -> Response<Full<Bytes>> {
-        let now = (self.clock)();
         let status = self.reloader.status();
-        let (waiting, amiss) = gauges::dependencies(&self.live, now);
+        let (waiting, amiss) = gauges::dependencies(&self.live);
         let config = if status.problems.is_empty() { "current" } else { "stale" };
         let word = match (waiting.is_empty(), amiss.is_empty() && status.problems.is_empty()) {
             (false, _) => "starting",

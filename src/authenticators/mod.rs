@@ -3,6 +3,7 @@
 pub mod api_key;
 pub mod credential;
 pub mod jwt;
+pub mod key_format;
 
 use std::sync::Arc;
 

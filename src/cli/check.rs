@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -31,10 +32,6 @@ impl Check {
     /// 0 when sound, 1 on problems, 2 when it could not be read.
     pub(crate) fn run(&self) -> ExitCode {
         let path = self.file.path();
-        if let Err(error) = std::fs::File::open(&path) {
-            eprintln!("edgeward: cannot read {}: {error}", path.display());
-            return ExitCode::from(2);
-        }
         let metrics = match Metrics::new() {
             Ok(metrics) => metrics,
             Err(error) => {
@@ -42,7 +39,8 @@ impl Check {
                 return ExitCode::from(2);
             }
         };
-        match Candidate::read(&path, &System, &LiveState::default(), &metrics).result {
+        let candidate = Candidate::read(&path, &System, &LiveState::default(), &metrics);
+        match candidate.result {
             Ok((config, _)) => {
                 let (routes, dependencies) = (routes(&config), dependencies(&config));
                 match self.format {
@@ -56,7 +54,7 @@ impl Check {
                     Format::Text => problems.iter().for_each(|problem| println!("{problem}")),
                     Format::Json => println!("{:#}", json!({"sound": false, "problems": problems})),
                 }
-                ExitCode::from(1)
+                ExitCode::from(if candidate.readable { 1 } else { 2 })
             }
         }
     }
@@ -118,7 +116,7 @@ fn dependencies(config: &Config) -> Vec<String> {
                 KeySource::Discovery { url, fetch } | KeySource::JwksUrl { url, fetch } => plans.push(format!(
                     "{}: keys from {url}; while it is away the last good keys serve for {}, then 503",
                     name.value,
-                    config::duration(fetch.max_stale)
+                    spell(fetch.max_stale)
                 )),
                 KeySource::JwksFile(_) | KeySource::Secret(_) => {}
             },
@@ -138,6 +136,16 @@ fn dependencies(config: &Config) -> Vec<String> {
         plans.push(format!("{}: {plan}", name.value));
     }
     plans
+}
+
+/// A duration as the grammar writes it.
+fn spell(duration: Duration) -> String {
+    const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
+    let seconds = duration.as_secs();
+    match UNITS.iter().find(|(unit, _)| seconds > 0 && seconds % unit == 0) {
+        Some((unit, name)) if duration.subsec_nanos() == 0 => format!("{}{name}", seconds / unit),
+        _ => format!("{}ms", duration.as_millis()),
+    }
 }
 
 fn join<T: std::fmt::Display>(items: impl IntoIterator<Item = T>, separator: &str) -> String {

@@ -1,6 +1,8 @@
 //! The door: the command line, which says what it does and leaves the doing to the floors below.
 
 mod check;
+mod health;
+mod tokens;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +23,11 @@ enum Command {
     Run(ConfigFile),
     /// Read and compile a configuration, and say everything that is wrong with it
     Check(check::Check),
+    /// Ask a running gateway whether it is ready
+    Health(health::Health),
+    /// Make throw-away keys and tokens, for the demo and for trying a configuration
+    #[command(subcommand)]
+    Tokens(tokens::Tokens),
     /// Print the JSON Schema of the configuration
     Schema,
 }
@@ -53,6 +60,8 @@ pub fn main() -> ExitCode {
             }
         },
         Command::Check(check) => check.run(),
+        Command::Health(health) => health.run(),
+        Command::Tokens(tokens) => tokens.run(),
         Command::Schema => {
             println!("{:#}", crate::config::schema());
             ExitCode::SUCCESS

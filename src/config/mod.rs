@@ -1,49 +1,92 @@
 //! The YAML grammar: what the operator says, parsed once, each value with its place.
+//!
+//! [`load`] reads a file and all it names and answers with a whole [`Config`] or with every [`Problem`] at once. What names refer to
+//! (policies, upstreams, limits) is deliberately not resolved here: the compiler of the snapshot does.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+mod authenticator;
+mod decode;
+mod header;
+mod keys;
+mod limit;
+mod policy;
+mod problem;
+mod route;
+mod server;
+mod source;
+mod upstream;
+mod values;
+mod yaml;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use ipnet::IpNet;
+pub use authenticator::{ApiKey, Authenticator, ClaimNames, Jwt, KeyFetch, KeySource, KeyStore, Location};
+use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
+pub use keys::KeyEntry;
+pub use limit::{Limit, LimitAlgorithm, LimitKey, WhenMissing};
+pub use policy::{Authenticate, Authorize, Forward, Policy, TemplatePart, Token};
+pub use problem::{At, Place, Problem, nearest};
+pub use route::{Route, RoutePolicy, RouteTimeouts};
+pub use server::{AccessLog, Admin, Certificate, Listener, ListenerTls, Server, ServerLimits, ServerTimeouts, Telemetry};
+pub use source::{Source, System};
+pub use upstream::{Balance, Builtin, Health, Retries, RetryOn, Upstream, UpstreamServer, UpstreamTimeouts, UpstreamTls};
+use values::Name;
+pub use values::Rate;
 
-use crate::jose::Algorithm;
-use crate::secret::Secret;
-
-/// Where a value stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The file.
-    pub file: Arc<str>,
-    /// Line, from 1.
-    pub line: u32,
-    /// Column, from 1.
-    pub column: u32,
-    /// The path of keys, such as `routes[2].policy`.
-    pub path: Arc<str>,
+/// What became of reading a configuration.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration, or everything that is wrong with it: then at least one problem.
+    pub config: Result<Config, Vec<Problem>>,
+    /// Whether the file itself could be read; if not, that is the one problem.
+    pub readable: bool,
+    /// Every file that was named, the configuration first, also those that could not be read: a change of any may change the outcome.
+    /// Databases are not among them; they change on their own.
+    pub files: Vec<PathBuf>,
 }
 
-/// A value and its place, so that what is found wrong with it later can be shown where it stands.
-#[derive(Debug, Clone)]
-pub struct At<T> {
-    /// The value.
-    pub value: T,
-    /// Where it stands.
-    pub place: Place,
+/// Reads the configuration at `path` and every file it names. Relative paths are relative to its folder.
+pub fn load(path: &Path, source: &dyn Source) -> Loaded {
+    let mut context = Context::new(path, source);
+    let bytes = context.bytes(path, &context.start());
+    let readable = bytes.is_some();
+    let config = bytes.and_then(|bytes| context.document::<Config>(path, &bytes));
+    let Context { problems, files, .. } = context;
+    let mut problems = problems.into_vec();
+    let config = match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => {
+            // Operators read from the top, their own file first.
+            let own = path.display().to_string();
+            problems.sort_by_key(|problem| {
+                let Place { file, line, column, .. } = &problem.place;
+                (**file != *own, Arc::clone(file), *line, *column)
+            });
+            Err(problems)
+        }
+    };
+    Loaded { config, readable, files }
 }
 
-impl<T> std::ops::Deref for At<T> {
-    type Target = T;
-    fn deref(&self) -> &T {
-        &self.value
-    }
+/// The JSON Schema (draft 2020-12) of the configuration.
+pub fn schema() -> serde_json::Value {
+    let mut definitions = serde_json::Map::new();
+    let config = Config::schema(&mut definitions);
+    serde_json::json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "edgeward",
+        "$ref": config.get("$ref"),
+        "$defs": definitions,
+    })
 }
 
 /// A mapping from names to values, in the order of the file.
 pub type Named<T> = Vec<(At<Arc<str>>, T)>;
 
-/// A file that the configuration names: read when the configuration is read.
-#[derive(Debug, Clone)]
+/// A file that the configuration names: read when the configuration is read, never empty.
+#[derive(Clone)]
 pub struct File {
     /// The path, resolved against the configuration's folder.
     pub path: PathBuf,
@@ -53,346 +96,53 @@ pub struct File {
     pub place: Place,
 }
 
-/// The whole configuration.
-#[derive(Debug, Clone)]
-pub struct Config {
-    pub server: Server,
-    pub listeners: Vec<Listener>,
-    pub admin: Option<Admin>,
-    pub upstreams: Named<Upstream>,
-    pub limits: Named<Limit>,
-    pub authenticators: Named<Authenticator>,
-    pub policies: Named<Policy>,
-    pub routes: Vec<Route>,
-    pub telemetry: Telemetry,
+/// Without the bytes: a key set may hold private keys.
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("File").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
-#[derive(Debug, Clone)]
-pub struct Server {
-    pub threads: usize,
-    pub trusted_proxies: Vec<IpNet>,
-    pub client_ip_header: http::HeaderName,
-    pub limits: ServerLimits,
-    pub timeouts: ServerTimeouts,
+grammar! {
+    /// The whole configuration.
+    #[checked(check_config)]
+    pub struct Config {
+        /// The process. Fixed at start: a reload that changes it is refused.
+        server: Server = "{}",
+        /// The sockets for callers. Fixed at start but for certificates: a reload that changes them is refused.
+        listeners: Vec<Listener> as NonEmpty<Vec<Listener>>,
+        /// The admin socket. Absent: none.
+        admin: Option<Admin> = absent,
+        /// The services behind the gateway, by name.
+        upstreams: Named<Upstream> as Map<Name, Upstream> = "{}",
+        /// Rate limits, by name.
+        limits: Named<Limit> as Map<Name, Limit> = "{}",
+        /// Ways to prove who calls, by name.
+        authenticators: Named<Authenticator> as Map<policy::AuthenticatorName, Authenticator> = "{}",
+        /// Who may enter, by name.
+        policies: Named<Policy> as Map<Name, Policy> = "{}",
+        /// Which requests go where.
+        routes: Vec<Route> as NonEmpty<Vec<Route>>,
+        /// What is written down.
+        telemetry: Telemetry = "{}",
+    }
 }
 
-#[derive(Debug, Clone)]
-pub struct ServerLimits {
-    pub header_bytes: u64,
-    pub headers: usize,
-    pub body: u64,
-}
-
-#[derive(Debug, Clone)]
-pub struct ServerTimeouts {
-    pub body: Duration,
-    pub idle: Duration,
-    pub drain: Duration,
-}
-
-#[derive(Debug, Clone)]
-pub struct Listener {
-    pub address: At<SocketAddr>,
-    pub tls: Option<ListenerTls>,
-}
-
-#[derive(Debug, Clone)]
-pub struct ListenerTls {
-    pub certificates: Vec<Certificate>,
-}
-
-/// A certificate chain in PEM, and its private key.
-#[derive(Debug, Clone)]
-pub struct Certificate {
-    pub chain: File,
-    pub key: At<Secret>,
-}
-
-#[derive(Debug, Clone)]
-pub struct Admin {
-    pub address: At<SocketAddr>,
-    pub token: Option<Secret>,
-}
-
-#[derive(Debug, Clone)]
-pub struct Upstream {
-    /// Empty exactly when `builtin` is set.
-    pub servers: Vec<UpstreamServer>,
-    pub builtin: Option<Builtin>,
-    pub balance: Balance,
-    pub tls: Option<UpstreamTls>,
-    pub health: Option<Health>,
-    pub timeouts: UpstreamTimeouts,
-    pub retries: Option<Retries>,
-    pub http2: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Builtin {
-    Echo,
-}
-
-#[derive(Debug, Clone)]
-pub struct UpstreamServer {
-    /// `host:port` or `address:port`.
-    pub host: At<Arc<str>>,
-    pub port: u16,
-    pub weight: u32,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Balance {
-    RoundRobin,
-    Random,
-    LeastRequests,
-}
-
-#[derive(Debug, Clone)]
-pub struct UpstreamTls {
-    /// Required: without a name the peer would not be verified at all.
-    pub server_name: At<Arc<str>>,
-    pub ca: Option<File>,
-    pub client: Option<Certificate>,
-}
-
-#[derive(Debug, Clone)]
-pub struct Health {
-    pub path: Arc<str>,
-    pub interval: Duration,
-    pub timeout: Duration,
-    pub healthy: u32,
-    pub unhealthy: u32,
-}
-
-#[derive(Debug, Clone)]
-pub struct UpstreamTimeouts {
-    pub connect: Duration,
-    pub response: Duration,
-    pub idle: Duration,
-}
-
-#[derive(Debug, Clone)]
-pub struct Retries {
-    /// Tries after the first.
-    pub attempts: u32,
-    pub on: Vec<RetryOn>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RetryOn {
-    ConnectFailure,
-    /// An upstream answer with this status (502, 503 or 504).
-    Status(u16),
-}
-
-#[derive(Debug, Clone)]
-pub struct Limit {
-    pub per: Vec<LimitKey>,
-    pub rate: Rate,
-    pub algorithm: LimitAlgorithm,
-    pub ipv6_prefix: u8,
-    pub when_missing: WhenMissing,
-}
-
-/// `sliding_window` is the only one yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LimitAlgorithm {
-    SlidingWindow,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LimitKey {
-    ClientIp,
-    Consumer,
-    Subject,
-    Credential,
-    Route,
-    Host,
-    Header(http::HeaderName),
-    Claim(Arc<str>),
-    Path(Arc<str>),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rate {
-    pub count: u64,
-    pub window: Duration,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhenMissing {
-    Deny,
-    Skip,
-    ClientIp,
-}
-
-#[derive(Debug, Clone)]
-pub enum Authenticator {
-    Jwt(Jwt),
-    ApiKey(ApiKey),
-}
-
-#[derive(Debug, Clone)]
-pub struct Jwt {
-    pub issuer: Arc<str>,
-    pub audiences: Vec<Arc<str>>,
-    pub keys: At<KeySource>,
-    /// Empty: every asymmetric algorithm that the key itself allows (HS* with a secret).
-    pub algorithms: Vec<At<Algorithm>>,
-    pub leeway: Duration,
-    pub max_lifetime: Option<Duration>,
-    /// The `typ` a token must have, without `application/`; absent: `JWT`, `at+jwt` or none.
-    pub typ: Option<Arc<str>>,
-    pub from: Vec<Location>,
-    pub claims: ClaimNames,
-}
-
-#[derive(Debug, Clone)]
-pub enum KeySource {
-    Discovery { url: Arc<str>, fetch: KeyFetch },
-    JwksUrl { url: Arc<str>, fetch: KeyFetch },
-    JwksFile(File),
-    Secret(Secret),
-}
-
-/// How a remote key set is fetched and how long it is trusted without news.
-#[derive(Debug, Clone)]
-pub struct KeyFetch {
-    /// PEM bundle for the issuer's TLS; absent: the system's.
-    pub ca: Option<File>,
-    pub timeout: Duration,
-    /// Refresh at the latest after this, whatever the cache headers say.
-    pub refresh: Duration,
-    /// How long the last good keys serve while the issuer is away.
-    pub max_stale: Duration,
-    /// Where the last good keys are kept for the next start.
-    pub store: Option<PathBuf>,
-}
-
-/// Where a credential sits in a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Location {
-    Header { name: http::HeaderName, scheme: Option<Arc<str>> },
-    Query(Arc<str>),
-    Cookie(Arc<str>),
-}
-
-/// Which claims say what; a dotted path walks into objects.
-#[derive(Debug, Clone)]
-pub struct ClaimNames {
-    pub subject: Arc<str>,
-    pub scopes: Vec<Arc<str>>,
-    pub roles: Vec<Arc<str>>,
-    pub consumer: Arc<str>,
-    pub client: Arc<str>,
-    pub plan: Arc<str>,
-}
-
-#[derive(Debug, Clone)]
-pub struct ApiKey {
-    pub from: Vec<Location>,
-    pub prefix: Arc<str>,
-    pub keys: At<KeyStore>,
-}
-
-#[derive(Debug, Clone)]
-pub enum KeyStore {
-    Database(PathBuf),
-    /// The strict YAML file of `contract.md`, already parsed.
-    File { file: File, keys: Vec<KeyEntry> },
-}
-
-/// One record of `keys.yaml`. Times are seconds since the Unix epoch.
-#[derive(Debug, Clone, PartialEq)]
-pub struct KeyEntry {
-    pub id: Arc<str>,
-    pub sha256: [u8; 32],
-    pub previous_sha256: Option<([u8; 32], u64)>,
-    pub consumer: Arc<str>,
-    pub scopes: Vec<Arc<str>>,
-    pub routes: Vec<Arc<str>>,
-    pub allow: Vec<IpNet>,
-    pub plan: Option<Arc<str>>,
-    pub created: Option<u64>,
-    pub not_before: Option<u64>,
-    pub expires: Option<u64>,
-    pub revoked: Option<u64>,
-}
-
-#[derive(Debug, Clone)]
-pub struct Policy {
-    pub deny: Vec<IpNet>,
-    pub allow: Option<Vec<IpNet>>,
-    pub limits: Vec<At<Arc<str>>>,
-    pub authenticate: Authenticate,
-    pub authorize: Authorize,
-    pub forward: Forward,
-}
-
-#[derive(Debug, Clone)]
-pub enum Authenticate {
-    /// The word `public`: anyone may enter.
-    Public,
-    /// Any one of these.
-    Any(Vec<At<Arc<str>>>),
-}
-
-#[derive(Debug, Clone, Default)]
-pub struct Authorize {
-    /// All of these.
-    pub scopes: Vec<Arc<str>>,
-    /// Any one of these.
-    pub roles: Vec<Arc<str>>,
-    /// Each claim must have one of its values.
-    pub claims: Named<Vec<Arc<str>>>,
-}
-
-#[derive(Debug, Clone)]
-pub struct Forward {
-    /// Header name and template, such as `{subject}` or `{claims.tenant}`.
-    pub headers: Vec<(At<http::HeaderName>, At<Arc<str>>)>,
-    pub token: Token,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Token {
-    Strip,
-    Keep,
-}
-
-#[derive(Debug, Clone)]
-pub struct Route {
-    pub name: At<Arc<str>>,
-    /// Empty: any.
-    pub hosts: Vec<At<Arc<str>>>,
-    pub path: At<Arc<str>>,
-    /// Empty: any.
-    pub methods: Vec<http::Method>,
-    pub policy: RoutePolicy,
-    pub rewrite: Option<At<Arc<str>>>,
-    pub upstream: At<Arc<str>>,
-    pub websocket: bool,
-    pub timeouts: RouteTimeouts,
-}
-
-#[derive(Debug, Clone)]
-pub enum RoutePolicy {
-    Named(At<Arc<str>>),
-    Inline(Box<Policy>),
-}
-
-#[derive(Debug, Clone, Default)]
-pub struct RouteTimeouts {
-    pub response: Option<Duration>,
-}
-
-#[derive(Debug, Clone)]
-pub struct Telemetry {
-    pub access_log: AccessLog,
-}
-
-#[derive(Debug, Clone)]
-pub struct AccessLog {
-    /// The share of allowed requests that is written, 0.0 to 1.0; refusals always are.
-    pub sample: f64,
+fn check_config(config: &Config, _: &Fields<'_>, context: &mut Context<'_>) {
+    let mut routes = HashMap::new();
+    for Route { name, .. } in &config.routes {
+        if let Some(first) = routes.insert(&*name.value, &name.place) {
+            let message = format!("a second route `{}`; the first is at {}:{}", name.value, first.line, first.column);
+            context.report(Problem::at(&name.place, message).expected("a name of its own"));
+        }
+    }
+    let mut sockets = HashMap::new();
+    // Port 0 is another port each time.
+    let listeners = config.listeners.iter().map(|listener| &listener.address);
+    for address in listeners.chain(config.admin.iter().map(|admin| &admin.address)).filter(|address| address.port() != 0) {
+        if let Some(first) = sockets.insert(address.value, &address.place) {
+            let message = format!("{} is taken; the first to listen there is at {}:{}", address.value, first.line, first.column);
+            context.report(Problem::at(&address.place, message).expected("an address of its own"));
+        }
+    }
 }

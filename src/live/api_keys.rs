@@ -1,1 +1,775 @@
-//! API keys, as the hot path reads them.
+//! API keys, as the hot path reads them: a table in memory that follows its store key by key, and the usage on its way back.
+//!
+//! What a key may do is judged by the authenticator; how records are kept on disk is [`key_store`](super::key_store)'s matter.
+
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use dashmap::DashMap;
+use ipnet::IpNet;
+
+use super::key_store::{KeyStore, Opening, StoreError, StoredKey, UsageRow};
+use crate::request::{Clock, Identity, Method};
+
+/// The SHA-256 of a whole key as presented. Not printed: it is half of what an offline search for a weak foreign key needs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyHash(pub [u8; 32]);
+
+impl KeyHash {
+    /// The hash of a key as presented.
+    pub fn of(key: &str) -> Self {
+        Self(openssl::sha::sha256(key.as_bytes()))
+    }
+
+    /// Whether two hashes are the same, in a time that does not tell where they differ.
+    pub fn matches(&self, other: &Self) -> bool {
+        openssl::memcmp::eq(&self.0, &other.0)
+    }
+}
+
+impl std::fmt::Debug for KeyHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyHash(..)")
+    }
+}
+
+/// The hash that a key had before its last rotation, good until `ends` (seconds since the Unix epoch).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Previous {
+    /// The hash.
+    pub sha256: KeyHash,
+    /// The first second in which it is no longer good.
+    pub ends: u64,
+}
+
+/// Everything that is known of a key except its usage. Times are seconds since the Unix epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The public name of the key.
+    pub id: Arc<str>,
+    /// The hash of the whole key.
+    pub sha256: KeyHash,
+    /// The hash before the last rotation.
+    pub previous: Option<Previous>,
+    /// Who answers for what is done with the key.
+    pub consumer: Arc<str>,
+    /// What the key was granted.
+    pub scopes: Vec<Arc<str>>,
+    /// The routes it opens; empty: any that accepts its authenticator.
+    pub routes: Vec<Arc<str>>,
+    /// The addresses it may come from; empty: any.
+    pub allow: Vec<IpNet>,
+    /// The usage plan.
+    pub plan: Option<Arc<str>>,
+    /// When it was made.
+    pub created: Option<u64>,
+    /// The first second in which it is good.
+    pub not_before: Option<u64>,
+    /// The first second in which it is no longer good.
+    pub expires: Option<u64>,
+    /// When it was withdrawn. A revoked key is never good again, whatever the time says.
+    pub revoked: Option<u64>,
+}
+
+impl Record {
+    /// Gives the key a new secret; the one it had is good until `ends`, the one before that is not any more.
+    pub fn rotate(&mut self, sha256: KeyHash, ends: u64) {
+        self.previous = Some(Previous { sha256: std::mem::replace(&mut self.sha256, sha256), ends });
+    }
+}
+
+/// A key as a decision meets it. Replaced whole when its record changes; its usage goes on.
+#[derive(Debug)]
+pub struct Key {
+    hash: KeyHash,
+    previous: Option<Box<Previous>>,
+    consumer: Arc<str>,
+    grants: Arc<Grants>,
+    not_before: u64,
+    expires: u64,
+    revoked: bool,
+    usage: Arc<Usage>,
+    identity: ArcSwapOption<Identity>,
+}
+
+/// What many keys of a consumer have in common, held once for all of them.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Grants {
+    scopes: Vec<Arc<str>>,
+    routes: Vec<Arc<str>>,
+    /// Disjoint and in order, so that one binary search finds the only candidate; `None`: any address.
+    allow: Option<Vec<IpNet>>,
+    plan: Option<Arc<str>>,
+}
+
+impl Key {
+    /// Whether this hash opens the key now: the current one, or the previous one during its grace.
+    pub fn is_opened_by(&self, presented: &KeyHash, now: u64) -> bool {
+        let by_previous = self.previous.as_ref().is_some_and(|previous| now < previous.ends && previous.sha256.matches(presented));
+        self.hash.matches(presented) || by_previous
+    }
+
+    /// Whether the key was withdrawn.
+    pub fn is_revoked(&self) -> bool {
+        self.revoked
+    }
+
+    /// Whether the key's time has passed.
+    pub fn is_expired(&self, now: u64) -> bool {
+        now >= self.expires
+    }
+
+    /// Whether the key's time has come.
+    pub fn is_valid_yet(&self, now: u64) -> bool {
+        now >= self.not_before
+    }
+
+    /// Whether the key opens this route.
+    pub fn opens_route(&self, route: &str) -> bool {
+        self.grants.routes.is_empty() || self.grants.routes.iter().any(|name| &**name == route)
+    }
+
+    /// Whether the key may come from this address.
+    pub fn allows_address(&self, address: IpAddr) -> bool {
+        let Some(allow) = &self.grants.allow else { return true };
+        let after = allow.partition_point(|net| net.network() <= address);
+        after.checked_sub(1).and_then(|candidate| allow.get(candidate)).is_some_and(|net| net.contains(&address))
+    }
+
+    /// Who the key proves, in the name of an authenticator. Built at the first use and kept: most of a million keys are never used.
+    pub fn identity(&self, authenticator: &Arc<str>) -> Arc<Identity> {
+        if let Some(known) = self.identity.load_full().filter(|identity| identity.authenticator == *authenticator) {
+            return known;
+        }
+        let identity = Arc::new(Identity {
+            method: Method::ApiKey,
+            authenticator: authenticator.clone(),
+            subject: None,
+            consumer: Some(self.consumer.clone()),
+            client: None,
+            key_id: Some(self.usage.id.clone()),
+            scopes: self.grants.scopes.clone(),
+            roles: Vec::new(),
+            plan: self.grants.plan.clone(),
+            claims: serde_json::Map::new(),
+            credential: self.hash.0,
+        });
+        self.identity.store(Some(identity.clone()));
+        identity
+    }
+}
+
+/// Keys by the hash of what is presented. Reading takes one shard's read lock for a moment; adding or changing one key touches
+/// that key alone.
+#[derive(Debug)]
+pub struct Table {
+    by_hash: DashMap<KeyHash, Arc<Key>, ahash::RandomState>,
+    writer: Mutex<Writer>,
+}
+
+/// What only a change of the table needs.
+#[derive(Debug, Default)]
+struct Writer {
+    by_id: HashSet<ById>,
+    grants: HashSet<Arc<Grants>>,
+    /// Grants that no key uses any more are swept when their number has doubled.
+    sweep_at: usize,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        // 64 shards: on a server of many cores two requests rarely meet in one.
+        Self { by_hash: DashMap::with_hasher_and_shard_amount(ahash::RandomState::new(), 64), writer: Mutex::default() }
+    }
+}
+
+impl Table {
+    /// The key that has, or had before its last rotation, this hash. Whether it is good is another question.
+    pub fn find(&self, hash: &KeyHash) -> Option<impl std::ops::Deref<Target = Arc<Key>> + '_> {
+        self.by_hash.get(hash)
+    }
+
+    /// The number of keys.
+    pub fn len(&self) -> usize {
+        lock(&self.writer).by_id.len()
+    }
+
+    /// Whether there is no key.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds a key or replaces the one of the same id, whose usage goes on.
+    pub fn apply(&self, record: Record) {
+        self.put(record, |id| Arc::new(Usage::new(id)));
+    }
+
+    /// Takes a key out.
+    pub fn remove(&self, id: &str) {
+        if let Some(ById(old)) = lock(&self.writer).by_id.take(id) {
+            self.forget_hashes(&old, None);
+        }
+    }
+
+    /// Takes out every key whose id is not among these.
+    pub fn retain(&self, ids: &HashSet<Arc<str>>) {
+        let gone: Vec<Arc<str>> =
+            lock(&self.writer).by_id.iter().map(|ById(key)| &key.usage.id).filter(|id| !ids.contains(*id)).cloned().collect();
+        gone.iter().for_each(|id| self.remove(id));
+    }
+
+    fn put(&self, record: Record, new_usage: impl FnOnce(Arc<str>) -> Arc<Usage>) {
+        let mut writer = lock(&self.writer);
+        let old = writer.by_id.get(&*record.id).map(|ById(key)| key.clone());
+        let key = Arc::new(Key {
+            hash: record.sha256,
+            previous: record.previous.map(Box::new),
+            consumer: record.consumer,
+            grants: writer.share(Grants {
+                scopes: record.scopes,
+                routes: record.routes,
+                allow: (!record.allow.is_empty()).then(|| IpNet::aggregate(&record.allow)),
+                plan: record.plan,
+            }),
+            not_before: record.not_before.unwrap_or(0),
+            expires: record.expires.unwrap_or(u64::MAX),
+            revoked: record.revoked.is_some(),
+            usage: old.as_ref().map_or_else(|| new_usage(record.id), |old| old.usage.clone()),
+            identity: ArcSwapOption::empty(),
+        });
+        // New hashes go in before old ones go out: a key that is good before and after is good all the time.
+        for hash in key.hashes() {
+            self.by_hash.insert(hash, key.clone());
+        }
+        if let Some(old) = old {
+            self.forget_hashes(&old, Some(&key));
+        }
+        writer.by_id.replace(ById(key));
+    }
+
+    fn forget_hashes(&self, old: &Arc<Key>, new: Option<&Arc<Key>>) {
+        for hash in old.hashes().filter(|hash| new.is_none_or(|new| new.hashes().all(|kept| kept != *hash))) {
+            self.by_hash.remove_if(&hash, |_, key| Arc::ptr_eq(key, old));
+        }
+    }
+}
+
+impl Key {
+    fn hashes(&self) -> impl Iterator<Item = KeyHash> + '_ {
+        std::iter::once(self.hash).chain(self.previous.as_ref().map(|previous| previous.sha256))
+    }
+}
+
+impl Writer {
+    fn share(&mut self, grants: Grants) -> Arc<Grants> {
+        if let Some(shared) = self.grants.get(&grants) {
+            return shared.clone();
+        }
+        if self.grants.len() >= self.sweep_at {
+            self.grants.retain(|shared| Arc::strong_count(shared) > 1);
+            self.sweep_at = (2 * self.grants.len()).max(1024);
+        }
+        let shared = Arc::new(grants);
+        self.grants.insert(shared.clone());
+        shared
+    }
+}
+
+/// A key in a set by its id, without a second copy of the id.
+#[derive(Debug)]
+struct ById(Arc<Key>);
+
+impl Borrow<str> for ById {
+    fn borrow(&self) -> &str {
+        &self.0.usage.id
+    }
+}
+
+impl Hash for ById {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (*self.0.usage.id).hash(state);
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.usage.id == other.0.usage.id
+    }
+}
+
+impl Eq for ById {}
+
+/// How a key was used since this was last written down.
+#[derive(Debug)]
+struct Usage {
+    id: Arc<str>,
+    requests: AtomicU64,
+    last_used: AtomicU64,
+    last_address: Mutex<Option<IpAddr>>,
+}
+
+impl Usage {
+    fn new(id: Arc<str>) -> Self {
+        Self { id, requests: AtomicU64::new(0), last_used: AtomicU64::new(0), last_address: Mutex::new(None) }
+    }
+}
+
+/// Where keys come from. It names the live fact: the same store after a reload is the same keys and the same usage.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The embedded store; the gateway follows it while it runs.
+    Database(PathBuf),
+    /// A YAML file. Its keys are part of the configuration, frozen in the snapshot; only their usage is live, in a database beside it.
+    File(PathBuf),
+}
+
+impl Source {
+    /// The database that keeps the usage: the store itself, or `<file>.usage.db`.
+    pub fn usage_path(&self) -> PathBuf {
+        match self {
+            Self::Database(path) => path.clone(),
+            Self::File(path) => path.with_added_extension("usage.db"),
+        }
+    }
+}
+
+/// Why the store cannot be followed at the moment. The last known state goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What went wrong, for the operator.
+    pub reason: Arc<str>,
+    /// Since when (time since the Unix epoch).
+    pub since: Duration,
+}
+
+/// The keys of one store and their usage; outlives every snapshot that uses it.
+#[derive(Debug)]
+pub struct ApiKeys {
+    source: Source,
+    table: Arc<Table>,
+    loaded: AtomicBool,
+    maintained: AtomicBool,
+    failure: Mutex<Option<Failure>>,
+    /// Usage of file keys by id; the frozen tables of two snapshots share it.
+    usages: Mutex<HashMap<Arc<str>, Arc<Usage>>>,
+    /// Usage that is not written down yet, in shards. A key enters when its count leaves zero, so each is here at most once.
+    used: [Mutex<Vec<Arc<Usage>>>; 16],
+    follower: Mutex<Option<Follower>>,
+}
+
+/// The open store and how far it was read.
+#[derive(Debug)]
+struct Follower {
+    store: KeyStore,
+    data_version: Option<i64>,
+    revision: i64,
+}
+
+/// How often the store is asked for news: an answer costs two system calls, and what the command line changes must hold within 2 s.
+const POLL: Duration = Duration::from_millis(500);
+/// How often usage is written down: what a crash can lose.
+const FLUSH: Duration = Duration::from_secs(2);
+/// A store that failed is tried again after this; reading a damaged one again and again would cost more than it brings.
+const RETRY: Duration = Duration::from_secs(5);
+
+impl ApiKeys {
+    /// The keys of a source; those of a database are there once [`maintain`](Self::maintain) or [`refresh`](Self::refresh) has read them.
+    pub fn new(source: Source) -> Self {
+        let loaded = AtomicBool::new(matches!(source, Source::File(_)));
+        Self {
+            source,
+            table: Arc::default(),
+            loaded,
+            maintained: AtomicBool::new(false),
+            failure: Mutex::default(),
+            usages: Mutex::default(),
+            used: Default::default(),
+            follower: Mutex::default(),
+        }
+    }
+
+    /// The keys of the database; empty for a file.
+    pub fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+
+    /// A table of the keys of a file, which counts usage here.
+    pub fn freeze(&self, records: impl IntoIterator<Item = Record>) -> Arc<Table> {
+        let mut usages = lock(&self.usages);
+        usages.retain(|_, usage| Arc::strong_count(usage) > 1);
+        let table = Table::default();
+        for record in records {
+            table.put(record, |id| usages.entry(id.clone()).or_insert_with(|| Arc::new(Usage::new(id))).clone());
+        }
+        Arc::new(table)
+    }
+
+    /// Whether the keys were read at least once. Until then nobody knows which key is good.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.load(Ordering::Acquire)
+    }
+
+    /// Why the keys may be older than their store, if so.
+    pub fn failure(&self) -> Option<Failure> {
+        lock(&self.failure).clone()
+    }
+
+    /// Counts a request that a key opened: one atomic add; the rest happens once a second per key.
+    pub fn count(&self, key: &Key, address: IpAddr, now: u64) {
+        let usage = &key.usage;
+        let last = usage.last_used.load(Ordering::Relaxed);
+        if last != now && usage.last_used.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            *lock(&usage.last_address) = Some(address);
+        }
+        // Release, so that whoever takes the count sees the time and the address.
+        if usage.requests.fetch_add(1, Ordering::Release) == 0 {
+            self.enqueue(usage.clone(), key.hash);
+        }
+    }
+
+    /// Follows the store and writes usage down, until nobody uses these keys.
+    pub async fn maintain(this: Weak<Self>, clock: Clock) {
+        let mut next_flush = clock().monotonic + FLUSH;
+        while let Some(keys) = this.upgrade() {
+            keys.maintained.store(true, Ordering::Relaxed);
+            let now = clock();
+            let flush = now.monotonic >= next_flush;
+            if flush {
+                next_flush = now.monotonic + FLUSH;
+            }
+            let round = tokio::task::spawn_blocking(move || {
+                let followed = keys.refresh();
+                let readable = followed.is_ok();
+                let flushed = if flush { keys.write_usage() } else { Ok(()) };
+                keys.report(followed.and(flushed), now.unix);
+                readable
+            });
+            // Usage that could not be written must not make a revocation wait.
+            let readable = round.await.unwrap_or(false);
+            tokio::time::sleep(if readable { POLL } else { RETRY }).await;
+        }
+    }
+
+    /// Reads what changed in the store since the last time. The first time, a store that is missing is created, empty.
+    ///
+    /// # Errors
+    /// When the store cannot be opened or read; the keys stay as they were.
+    pub fn refresh(&self) -> Result<(), StoreError> {
+        let Source::Database(path) = &self.source else { return Ok(()) };
+        let mut slot = lock(&self.follower);
+        // Only the first time: a store that vanishes under a running gateway is a fault, not a wish to refuse everybody.
+        let opening = if self.is_loaded() { Opening::Existing } else { Opening::Create };
+        // What cannot be read is opened anew the next time.
+        let mut follower = match slot.take() {
+            Some(follower) if follower.store.is_in_place() => follower,
+            _ => Follower { store: KeyStore::open(path, opening, PATIENCE)?, data_version: None, revision: i64::MAX },
+        };
+        self.follow(&mut follower)?;
+        *slot = Some(follower);
+        self.loaded.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes usage down now: at shutdown, so that nothing is lost.
+    pub fn flush(&self) {
+        if let Err(error) = self.write_usage() {
+            tracing::warn!(store = %self.place().display(), %error, "usage of API keys was not written");
+        }
+    }
+
+    /// What cannot be written is kept for the next time.
+    fn write_usage(&self) -> Result<(), StoreError> {
+        let taken: Vec<Arc<Usage>> = self.used.iter().flat_map(|shard| std::mem::take(&mut *lock(shard))).collect();
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<UsageRow> = taken.iter().map(|usage| usage.take()).collect();
+        let written = self.write(&rows);
+        if written.is_err() {
+            for (usage, row) in taken.iter().zip(&rows) {
+                if usage.requests.fetch_add(row.requests, Ordering::Release) == 0 {
+                    self.enqueue(usage.clone(), KeyHash([0; 32]));
+                }
+            }
+        }
+        written
+    }
+
+    fn enqueue(&self, usage: Arc<Usage>, hash: KeyHash) {
+        let [first, ..] = hash.0;
+        if let Some(shard) = self.used.get(usize::from(first) % self.used.len()) {
+            lock(shard).push(usage);
+        }
+    }
+
+    fn write(&self, rows: &[UsageRow]) -> Result<(), StoreError> {
+        let mut slot = lock(&self.follower);
+        if slot.as_ref().is_none_or(|follower| !follower.store.is_in_place()) {
+            // A database that is away is refresh's to open: what usage would create here, it would take for the keys.
+            let Source::File(_) = &self.source else { return Err(StoreError::Missing(self.source.usage_path())) };
+            let store = KeyStore::open(&self.source.usage_path(), Opening::Create, PATIENCE)?;
+            *slot = Some(Follower { store, data_version: None, revision: i64::MAX });
+        }
+        slot.as_mut().map_or(Ok(()), |follower| follower.store.add_usage(rows))
+    }
+
+    fn follow(&self, follower: &mut Follower) -> Result<(), StoreError> {
+        // Asked before reading: what is written in between is news again the next time.
+        let data_version = follower.store.data_version()?;
+        if follower.data_version == Some(data_version) {
+            return Ok(());
+        }
+        // A revision behind ours is another store in the same place (a restored backup): everything is read, and what it lacks is gone.
+        let whole = follower.store.revision()? < follower.revision;
+        let mut seen = (whole && !self.table.is_empty()).then(HashSet::new);
+        let revision = follower.store.read_since(if whole { -1 } else { follower.revision }, |stored| match stored {
+            StoredKey::Readable(record) => {
+                if let Some(seen) = &mut seen {
+                    seen.insert(record.id.clone());
+                }
+                self.table.apply(record);
+            }
+            // Fail closed: what it says now may be that the key is revoked.
+            StoredKey::Unreadable(id) => {
+                tracing::error!(key_id = %id, "the record of an API key cannot be read; the key is refused");
+                self.table.remove(&id);
+            }
+        })?;
+        if let Some(seen) = seen {
+            self.table.retain(&seen);
+        }
+        follower.data_version = Some(data_version);
+        follower.revision = revision;
+        Ok(())
+    }
+
+    fn report(&self, round: Result<(), StoreError>, now: Duration) {
+        let mut failure = lock(&self.failure);
+        match (round, &*failure) {
+            (Ok(()), None) => {}
+            (Ok(()), Some(_)) => {
+                tracing::info!(store = %self.place().display(), "the store of API keys is back");
+                *failure = None;
+            }
+            (Err(error), None) => {
+                tracing::error!(store = %self.place().display(), %error, "the store of API keys is away; the last known keys go on");
+                *failure = Some(Failure { reason: error.to_string().into(), since: now });
+            }
+            (Err(error), Some(known)) => *failure = Some(Failure { reason: error.to_string().into(), since: known.since }),
+        }
+    }
+
+    fn place(&self) -> &Path {
+        match &self.source {
+            Source::Database(path) | Source::File(path) => path,
+        }
+    }
+}
+
+/// How long the gateway waits for another process that writes. Short: keys that changed are waiting in the same queue.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+impl Drop for ApiKeys {
+    /// A store that a reload took out of the configuration keeps its last counts. A decision that was only tried leaves none.
+    fn drop(&mut self) {
+        if *self.maintained.get_mut() {
+            self.flush();
+        }
+    }
+}
+
+impl Usage {
+    fn take(&self) -> UsageRow {
+        UsageRow {
+            requests: self.requests.swap(0, Ordering::Acquire),
+            last_used: self.last_used.load(Ordering::Relaxed),
+            last_address: *lock(&self.last_address),
+            id: self.id.clone(),
+        }
+    }
+}
+
+/// A panic while one of these was held has left nothing half done that the next change would not set right.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Now;
+
+    fn record(id: &str) -> Record {
+        Record {
+            id: id.into(),
+            sha256: KeyHash::of(id),
+            previous: None,
+            consumer: "acme".into(),
+            scopes: vec![],
+            routes: vec![],
+            allow: vec![],
+            plan: None,
+            created: None,
+            not_before: None,
+            expires: None,
+            revoked: None,
+        }
+    }
+
+    fn writer(path: &Path) -> KeyStore {
+        KeyStore::open(path, Opening::Create, Duration::from_secs(5)).unwrap()
+    }
+
+    fn is_good(keys: &ApiKeys, id: &str) -> bool {
+        keys.table().find(&KeyHash::of(id)).is_some_and(|key| !key.is_revoked())
+    }
+
+    fn use_once(keys: &ApiKeys, id: &str, now: u64) {
+        keys.count(&keys.table().find(&KeyHash::of(id)).unwrap(), "192.0.2.1".parse().unwrap(), now);
+    }
+
+    fn requests(path: &Path, id: &str) -> u64 {
+        writer(path).usage(id).unwrap().map_or(0, |usage| usage.requests)
+    }
+
+    #[test]
+    fn only_what_changed_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        let mut store = writer(&path);
+        store.insert(&[record("a"), record("b")]).unwrap();
+        let keys = ApiKeys::new(Source::Database(path));
+        keys.refresh().unwrap();
+        let untouched = keys.table().find(&KeyHash::of("a")).unwrap().clone();
+        store.insert(&[record("c")]).unwrap();
+        store.update("b", |record| Ok(record.revoked = Some(1))).unwrap();
+        keys.refresh().unwrap();
+        assert!(Arc::ptr_eq(&untouched, &keys.table().find(&KeyHash::of("a")).unwrap()));
+        assert_eq!([is_good(&keys, "a"), is_good(&keys, "b"), is_good(&keys, "c")], [true, false, true]);
+    }
+
+    #[test]
+    fn a_store_that_goes_away_leaves_the_last_known_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        writer(&path).insert(&[record("a"), record("b")]).unwrap();
+        let keys = ApiKeys::new(Source::Database(path.clone()));
+        keys.refresh().unwrap();
+        use_once(&keys, "a", 7);
+
+        std::fs::rename(&path, folder.path().join("away.db")).unwrap();
+        assert!(matches!(keys.refresh(), Err(StoreError::Missing(_))));
+        assert!(keys.write_usage().is_err());
+        assert!(is_good(&keys, "a") && keys.is_loaded());
+        assert!(!path.exists(), "a running gateway makes no empty store");
+
+        std::fs::write(&path, "damaged").unwrap();
+        assert!(keys.refresh().is_err());
+        assert!(is_good(&keys, "a"));
+
+        std::fs::rename(folder.path().join("away.db"), &path).unwrap();
+        writer(&path).update("b", |record| Ok(record.revoked = Some(1))).unwrap();
+        keys.refresh().unwrap();
+        keys.write_usage().unwrap();
+        assert_eq!([is_good(&keys, "a"), is_good(&keys, "b")], [true, false]);
+        assert_eq!(requests(&path, "a"), 1, "usage waited for the store");
+    }
+
+    #[test]
+    fn another_store_in_the_same_place_is_read_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, backup) = (folder.path().join("keys.db"), folder.path().join("backup.db"));
+        writer(&backup).insert(&[record("a")]).unwrap();
+        let mut store = writer(&path);
+        store.insert(&[record("a"), record("b")]).unwrap();
+        store.insert(&[record("c")]).unwrap();
+        let keys = ApiKeys::new(Source::Database(path.clone()));
+        keys.refresh().unwrap();
+        assert!(is_good(&keys, "b"));
+        drop(store);
+        // A journal belongs to its database: whoever restores one takes the other's away (docs/api-keys.md).
+        for journal in ["keys.db-wal", "keys.db-shm"] {
+            std::fs::remove_file(folder.path().join(journal)).unwrap();
+        }
+        std::fs::rename(&backup, &path).unwrap();
+        keys.refresh().unwrap();
+        assert_eq!([is_good(&keys, "a"), is_good(&keys, "b"), is_good(&keys, "c")], [true, false, false]);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_any_more_opens_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        writer(&path).insert(&[record("a"), record("b")]).unwrap();
+        let keys = ApiKeys::new(Source::Database(path.clone()));
+        keys.refresh().unwrap();
+        let other = rusqlite::Connection::open(&path).unwrap();
+        other.execute("UPDATE api_key SET scopes = '[1]', revision = 99 WHERE id = 'a'", []).unwrap();
+        keys.refresh().unwrap();
+        assert_eq!([is_good(&keys, "a"), is_good(&keys, "b")], [false, true]);
+    }
+
+    #[test]
+    fn every_use_is_counted_once_however_many_threads_count_and_flush() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        writer(&path).insert(&[record("a"), record("b")]).unwrap();
+        let keys = ApiKeys::new(Source::Database(path.clone()));
+        keys.refresh().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..5_000).for_each(|n| use_once(&keys, if n % 5 == 0 { "b" } else { "a" }, n / 100)));
+            }
+            scope.spawn(|| (0..20).for_each(|_| keys.write_usage().unwrap()));
+        });
+        keys.write_usage().unwrap();
+        assert_eq!((requests(&path, "a"), requests(&path, "b")), (16_000, 4_000));
+    }
+
+    #[test]
+    fn shared_grants_do_not_pile_up() {
+        let table = Table::default();
+        for n in 0..10_000 {
+            table.apply(Record { plan: Some(n.to_string().into()), ..record("a") });
+        }
+        assert!(lock(&table.writer).grants.len() <= 1025);
+    }
+
+    #[tokio::test]
+    async fn upkeep_follows_another_process_and_ends_with_its_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data/keys.db");
+        let keys = Arc::new(ApiKeys::new(Source::Database(path.clone())));
+        let started = std::time::Instant::now();
+        let clock: Clock = Arc::new(move || Now { monotonic: started.elapsed(), unix: Duration::from_secs(5) });
+        let upkeep = tokio::spawn(ApiKeys::maintain(Arc::downgrade(&keys), clock));
+        let until = async |what: &str, reached: &dyn Fn() -> bool| {
+            let limit = tokio::time::timeout(Duration::from_secs(20), async {
+                while !reached() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            });
+            limit.await.unwrap_or_else(|_| panic!("{what}"));
+        };
+        until("loaded", &|| keys.is_loaded()).await;
+        writer(&path).insert(&[record("a")]).unwrap();
+        until("the new key is known", &|| is_good(&keys, "a")).await;
+        use_once(&keys, "a", 5);
+        until("its usage is written", &|| requests(&path, "a") == 1).await;
+        writer(&path).update("a", |record| Ok(record.revoked = Some(1))).unwrap();
+        until("the revocation is known", &|| !is_good(&keys, "a")).await;
+        assert_eq!(keys.failure(), None);
+        use_once(&keys, "a", 5);
+        let path = path.clone();
+        drop(keys);
+        tokio::time::timeout(Duration::from_secs(20), upkeep).await.unwrap().unwrap();
+        assert_eq!(requests(&path, "a"), 2, "the last use was written when the keys went");
+    }
+}

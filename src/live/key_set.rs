@@ -1,1 +1,882 @@
-//! Key sets of token issuers.
+//! Key sets of token issuers: fetched in the background, kept while the issuer is away, refreshed when a token names a key that is new.
+//!
+//! All fetching is done by one task per set ([`KeySet::maintain`]); a request only asks for news and waits, with a deadline. So there is
+//! one flight at a time whatever the callers do, and no caller can cut it short by going away.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use arc_swap::{ArcSwapOption, Guard};
+use bytes::Bytes;
+use http::header::{AGE, CACHE_CONTROL, ETAG, IF_NONE_MATCH};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use tokio::sync::{Notify, watch};
+
+use crate::jose::{JwkSet, json};
+use crate::net::http::{Client, Limits};
+use crate::request::{Clock, Now};
+
+/// The longest key set or discovery document that is read, in bytes.
+pub const MAX_BODY: usize = 512 * 1024;
+/// Unknown key ids cause at most one fetch in this time, however many tokens name them.
+pub const COOLDOWN: Duration = Duration::from_secs(10);
+/// The first pause after a failure; it doubles with each that follows.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// The longest pause while older keys still serve.
+const LAST_RETRY: Duration = Duration::from_secs(60);
+/// The longest pause while there are no keys at all, and so no token can be judged.
+const LAST_RETRY_EMPTY: Duration = Duration::from_secs(5);
+/// A set is not fetched more often than this on its own, even if its `Cache-Control` says so.
+const LEAST_REFRESH: Duration = Duration::from_secs(30);
+
+/// What makes two key sets the same: where their keys come from, and whose word we take for it. Nothing that may be tuned.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct KeySetId {
+    /// Where the keys come from.
+    pub source: Source,
+    /// SHA-256 of the certificate authorities that vouch for it; absent: the system's.
+    pub ca: Option<[u8; 32]>,
+}
+
+/// Where the keys of an issuer come from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// A JWK Set.
+    Jwks(Arc<str>),
+    /// OpenID Connect Discovery: a document that names the set, and must name this issuer.
+    Discovery {
+        /// The base, to which `/.well-known/openid-configuration` is added.
+        url: Arc<str>,
+        /// What the document's `issuer` must be.
+        issuer: Arc<str>,
+    },
+}
+
+/// How a set is kept up; what the operator may tune without losing the keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upkeep {
+    /// For one refresh as a whole.
+    pub timeout: Duration,
+    /// Refresh at the latest after this.
+    pub refresh: Duration,
+    /// How long the last good keys serve without news.
+    pub max_stale: Duration,
+    /// Where the last good keys are kept for the next start.
+    pub store: Option<PathBuf>,
+}
+
+/// Something that fetches: the real client, or the script of a test.
+#[async_trait::async_trait]
+pub trait Fetch: std::fmt::Debug + Send + Sync {
+    /// One GET without redirects; the error is for the log.
+    async fn get(&self, url: &str, etag: Option<&HeaderValue>, deadline: Duration) -> Result<http::Response<Bytes>, String>;
+}
+
+#[async_trait::async_trait]
+impl Fetch for Client {
+    async fn get(&self, url: &str, etag: Option<&HeaderValue>, deadline: Duration) -> Result<http::Response<Bytes>, String> {
+        let mut headers = HeaderMap::new();
+        if let Some(etag) = etag {
+            headers.insert(IF_NONE_MATCH, etag.clone());
+        }
+        Client::get(self, url, &headers, Limits { deadline, body: MAX_BODY }).await.map_err(|error| error.to_string())
+    }
+}
+
+/// The keys that are held now, and how old the issuer's word on them is.
+#[derive(Debug)]
+pub struct Held {
+    keys: Arc<JwkSet>,
+    generation: u64,
+    /// The age at `since`; not zero for keys that were read from the store.
+    age: Duration,
+    since: Now,
+    document: Bytes,
+    etag: Option<(String, HeaderValue)>,
+}
+
+impl Held {
+    /// The keys.
+    pub fn keys(&self) -> &JwkSet {
+        &self.keys
+    }
+
+    /// Counts the documents that were taken over; the same number means the same keys.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// How long ago the issuer last confirmed these keys.
+    pub fn age(&self, now: Now) -> Duration {
+        self.age + now.monotonic.saturating_sub(self.since.monotonic)
+    }
+}
+
+/// What operators may know of a set.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KeySetStatus {
+    /// Usable keys.
+    pub keys: usize,
+    /// Keys of the document that are not used, by reason.
+    pub skipped: BTreeMap<&'static str, usize>,
+    /// When the issuer last confirmed the keys, since the Unix epoch; absent: never.
+    pub fetched_at: Option<Duration>,
+    /// Failed refreshes in a row.
+    pub failures: u64,
+    /// Why the last refresh failed; absent when it did not.
+    pub last_error: Option<String>,
+}
+
+/// The key set of one issuer.
+#[derive(Debug)]
+pub struct KeySet {
+    id: KeySetId,
+    fetch: Arc<dyn Fetch>,
+    held: ArcSwapOption<Held>,
+    /// What the living snapshots ask for; the youngest counts, and a candidate that was refused takes its wish with it.
+    wishes: Mutex<Vec<Weak<Upkeep>>>,
+    asked: Mutex<Asked>,
+    /// The number of the last ask that a finished refresh has answered.
+    answered: watch::Sender<u64>,
+    wake: Arc<Notify>,
+    failure: Mutex<Option<Failure>>,
+    next_attempt: AtomicU64,
+}
+
+/// Asks for news are numbered, so that each waits for a fetch that began after it. The first stands for the start itself.
+#[derive(Debug)]
+struct Asked {
+    number: u64,
+    last: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Failure {
+    in_a_row: u64,
+    error: String,
+}
+
+enum News {
+    Unchanged,
+    Document { keys: JwkSet, document: Bytes, etag: Option<(String, HeaderValue)> },
+}
+
+impl KeySet {
+    /// A set without keys yet; they come with [`maintain`](Self::maintain).
+    pub fn new(id: KeySetId, fetch: Arc<dyn Fetch>) -> Self {
+        Self {
+            id,
+            fetch,
+            held: ArcSwapOption::empty(),
+            wishes: Mutex::default(),
+            asked: Mutex::new(Asked { number: 1, last: None }),
+            answered: watch::Sender::new(0),
+            wake: Arc::new(Notify::new()),
+            failure: Mutex::default(),
+            next_attempt: AtomicU64::new(0),
+        }
+    }
+
+    /// What makes it this set and no other.
+    pub fn id(&self) -> &KeySetId {
+        &self.id
+    }
+
+    /// Asks for this upkeep as long as the returned value lives.
+    pub fn keep_up(&self, upkeep: Upkeep) -> Arc<Upkeep> {
+        let upkeep = Arc::new(upkeep);
+        let mut wishes = lock(&self.wishes);
+        wishes.retain(|wish| wish.strong_count() > 0);
+        wishes.push(Arc::downgrade(&upkeep));
+        upkeep
+    }
+
+    /// The keys that are held, if any. The guard must not be held across an await.
+    pub fn current(&self) -> Guard<Option<Arc<Held>>> {
+        self.held.load()
+    }
+
+    /// Waits until the first refresh has ended, well or badly. Later calls return at once.
+    pub async fn started(&self, deadline: Duration) {
+        if *self.answered.borrow() == 0 {
+            self.wait_for(1, deadline).await;
+        }
+    }
+
+    /// Asks whether the issuer has other keys, and waits for the answer. Within the cooldown of another ask it waits for that one's
+    /// answer, if it is still to come, and returns.
+    pub async fn ask_for_news(&self, now: Now, deadline: Duration) {
+        let number = {
+            let mut asked = lock(&self.asked);
+            if asked.last.is_none_or(|last| now.monotonic.saturating_sub(last) >= COOLDOWN) {
+                asked.last = Some(now.monotonic);
+                asked.number += 1;
+                self.wake.notify_one();
+            }
+            asked.number
+        };
+        self.wait_for(number, deadline).await;
+    }
+
+    /// Whether the last refresh failed, so that what we do not know may still be true.
+    pub fn is_failing(&self) -> bool {
+        lock(&self.failure).is_some()
+    }
+
+    /// When it is worth asking again: the next attempt, but not before a second.
+    pub fn retry_after(&self, now: Now) -> Duration {
+        let next = Duration::from_millis(self.next_attempt.load(Ordering::Relaxed));
+        next.saturating_sub(now.monotonic).clamp(FIRST_RETRY, LAST_RETRY)
+    }
+
+    /// What operators may know.
+    pub fn status(&self) -> KeySetStatus {
+        let held = self.current();
+        let failure = lock(&self.failure);
+        KeySetStatus {
+            keys: held.as_ref().map_or(0, |held| held.keys.keys().len()),
+            skipped: held.as_ref().map(|held| held.keys.skipped().clone()).unwrap_or_default(),
+            fetched_at: held.as_ref().map(|held| held.since.unix.saturating_sub(held.age)),
+            failures: failure.as_ref().map_or(0, |failure| failure.in_a_row),
+            last_error: failure.as_ref().map(|failure| failure.error.clone()),
+        }
+    }
+
+    /// The upkeep in the background: reads the store, then fetches at the start, when the answer grows old, and when somebody asks.
+    pub async fn maintain(this: Weak<Self>, clock: Clock) {
+        let Some(set) = this.upgrade() else { return };
+        set.restore(clock()).await;
+        let wake = set.wake.clone();
+        drop(set);
+        loop {
+            let Some(set) = this.upgrade() else { return };
+            let pause = set.refresh(&clock).await;
+            // Only the weak reference is held while waiting; the end of the set wakes us too.
+            drop(set);
+            let _ = tokio::time::timeout(pause, wake.notified()).await;
+        }
+    }
+
+    async fn wait_for(&self, number: u64, deadline: Duration) {
+        let mut answered = self.answered.subscribe();
+        // Late or never makes no difference here: the caller looks at the keys again and judges by what it finds.
+        let _ = tokio::time::timeout(deadline, answered.wait_for(|answered| *answered >= number)).await;
+    }
+
+    /// One attempt; returns the pause until the next.
+    async fn refresh(&self, clock: &Clock) -> Duration {
+        let number = lock(&self.asked).number;
+        let Some(upkeep) = self.upkeep() else {
+            // No snapshot wants the set any more; whoever still waits is told to look.
+            self.answered.send_replace(number);
+            return LAST_RETRY;
+        };
+        let outcome = tokio::time::timeout(upkeep.timeout, self.fetch(upkeep.timeout))
+            .await
+            .unwrap_or_else(|_| Err(format!("no complete answer within {:?}", upkeep.timeout)));
+        let now = clock();
+        let pause = match outcome {
+            Ok((news, max_age)) => {
+                self.take_over(news, now);
+                if lock(&self.failure).take().is_some() {
+                    tracing::info!(source = %self.id.source.url(), "the key set is fetched again");
+                }
+                self.save(&upkeep).await;
+                early(max_age.map_or(upkeep.refresh, |age| age.max(LEAST_REFRESH)).min(upkeep.refresh))
+            }
+            Err(error) => {
+                tracing::warn!(source = %self.id.source.url(), error, "the key set could not be fetched");
+                let mut failure = lock(&self.failure);
+                let in_a_row = failure.as_ref().map_or(0, |failure| failure.in_a_row) + 1;
+                *failure = Some(Failure { in_a_row, error });
+                let longest = if self.current().is_some() { LAST_RETRY } else { LAST_RETRY_EMPTY };
+                let doubled = FIRST_RETRY * 2u32.pow(u32::try_from(in_a_row - 1).unwrap_or(u32::MAX).min(6));
+                early(doubled.min(longest)).max(FIRST_RETRY)
+            }
+        };
+        let next = (now.monotonic + pause).as_millis();
+        self.next_attempt.store(u64::try_from(next).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.answered.send_replace(number);
+        pause
+    }
+
+    fn upkeep(&self) -> Option<Arc<Upkeep>> {
+        lock(&self.wishes).iter().rev().find_map(Weak::upgrade)
+    }
+
+    /// Asks the issuer. The keys count only when the whole document does: what is empty or garbage leaves the old ones in place.
+    async fn fetch(&self, deadline: Duration) -> Result<(News, Option<Duration>), String> {
+        let url = match &self.id.source {
+            Source::Jwks(url) => url.to_string(),
+            Source::Discovery { url, issuer } => self.discover(url, issuer, deadline).await?,
+        };
+        let known = self.current().as_ref().and_then(|held| held.etag.clone()).filter(|(of, _)| *of == url);
+        let response = self.fetch.get(&url, known.as_ref().map(|(_, etag)| etag), deadline).await?;
+        let max_age = max_age(response.headers());
+        if response.status() == StatusCode::NOT_MODIFIED && known.is_some() {
+            return Ok((News::Unchanged, max_age));
+        }
+        let (etag, document) = (response.headers().get(ETAG).cloned(), body(response)?);
+        let keys = JwkSet::parse(&document).map_err(|reason| format!("not a key set: {reason}"))?;
+        if keys.keys().is_empty() {
+            return Err(format!("no usable key (skipped: {:?})", keys.skipped()));
+        }
+        Ok((News::Document { keys, document, etag: etag.map(|etag| (url, etag)) }, max_age))
+    }
+
+    /// OpenID Connect Discovery 1.0 section 4: where the issuer says its keys are.
+    async fn discover(&self, base: &str, issuer: &str, deadline: Duration) -> Result<String, String> {
+        let url = if base.contains("/.well-known/") {
+            base.to_owned()
+        } else {
+            format!("{}/.well-known/openid-configuration", base.trim_end_matches('/'))
+        };
+        let document = json::object(&body(self.fetch.get(&url, None, deadline).await?)?).ok_or("discovery is not a JSON object")?;
+        // Section 4.3: or a document for another issuer would lend that one's keys to this.
+        if document.get("issuer").and_then(|name| name.as_str()) != Some(issuer) {
+            return Err("discovery names another issuer".to_owned());
+        }
+        let jwks = document.get("jwks_uri").and_then(|uri| uri.as_str()).ok_or("discovery names no jwks_uri")?;
+        // What was asked over TLS must not be answered in the clear.
+        if !(jwks.starts_with("https://") || jwks.starts_with("http://") && url.starts_with("http://")) {
+            return Err("discovery names a jwks_uri without TLS".to_owned());
+        }
+        Ok(jwks.to_owned())
+    }
+
+    fn take_over(&self, news: News, now: Now) {
+        let before = self.current();
+        let generation = before.as_ref().map_or(0, |held| held.generation);
+        let held = match (news, before.as_ref()) {
+            (News::Document { keys, document, etag }, _) => {
+                Held { keys: Arc::new(keys), generation: generation + 1, age: Duration::ZERO, since: now, document, etag }
+            }
+            (News::Unchanged, Some(held)) => Held {
+                keys: held.keys.clone(),
+                generation,
+                age: Duration::ZERO,
+                since: now,
+                document: held.document.clone(),
+                etag: held.etag.clone(),
+            },
+            (News::Unchanged, None) => return,
+        };
+        self.held.store(Some(Arc::new(held)));
+    }
+
+    /// Takes over what the last process knew, at its true age.
+    async fn restore(&self, now: Now) {
+        let Some(path) = self.upkeep().and_then(|upkeep| upkeep.store.clone()) else { return };
+        let source = self.id.source.label();
+        let shown = path.display().to_string();
+        match tokio::task::spawn_blocking(move || read_stored(&path, &source)).await {
+            Ok(Ok(Some((fetched_at, document, keys)))) => {
+                // Keys from the future have an unknown age, and an unknown age is too old.
+                let Some(age) = now.unix.checked_sub(fetched_at) else {
+                    tracing::warn!(path = shown, "the stored key set is from the future and not used");
+                    return;
+                };
+                self.held.store(Some(Arc::new(Held { keys: Arc::new(keys), generation: 1, age, since: now, document, etag: None })));
+            }
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => tracing::warn!(path = shown, error, "the stored key set is not used"),
+            Err(error) => tracing::warn!(path = shown, %error, "the stored key set is not used"),
+        }
+    }
+
+    async fn save(&self, upkeep: &Upkeep) {
+        let Some(path) = upkeep.store.clone() else { return };
+        let Some(held) = self.current().clone() else { return };
+        let source = self.id.source.label();
+        let shown = path.display().to_string();
+        let written = tokio::task::spawn_blocking(move || write_stored(&path, &source, &held)).await;
+        if let Err(error) = written.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            tracing::warn!(path = shown, %error, "the key set could not be stored");
+        }
+    }
+}
+
+impl Drop for KeySet {
+    fn drop(&mut self) {
+        self.wake.notify_one();
+    }
+}
+
+impl Source {
+    fn url(&self) -> &str {
+        match self {
+            Self::Jwks(url) | Self::Discovery { url, .. } => url,
+        }
+    }
+
+    /// What a stored set must have been fetched for: one issuer's file must never become another's keys.
+    fn label(&self) -> String {
+        match self {
+            Self::Jwks(url) => format!("jwks {url}"),
+            Self::Discovery { url, issuer } => format!("discovery {url} issuer {issuer}"),
+        }
+    }
+}
+
+fn body(response: http::Response<Bytes>) -> Result<Bytes, String> {
+    if response.status() != StatusCode::OK {
+        return Err(format!("status {}", response.status().as_u16()));
+    }
+    if response.body().len() > MAX_BODY {
+        return Err(format!("the body is longer than {MAX_BODY} bytes"));
+    }
+    Ok(response.into_body())
+}
+
+/// How long the answer says it is fresh (RFC 9111 section 4.2); nothing when it does not say.
+fn max_age(headers: &HeaderMap) -> Option<Duration> {
+    let directives: Vec<String> = headers
+        .get_all(CACHE_CONTROL)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .map(|directive| directive.trim().to_ascii_lowercase())
+        .collect();
+    if directives.iter().any(|directive| directive == "no-cache" || directive == "no-store") {
+        return Some(Duration::ZERO);
+    }
+    let seconds = |text: &str| text.trim_matches('"').parse().ok().map(Duration::from_secs);
+    let fresh = directives.iter().find_map(|directive| seconds(directive.strip_prefix("max-age=")?))?;
+    let age = headers.get(AGE).and_then(|age| seconds(age.to_str().ok()?)).unwrap_or_default();
+    Some(fresh.saturating_sub(age))
+}
+
+/// Up to a fifth earlier, so that the nodes of a fleet do not ask together.
+fn early(pause: Duration) -> Duration {
+    let random = ahash::RandomState::new().hash_one(pause) as u32;
+    pause.mul_f64(1.0 - 0.2 * f64::from(random) / f64::from(u32::MAX))
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    source: String,
+    /// Seconds since the Unix epoch.
+    fetched_at: u64,
+    document: String,
+}
+
+fn read_stored(path: &Path, source: &str) -> Result<Option<(Duration, Bytes, JwkSet)>, String> {
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    let mut text = Vec::new();
+    // Escaped, a document can be twice as long as it was.
+    file.take(3 * MAX_BODY as u64).read_to_end(&mut text).map_err(|error| error.to_string())?;
+    let stored: Stored = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    if stored.source != source {
+        return Err(format!("it is of another source: {}", stored.source));
+    }
+    let keys = JwkSet::parse(stored.document.as_bytes())?;
+    if keys.keys().is_empty() {
+        return Err("no usable key".to_owned());
+    }
+    Ok(Some((Duration::from_secs(stored.fetched_at), stored.document.into(), keys)))
+}
+
+/// Whole or not at all: written beside, then renamed.
+fn write_stored(path: &Path, source: &str, held: &Held) -> std::io::Result<()> {
+    let document = String::from_utf8_lossy(&held.document).into_owned();
+    let stored = Stored { source: source.to_owned(), fetched_at: held.since.unix.saturating_sub(held.age).as_secs(), document };
+    let beside = path.with_extension("new");
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    file.write_all(&serde_json::to_vec(&stored)?)?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+pub(crate) mod script {
+    //! An issuer that answers as a test tells it, and counts.
+
+    use super::*;
+    use std::collections::HashMap;
+
+    /// What an issuer does with a request.
+    #[derive(Debug, Clone)]
+    pub(crate) enum Answer {
+        Status(u16),
+        Document(String),
+        WithHeaders(String, Vec<(&'static str, &'static str)>),
+        Slow(Duration, String),
+        Away,
+        Silent,
+    }
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Issuer {
+        answers: Mutex<HashMap<String, Answer>>,
+        asked: Mutex<Vec<String>>,
+    }
+
+    impl Issuer {
+        pub(crate) fn answers(&self, url: &str, answer: Answer) {
+            lock(&self.answers).insert(url.to_owned(), answer);
+        }
+
+        /// How often this URL was asked for.
+        pub(crate) fn count(&self, url: &str) -> usize {
+            lock(&self.asked).iter().filter(|asked| *asked == url).count()
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Fetch for Issuer {
+        async fn get(&self, url: &str, etag: Option<&HeaderValue>, _deadline: Duration) -> Result<http::Response<Bytes>, String> {
+            lock(&self.asked).push(url.to_owned());
+            let answer = lock(&self.answers).get(url).cloned().unwrap_or(Answer::Status(404));
+            let build = |status: u16, document: String| http::Response::builder().status(status).body(Bytes::from(document)).unwrap();
+            match answer {
+                Answer::Status(status) => Ok(build(status, String::new())),
+                Answer::Document(document) => Ok(build(200, document)),
+                Answer::WithHeaders(document, headers) => {
+                    let known = headers.iter().any(|(name, value)| *name == "etag" && etag.is_some_and(|etag| etag == value));
+                    let mut response = if known { build(304, String::new()) } else { build(200, document) };
+                    for (name, value) in headers {
+                        response.headers_mut().insert(name, HeaderValue::from_static(value));
+                    }
+                    Ok(response)
+                }
+                Answer::Slow(pause, document) => {
+                    tokio::time::sleep(pause).await;
+                    Ok(build(200, document))
+                }
+                Answer::Away => Err("connection refused".to_owned()),
+                Answer::Silent => std::future::pending().await,
+            }
+        }
+    }
+
+    /// A clock that follows tokio's paused time.
+    pub(crate) fn clock() -> Clock {
+        let start = tokio::time::Instant::now();
+        Arc::new(move || {
+            let passed = start.elapsed();
+            Now { monotonic: Duration::from_secs(100) + passed, unix: Duration::from_secs(1_800_000_000) + passed }
+        })
+    }
+
+    pub(crate) const URL: &str = "https://issuer.test/jwks";
+
+    pub(crate) fn id() -> KeySetId {
+        KeySetId { source: Source::Jwks(URL.into()), ca: None }
+    }
+
+    pub(crate) fn upkeep() -> Upkeep {
+        Upkeep {
+            timeout: Duration::from_secs(5),
+            refresh: Duration::from_secs(300),
+            max_stale: Duration::from_secs(3600),
+            store: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::script::{Answer, Issuer, URL, clock, id, upkeep};
+    use super::*;
+    use crate::jose::{Algorithm, SigningKey};
+    use serde_json::json;
+
+    fn document(kids: &[&str]) -> String {
+        let keys: Vec<_> = kids.iter().map(|kid| SigningKey::generate(Algorithm::EdDsa, kid).unwrap().to_public_jwk().unwrap()).collect();
+        json!({ "keys": keys }).to_string()
+    }
+
+    fn kids(set: &KeySet) -> Vec<String> {
+        let held = set.current();
+        held.as_ref().map(|held| held.keys().keys().iter().filter_map(|key| key.kid()).map(str::to_owned).collect()).unwrap_or_default()
+    }
+
+    struct Running {
+        set: Arc<KeySet>,
+        issuer: Arc<Issuer>,
+        clock: Clock,
+        task: tokio::task::JoinHandle<()>,
+        _upkeep: Arc<Upkeep>,
+    }
+
+    async fn run(id: KeySetId, upkeep: Upkeep, answers: &[(&str, Answer)]) -> Running {
+        let issuer = Arc::new(Issuer::default());
+        for (url, answer) in answers {
+            issuer.answers(url, answer.clone());
+        }
+        let (set, clock) = (Arc::new(KeySet::new(id, issuer.clone())), clock());
+        let _upkeep = set.keep_up(upkeep);
+        let task = tokio::spawn(KeySet::maintain(Arc::downgrade(&set), clock.clone()));
+        set.started(Duration::from_secs(60)).await;
+        Running { set, issuer, clock, task, _upkeep }
+    }
+
+    impl Running {
+        async fn ask(&self) {
+            self.set.ask_for_news((self.clock)(), Duration::from_secs(5)).await;
+        }
+    }
+
+    async fn pass(seconds: u64) {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn five_hundred_callers_at_a_cold_start_cause_one_fetch_and_all_get_keys() {
+        let issuer = Arc::new(Issuer::default());
+        issuer.answers(URL, Answer::Slow(Duration::from_secs(2), document(&["a"])));
+        let set = Arc::new(KeySet::new(id(), issuer.clone()));
+        let _upkeep = set.keep_up(upkeep());
+        let callers: Vec<_> = (0..500)
+            .map(|_| {
+                let set = set.clone();
+                tokio::spawn(async move {
+                    set.started(Duration::from_secs(5)).await;
+                    kids(&set)
+                })
+            })
+            .collect();
+        tokio::spawn(KeySet::maintain(Arc::downgrade(&set), clock()));
+        for caller in callers {
+            assert_eq!(caller.await.unwrap(), ["a"]);
+        }
+        assert_eq!(issuer.count(URL), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_issuer_that_is_dead_at_the_start_is_asked_again_after_a_second_and_then_ever_slower() {
+        let running = run(id(), upkeep(), &[(URL, Answer::Away)]).await;
+        assert!(running.set.is_failing());
+        assert_eq!(running.set.retry_after((running.clock)()), Duration::from_secs(1));
+        // Waiting for the start is over: callers are answered at once while the issuer is away.
+        let before = tokio::time::Instant::now();
+        running.set.started(Duration::from_secs(5)).await;
+        assert_eq!(before.elapsed(), Duration::ZERO);
+        pass(60).await;
+        let tries = running.issuer.count(URL);
+        assert!((10..=20).contains(&tries), "{tries}");
+        assert!(running.set.retry_after((running.clock)()) <= LAST_RETRY_EMPTY);
+        let status = running.set.status();
+        assert_eq!((status.keys, status.fetched_at, status.failures), (0, None, tries as u64));
+        assert_eq!(status.last_error.as_deref(), Some("connection refused"));
+        running.issuer.answers(URL, Answer::Document(document(&["a"])));
+        pass(5).await;
+        assert_eq!(kids(&running.set), ["a"]);
+        assert_eq!((running.set.status().failures, running.set.is_failing()), (0, false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bad_answer_keeps_the_keys_and_their_age_grows() {
+        let good = document(&["a"]);
+        let running = run(id(), upkeep(), &[(URL, Answer::Document(good.clone()))]).await;
+        let cut: String = good.chars().take(40).collect();
+        for bad in [
+            Answer::Document("<html>maintenance</html>".into()),
+            Answer::Document(String::new()),
+            Answer::Document("{}".into()),
+            Answer::Document(r#"{"keys":[]}"#.into()),
+            Answer::Document(r#"{"keys":null}"#.into()),
+            Answer::Document(r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#.into()),
+            Answer::Document(cut),
+            Answer::Document(format!("{good}{}", " ".repeat(MAX_BODY))),
+            Answer::Document(json!({"keys": vec![1; 1001]}).to_string()),
+            Answer::Status(500),
+            Answer::Status(204),
+            Answer::Status(302),
+            Answer::Status(304),
+            Answer::Away,
+            Answer::Silent,
+        ] {
+            running.issuer.answers(URL, bad.clone());
+            let before = running.set.status().failures;
+            pass(310).await;
+            assert_eq!(kids(&running.set), ["a"], "{bad:?}");
+            assert!(running.set.status().failures > before, "{bad:?}");
+            let tried = running.issuer.count(URL);
+            pass(120).await;
+            assert!(running.issuer.count(URL) - tried <= 3, "failures are not retried fast while keys are held");
+        }
+        let age = running.set.current().as_ref().unwrap().age((running.clock)());
+        assert!(age > Duration::from_secs(6000), "{age:?}");
+        running.issuer.answers(URL, Answer::Document(document(&["b"])));
+        pass(61).await;
+        assert_eq!(kids(&running.set), ["b"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_unknown_kids_causes_one_fetch_in_ten_seconds_and_a_rotation_after_it_is_seen() {
+        let running = run(id(), upkeep(), &[(URL, Answer::Document(document(&["a"])))]).await;
+        for _ in 0..60 {
+            for _ in 0..100 {
+                running.ask().await;
+            }
+            pass(1).await;
+        }
+        let asked = running.issuer.count(URL);
+        assert!((6..=8).contains(&asked), "{asked}");
+        running.issuer.answers(URL, Answer::Document(document(&["b"])));
+        pass(10).await;
+        running.ask().await;
+        assert_eq!(kids(&running.set), ["b"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rotation_right_after_the_first_fetch_is_seen_by_all_who_ask_with_one_fetch() {
+        let running = run(id(), upkeep(), &[(URL, Answer::Document(document(&["a"])))]).await;
+        running.issuer.answers(URL, Answer::Slow(Duration::from_secs(1), document(&["a", "b"])));
+        let (now, set) = ((running.clock)(), &running.set);
+        let asks: Vec<_> = (0..100)
+            .map(|_| {
+                let set = set.clone();
+                tokio::spawn(async move {
+                    set.ask_for_news(now, Duration::from_secs(5)).await;
+                    kids(&set)
+                })
+            })
+            .collect();
+        for ask in asks {
+            assert_eq!(ask.await.unwrap(), ["a", "b"]);
+        }
+        assert_eq!(running.issuer.count(URL), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_while_an_older_fetch_is_under_way_waits_for_one_that_began_later() {
+        let running = run(id(), upkeep(), &[(URL, Answer::Document(document(&["a"])))]).await;
+        // The regular refresh is under way, and will bring what was true before the rotation.
+        running.issuer.answers(URL, Answer::Slow(Duration::from_secs(3), document(&["a"])));
+        while running.issuer.count(URL) < 2 {
+            pass(1).await;
+        }
+        running.issuer.answers(URL, Answer::Document(document(&["b"])));
+        running.ask().await;
+        assert_eq!(kids(&running.set), ["b"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn asking_an_issuer_that_is_silent_ends_with_the_deadline() {
+        let running = run(id(), upkeep(), &[(URL, Answer::Document(document(&["a"])))]).await;
+        running.issuer.answers(URL, Answer::Silent);
+        let before = tokio::time::Instant::now();
+        running.ask().await;
+        assert!(before.elapsed() <= Duration::from_millis(5100), "{:?}", before.elapsed());
+        assert_eq!(kids(&running.set), ["a"]);
+        pass(1).await;
+        assert!(running.set.is_failing());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn cache_headers_hasten_a_refresh_within_bounds_and_an_etag_saves_the_document() {
+        for (headers, least, most) in [
+            (vec![], 240, 300),
+            (vec![("cache-control", "max-age=100")], 80, 100),
+            (vec![("cache-control", "public, Max-Age=\"100\""), ("age", "20")], 64, 80),
+            (vec![("cache-control", "max-age=1")], 24, 30),
+            (vec![("cache-control", "no-store")], 24, 30),
+            (vec![("cache-control", "max-age=999999999")], 240, 300),
+            (vec![("cache-control", "max-age=-1")], 240, 300),
+        ] {
+            let headers = [headers, vec![("etag", "\"1\"")]].concat();
+            let running = run(id(), upkeep(), &[(URL, Answer::WithHeaders(document(&["a"]), headers.clone()))]).await;
+            pass(least - 1).await;
+            assert_eq!(running.issuer.count(URL), 1, "{headers:?}");
+            pass(most - least + 2).await;
+            assert_eq!(running.issuer.count(URL), 2, "{headers:?}");
+            let held = running.set.current().clone().unwrap();
+            assert_eq!(held.generation(), 1, "304 brings no new generation");
+            assert!(held.age((running.clock)()) <= Duration::from_secs(most - least + 2), "and makes the keys young again");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn discovery_is_believed_only_about_its_own_issuer_and_not_out_of_tls() {
+        let base = "https://login.test/realm/";
+        let well_known = "https://login.test/realm/.well-known/openid-configuration";
+        let discovery = |url: &str| KeySetId { source: Source::Discovery { url: url.into(), issuer: base.into() }, ca: None };
+        let names = |issuer: &str, jwks: &str| Answer::Document(json!({"issuer": issuer, "jwks_uri": jwks}).to_string());
+        let keys = Answer::Document(document(&["a"]));
+        for (answer, good) in [
+            (names(base, "https://keys.test/jwks"), true),
+            (names("https://login.test/realm", "https://keys.test/jwks"), false),
+            (names("https://evil.test/", "https://keys.test/jwks"), false),
+            (names(base, "http://keys.test/jwks"), false),
+            (names(base, "file:///etc/passwd"), false),
+            (Answer::Document(json!({"issuer": base}).to_string()), false),
+            (Answer::Document(json!({"issuer": [base], "jwks_uri": "https://keys.test/jwks"}).to_string()), false),
+            (Answer::Document("[]".into()), false),
+            (Answer::Status(302), false),
+        ] {
+            let answers =
+                [(well_known, answer.clone()), ("https://keys.test/jwks", keys.clone()), ("http://keys.test/jwks", keys.clone())];
+            let running = run(discovery(base), upkeep(), &answers).await;
+            assert_eq!(kids(&running.set).len(), usize::from(good), "{answer:?}");
+        }
+        let answers = [
+            ("http://local.test/.well-known/openid-configuration", names(base, "http://keys.test/jwks")),
+            ("http://keys.test/jwks", keys.clone()),
+        ];
+        assert_eq!(kids(&run(discovery("http://local.test"), upkeep(), &answers).await.set), ["a"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_good_keys_survive_a_restart_at_their_true_age_and_for_their_source_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        let stored = Upkeep { store: Some(path.clone()), ..upkeep() };
+        let before = run(id(), stored.clone(), &[(URL, Answer::Document(document(&["a"])))]).await;
+        // Writing goes to another thread, which the paused clock does not wait for.
+        before.ask().await;
+        drop(before);
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut at: Stored = serde_json::from_str(&text).unwrap();
+        let at_age = |age: i64, at: &mut Stored| {
+            at.fetched_at = 1_800_000_000u64.checked_add_signed(-age).unwrap();
+            std::fs::write(&path, serde_json::to_vec(at).unwrap()).unwrap();
+        };
+        at_age(1000, &mut at);
+        let after = run(id(), stored.clone(), &[(URL, Answer::Away)]).await;
+        assert_eq!(kids(&after.set), ["a"]);
+        let age = after.set.current().as_ref().unwrap().age((after.clock)());
+        assert!((1000..=1005).contains(&age.as_secs()), "{age:?}");
+        assert_eq!(after.set.status().fetched_at.map(|at| at.as_secs()), Some(1_799_999_000));
+
+        at_age(-1000, &mut at);
+        assert!(kids(&run(id(), stored.clone(), &[(URL, Answer::Away)]).await.set).is_empty(), "keys from the future");
+        at_age(1000, &mut at);
+        let other = KeySetId { source: Source::Jwks("https://other.test/jwks".into()), ca: None };
+        assert!(kids(&run(other, stored.clone(), &[]).await.set).is_empty(), "keys of another issuer");
+        for garbage in ["", "{", "null", &text.replace("EdDSA", "none"), &text.get(..text.len() / 2).unwrap()] {
+            std::fs::write(&path, garbage).unwrap();
+            assert!(kids(&run(id(), stored.clone(), &[(URL, Answer::Away)]).await.set).is_empty(), "{garbage:.40}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn upkeep_ends_with_the_set_and_follows_the_youngest_living_wish() {
+        let running = run(id(), upkeep(), &[(URL, Answer::Document(document(&["a"])))]).await;
+        let refused_candidate = running.set.keep_up(Upkeep { timeout: Duration::from_secs(1), ..upkeep() });
+        assert_eq!(running.set.upkeep().map(|upkeep| upkeep.timeout), Some(Duration::from_secs(1)));
+        drop(refused_candidate);
+        assert_eq!(running.set.upkeep().map(|upkeep| upkeep.timeout), Some(Duration::from_secs(5)));
+        let Running { set, task, .. } = running;
+        drop(set);
+        tokio::time::timeout(Duration::from_secs(1), task).await.unwrap().unwrap();
+    }
+}

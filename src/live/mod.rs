@@ -4,11 +4,11 @@ pub mod api_keys;
 pub mod backends;
 pub mod counters;
 pub mod key_set;
+pub mod key_store;
 pub mod token_cache;
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Everything live, made once in `server` and handed down.
@@ -20,8 +20,8 @@ pub struct LiveState {
     pub tokens: Arc<token_cache::TokenCache>,
     /// Rate-limit counters, by the name of the limit.
     pub counters: Registry<Arc<str>, counters::Counters>,
-    /// API keys, by the path of their store.
-    pub api_keys: Registry<PathBuf, api_keys::ApiKeys>,
+    /// API keys, by their store.
+    pub api_keys: Registry<api_keys::Source, api_keys::ApiKeys>,
     /// Resolved and probed backends, by the name of the upstream.
     pub backends: Registry<Arc<str>, backends::Backends>,
 }
@@ -66,8 +66,7 @@ impl<K: Eq + Hash + Clone, V> Registry<K, V> {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         entries
             .values_mut()
-            .filter(|entry| !std::mem::replace(&mut entry.maintained, true))
-            .map(|entry| entry.value.clone())
+            .filter_map(|entry| (!std::mem::replace(&mut entry.maintained, true)).then(|| entry.value.clone()))
             .collect()
     }
 }

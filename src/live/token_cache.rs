@@ -1,1 +1,208 @@
-//! Verified tokens.
+//! Verified tokens, so that a signature is checked once and not with every request.
+//!
+//! What is kept are facts (what the token says, and which key signed it), never a decision: issuer, audience, times, type and the
+//! key's place in its set are judged again on each hit. Tokens that were refused are not kept: an attacker has more bad tokens than
+//! we have room, and a refusal that is remembered could outlive its cause.
+//!
+//! The key of the cache is a keyed 64-bit hash, and a hit counts only after the whole token and its verifier were compared
+//! (`docs/decisions/0004-token-cache.md`).
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use crate::jose::Algorithm;
+use crate::jose::claims::Registered;
+use crate::jose::key::Fingerprint;
+use crate::request::Identity;
+
+/// At most so many tokens.
+const ENTRIES: u64 = 100_000;
+/// At most so much memory for them, in bytes as estimated by [`Verified::new`].
+const BYTES: u64 = 64 * 1024 * 1024;
+
+/// What decides how a token becomes an identity: the authenticator, its keys and its claim names, hashed. Two verifiers never share an entry.
+pub type VerifierId = [u8; 32];
+
+/// A token whose signature was good, and what it says.
+#[derive(Debug)]
+pub struct Verified {
+    verifier: VerifierId,
+    token: Box<str>,
+    weight: u64,
+    /// The algorithm it was signed with.
+    pub algorithm: Algorithm,
+    /// Its `typ`.
+    pub typ: Option<Box<str>>,
+    /// The claims that are judged with every request.
+    pub registered: Registered,
+    /// The key that signed it.
+    pub key: Fingerprint,
+    /// The newest generation of the key set that is known to hold the key.
+    pub generation: AtomicU64,
+    /// Who it proves.
+    pub identity: Arc<Identity>,
+}
+
+impl Verified {
+    /// The facts of one token. Its weight is an estimate: the identity holds the claims again, each as a tree node with its own allocation.
+    pub fn new(
+        verifier: VerifierId,
+        token: &str,
+        (algorithm, typ): (Algorithm, Option<Box<str>>),
+        registered: Registered,
+        (key, generation): (Fingerprint, u64),
+        identity: Arc<Identity>,
+    ) -> Self {
+        let weight = 1024 + 5 * token.len() as u64;
+        let generation = AtomicU64::new(generation);
+        Self { verifier, token: token.into(), weight, algorithm, typ, registered, key, generation, identity }
+    }
+}
+
+/// The cache of verified tokens, bounded by number and by bytes.
+pub struct TokenCache {
+    entries: Cache<u64, Arc<Verified>, ByWeight>,
+    seeds: ahash::RandomState,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl TokenCache {
+    /// A cache of at most so many entries and bytes.
+    pub fn new(entries: u64, bytes: u64) -> Self {
+        // Each entry weighs at least its share of the bytes, so that one bound keeps both.
+        let share = ByWeight { least: bytes / entries.max(1) };
+        let expected = usize::try_from(entries).unwrap_or(usize::MAX);
+        Self {
+            entries: Cache::with_weighter(expected, bytes, share),
+            seeds: ahash::RandomState::new(),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        }
+    }
+
+    /// The facts of this very token, as this verifier found them.
+    pub fn find(&self, verifier: &VerifierId, token: &str) -> Option<Arc<Verified>> {
+        let found = self.entries.get(&self.hash(verifier, token));
+        // The hash only finds the place. Without this comparison a collision would be somebody else's identity.
+        let same = found.filter(|entry| *entry.token == *token && entry.verifier == *verifier);
+        let counter = if same.is_some() { &self.hits } else { &self.misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+        same
+    }
+
+    /// Keeps the facts of a token, in place of others when there is no room.
+    pub fn insert(&self, verified: Verified) {
+        self.entries.insert(self.hash(&verified.verifier, &verified.token), Arc::new(verified));
+    }
+
+    /// How many tokens are kept.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Look-ups that found their token, and that did not, since the start.
+    pub fn hits_and_misses(&self) -> (u64, u64) {
+        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
+    }
+
+    fn hash(&self, verifier: &VerifierId, token: &str) -> u64 {
+        let mut hasher = self.seeds.build_hasher();
+        hasher.write(verifier);
+        hasher.write(token.as_bytes());
+        hasher.finish()
+    }
+}
+
+impl Default for TokenCache {
+    fn default() -> Self {
+        Self::new(ENTRIES, BYTES)
+    }
+}
+
+impl std::fmt::Debug for TokenCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenCache").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone)]
+struct ByWeight {
+    least: u64,
+}
+
+impl Weighter<u64, Arc<Verified>> for ByWeight {
+    fn weight(&self, _key: &u64, verified: &Arc<Verified>) -> u64 {
+        verified.weight.max(self.least).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Method;
+
+    fn identity(subject: &str) -> Arc<Identity> {
+        Arc::new(Identity {
+            method: Method::Jwt,
+            authenticator: "a".into(),
+            subject: Some(subject.into()),
+            consumer: None,
+            client: None,
+            key_id: None,
+            scopes: Vec::new(),
+            roles: Vec::new(),
+            plan: None,
+            claims: serde_json::Map::new(),
+            credential: [0; 32],
+        })
+    }
+
+    fn verified(verifier: u8, token: &str) -> Verified {
+        Verified::new([verifier; 32], token, (Algorithm::Es256, None), Registered::default(), ([0; 32], 1), identity(token))
+    }
+
+    #[test]
+    fn a_token_is_found_by_its_verifier_and_by_no_other() {
+        let cache = TokenCache::default();
+        cache.insert(verified(1, "a.b.c"));
+        let found = cache.find(&[1; 32], "a.b.c").unwrap();
+        assert_eq!(found.identity.subject.as_deref(), Some("a.b.c"));
+        assert!(cache.find(&[2; 32], "a.b.c").is_none());
+        assert!(cache.find(&[1; 32], "a.b.d").is_none());
+        assert!(cache.find(&[1; 32], "a.b.").is_none());
+        assert_eq!(cache.hits_and_misses(), (1, 3));
+    }
+
+    #[test]
+    fn a_hash_that_collides_finds_nothing() {
+        let cache = TokenCache::default();
+        let other = verified(1, "mallory.b.c");
+        cache.entries.insert(cache.hash(&[1; 32], "alice.b.c"), Arc::new(other));
+        assert!(cache.find(&[1; 32], "alice.b.c").is_none());
+        let other = verified(2, "alice.b.c");
+        cache.entries.insert(cache.hash(&[1; 32], "alice.b.c"), Arc::new(other));
+        assert!(cache.find(&[1; 32], "alice.b.c").is_none());
+    }
+
+    #[test]
+    fn a_flood_of_tokens_is_bounded_by_number_and_by_bytes() {
+        let by_number = TokenCache::new(100, 1 << 30);
+        let by_bytes = TokenCache::new(1 << 20, 1 << 20);
+        for i in 0..5000 {
+            by_number.insert(verified(1, &format!("{i}.b.c")));
+            by_bytes.insert(verified(1, &format!("{i}.{}.c", "x".repeat(2000))));
+        }
+        assert!((1..=100).contains(&by_number.len()), "{}", by_number.len());
+        assert!((1..=100).contains(&by_bytes.len()), "{}", by_bytes.len());
+    }
+}

@@ -1,1 +1,5 @@
 //! Sockets that edgeward opens itself.
+
+pub mod certificates;
+pub mod http;
+pub mod serve;

@@ -60,7 +60,7 @@ impl AccessLog {
         line.text("time", &rfc3339((self.clock)().unix));
         line.text("request_id", context.request_id.as_str());
         if let Some(client) = context.client {
-            line.text("client", &client.to_string());
+            line.text("client", &client.address.to_string());
         }
         line.text("method", header.method.as_str());
         let authority = header.uri.authority().map(http::uri::Authority::as_str);
@@ -81,7 +81,8 @@ impl AccessLog {
         if let Some(route) = &context.route {
             line.text("route", &route.name);
         }
-        if let Some(identity) = context.admission.as_ref().and_then(|admission| admission.identity()) {
+        let admitted = context.admission.as_ref().and_then(|admission| admission.identity());
+        if let Some(identity) = admitted.or(context.refused.as_ref()) {
             line.text("authenticator", &identity.authenticator);
             line.text("auth_method", identity.method.label());
             let named = [("consumer", &identity.consumer), ("subject", &identity.subject), ("client_id", &identity.client), ("key_id", &identity.key_id)];

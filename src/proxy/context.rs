@@ -1,11 +1,11 @@
 //! What one request carries from phase to phase.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::admit::Admission;
-use crate::request::Rejection;
+use crate::request::{Client, Identity, Rejection};
 use crate::route::Route;
 use crate::snapshot::Snapshot;
 use crate::upstream::Chosen;
@@ -18,12 +18,14 @@ pub struct Context {
     pub snapshot: Arc<Snapshot>,
     /// Ours, unless a trusted proxy sent one.
     pub request_id: RequestId,
-    /// The caller's address.
-    pub client: Option<IpAddr>,
+    /// The caller's end of the connection.
+    pub client: Option<Client>,
     /// The matched route.
     pub route: Option<Arc<Route>>,
     /// The permit; without it nothing reaches an upstream.
     pub admission: Option<Admission>,
+    /// Who was refused, for the log.
+    pub refused: Option<Arc<Identity>>,
     /// What the upstream is asked for.
     pub target: Option<Target>,
     /// Why this request was refused or failed.

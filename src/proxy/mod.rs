@@ -19,6 +19,7 @@ mod respond;
 mod session;
 pub mod tls;
 
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,8 +33,8 @@ use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
-use crate::admit::admit;
-use crate::config::RetryOn;
+use crate::admit::{Refusal, admit};
+use crate::config::{Builtin, RetryOn};
 use crate::metrics::Metrics;
 use crate::request::{Clock, Rejection};
 use crate::snapshot::Slot;
@@ -47,22 +48,24 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     access_log: AccessLog,
     clock: Clock,
+    /// Where the built-in upstream listens.
+    echo: SocketAddr,
 }
 
 impl Gateway {
     /// A gateway that serves what stands in the slot.
-    pub fn new(slot: Arc<Slot>, metrics: Arc<Metrics>, access_log: AccessLog, clock: Clock) -> Self {
-        Self { slot, metrics, access_log, clock }
+    pub fn new(slot: Arc<Slot>, metrics: Arc<Metrics>, access_log: AccessLog, clock: Clock, echo: SocketAddr) -> Self {
+        Self { slot, metrics, access_log, clock, echo }
     }
 
     /// Everything between the request's head and the permit to forward it.
-    async fn decide(&self, session: &mut Session, context: &mut Context) -> std::result::Result<(), Rejection> {
+    async fn decide(&self, session: &mut Session, context: &mut Context) -> std::result::Result<(), Refusal> {
         let now = (self.clock)();
         let Context { snapshot, client, request_id, route: matched, admission, target, .. } = context;
         session::prepare(session, &snapshot.server);
         let peer = session.client_addr().and_then(|address| address.as_inet()).ok_or(Rejection::Internal("no_peer_address"))?.ip();
-        let caller = snapshot.server.client(peer, session.req_header());
-        *client = Some(caller.address);
+        let caller = snapshot.server.client(peer, &session.req_header().headers);
+        *client = Some(caller);
         if caller.through_trusted_proxy {
             let received = session.req_header().headers.get("x-request-id").and_then(RequestId::received);
             *request_id = received.unwrap_or_else(|| request_id.clone());
@@ -80,10 +83,10 @@ impl Gateway {
             headers: message.headers,
             client: &caller,
             route: &route.name,
-            parameters: parameters.as_parameters(),
+            parameters: parameters.parameters(),
         };
         let permit = admit(route, &request, now).await?;
-        *target = Some(message.target(route, request.parameters)?);
+        *target = Some(message.target(route, request.parameters, permit.identity().map(|identity| &**identity))?);
         *admission = Some(permit);
         Ok(())
     }
@@ -101,6 +104,7 @@ impl ProxyHttp for Gateway {
             client: None,
             route: None,
             admission: None,
+            refused: None,
             target: None,
             rejection: None,
             backend: None,
@@ -118,13 +122,15 @@ impl ProxyHttp for Gateway {
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
         // A panic in a decision must refuse this request and no other, and still reach the log.
         let decision = AssertUnwindSafe(self.decide(session, context)).catch_unwind().await;
-        let Err(rejection) = decision.unwrap_or_else(|_| {
+        let Err(refusal) = decision.unwrap_or_else(|_| {
             self.metrics.panics.inc();
-            Err(Rejection::Internal("panic"))
+            Err(Rejection::Internal("panic").into())
         }) else {
             return Ok(false);
         };
         context.admission = None;
+        context.refused = refusal.identity;
+        let rejection = refusal.rejection;
         let answered = respond::refuse(session, context, &rejection).await;
         context.rejection = Some(rejection);
         answered.map(|()| true)
@@ -134,7 +140,7 @@ impl ProxyHttp for Gateway {
         context.body_received += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
         if context.body_received > context.snapshot.server.body_limit {
             context.rejection = Some(Rejection::BodyTooLarge);
-            return Error::e_down(ErrorType::HTTPStatus(413));
+            return Err(Error::new_down(ErrorType::HTTPStatus(413)));
         }
         Ok(())
     }
@@ -142,23 +148,24 @@ impl ProxyHttp for Gateway {
     async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
         let (Some(route), Some(_)) = (&context.route, &context.admission) else {
             context.rejection = Some(Rejection::Internal("no_permit"));
-            return Error::e_in(ErrorType::HTTPStatus(500));
+            return Err(Error::new_in(ErrorType::HTTPStatus(500)));
         };
         if !context.tried.is_empty() {
             route.metrics.count_retry();
         }
-        let chosen = match route.upstream.choose(&context.tried) {
-            Ok(chosen) => chosen,
-            Err(rejection) => {
-                context.rejection = Some(rejection);
-                return Error::e_in(ErrorType::HTTPStatus(503));
-            }
+        let address = match route.upstream.builtin {
+            Some(Builtin::Echo) => self.echo,
+            None => match route.upstream.choose(&context.tried) {
+                Ok(chosen) => context.backend.insert(chosen).address,
+                Err(rejection) => {
+                    context.rejection = Some(rejection);
+                    return Err(Error::new_in(ErrorType::HTTPStatus(503)));
+                }
+            },
         };
         context.asked.get_or_insert_with(Instant::now);
-        context.tried.push(chosen.address());
-        let peer = peer::build(route, chosen.address());
-        context.backend = Some(chosen);
-        Ok(peer)
+        context.tried.push(address);
+        Ok(peer::build(route, address))
     }
 
     async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Context) -> Result<()> {
@@ -232,7 +239,7 @@ impl ProxyHttp for Gateway {
 
 /// Whether the upstream may be asked once more: the configuration says so, the method is idempotent, the body can be sent again.
 fn may_retry(session: &mut Session, context: &Context, cause: RetryOn) -> bool {
-    let Some(retries) = context.route.as_ref().and_then(|route| route.upstream.retries()) else {
+    let Some(retries) = context.route.as_ref().and_then(|route| route.upstream.retries.as_ref()) else {
         return false;
     };
     retries.on.contains(&cause)

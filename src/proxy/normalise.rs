@@ -6,7 +6,7 @@ use http::header;
 use pingora_proxy::Session;
 
 use super::context::Target;
-use crate::request::{Parameters, Rejection, framing, host, path};
+use crate::request::{Identity, Parameters, Rejection, framing, host, path};
 use crate::route::Route;
 use crate::snapshot::ServerRules;
 
@@ -56,12 +56,12 @@ impl<'a> Message<'a> {
     }
 
     /// What the upstream is asked for: the path that was matched, never what came in.
-    pub(super) fn target(&self, route: &Route, parameters: Parameters<'_>) -> Result<Target, Rejection> {
+    pub(super) fn target(&self, route: &Route, parameters: Parameters<'_>, identity: Option<&Identity>) -> Result<Target, Rejection> {
         let path = match &route.rewrite {
             Some(rewrite) => Cow::Owned(rewrite.apply(parameters)?),
             None => Cow::Borrowed(&*self.path),
         };
-        let query = self.query.map(|query| route.credentials.strip_query(query)).filter(|query| !query.is_empty());
+        let query = self.query.map(|query| route.forward.query(query, identity)).filter(|query| !query.is_empty());
         let mut path_and_query = path.into_owned();
         if let Some(query) = query {
             path_and_query.push('?');

@@ -15,17 +15,17 @@ const STREAMS: usize = 100;
 /// A peer with every deadline set: Pingora has none by itself.
 pub(super) fn build(route: &Route, address: SocketAddr) -> Box<HttpPeer> {
     let upstream = &route.upstream;
-    let tls = upstream.tls();
+    let tls = upstream.tls.as_ref();
     // An empty server name would switch verification off (pingora-core, connectors/tls); the grammar refuses one.
     let mut peer = HttpPeer::new(address, tls.is_some(), tls.map(|tls| tls.server_name.to_string()).unwrap_or_default());
-    let timeouts = upstream.timeouts();
+    let timeouts = &upstream.timeouts;
     let options: &mut PeerOptions = &mut peer.options;
     options.connection_timeout = Some(timeouts.connect);
     options.total_connection_timeout = Some(timeouts.connect);
     options.read_timeout = Some(route.response_timeout);
     options.write_timeout = Some(route.response_timeout);
     options.idle_timeout = Some(timeouts.idle);
-    if upstream.http2() {
+    if upstream.http2 {
         options.alpn = ALPN::H2;
         options.max_h2_streams = STREAMS;
     }
@@ -33,7 +33,7 @@ pub(super) fn build(route: &Route, address: SocketAddr) -> Box<HttpPeer> {
         options.ca = tls.ca.clone();
         peer.client_cert_key = tls.client.as_ref().map(|(chain, key)| Arc::new(CertKey::new(chain.clone(), key.clone())));
         // Neither the CA nor the whole client certificate is part of Pingora's pool key.
-        peer.group_key = upstream.group_key();
+        peer.group_key = upstream.group_key;
     }
     Box::new(peer)
 }

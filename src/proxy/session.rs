@@ -38,9 +38,9 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
     merge_cookies(upstream)?;
     let secure = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
     let connection = crate::route::forward::Connection {
-        client,
+        client: client.address,
         peer: session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip()),
-        through_trusted_proxy: context.through_trusted_proxy,
+        through_trusted_proxy: client.through_trusted_proxy,
         secure,
         host: &target.authority,
         request_id: context.request_id.value(),

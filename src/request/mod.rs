@@ -1,11 +1,17 @@
 //! The words of a decision: what is asked, who asks, when, and how it is refused.
 
+pub mod cidr;
+pub mod client;
+pub mod framing;
+pub mod host;
 pub mod identity;
+pub mod path;
 pub mod rejection;
 
-use std::net::IpAddr;
 use std::time::Duration;
 
+pub use cidr::CidrSet;
+pub use client::Client;
 pub use identity::{Identity, Method};
 pub use rejection::{LimitState, Rejection};
 
@@ -41,15 +47,6 @@ impl<'a> Parameters<'a> {
     pub fn value(&self, name: &str) -> Option<&'a str> {
         self.0.iter().find(|(n, _)| *n == name).map(|(_, value)| *value)
     }
-}
-
-/// The caller's end of the connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Client {
-    /// The address that rules, limits and logs speak of: the peer, or what trusted proxies said. IPv4-mapped IPv6 is IPv4.
-    pub address: IpAddr,
-    /// Whether the peer itself is a trusted proxy, so that its `X-Request-Id` and `X-Forwarded-*` are believed.
-    pub through_trusted_proxy: bool,
 }
 
 /// The time of a decision, read once per request in `proxy`.

@@ -1,0 +1,127 @@
+//! What live facts look like from outside at the moment of asking: gauges for the scrape, words for readiness.
+
+use std::fmt::Write;
+
+use crate::live::LiveState;
+use crate::live::api_keys::{ApiKeys, Source as KeyStore};
+use crate::live::key_set::{KeySet, Source as KeySource};
+use crate::request::Now;
+use crate::snapshot::Snapshot;
+
+/// The dependencies that were not asked yet, and those that do not answer.
+pub(super) fn dependencies(live: &LiveState) -> (Vec<String>, Vec<String>) {
+    let (mut waiting, mut amiss) = (Vec::new(), Vec::new());
+    for (_, set) in live.key_sets.living() {
+        let status = set.status();
+        let name = format!("jwks {}", source(&set));
+        match (status.last_error, status.fetched_at) {
+            (Some(error), _) => amiss.push(format!("{name}: {error}")),
+            (None, None) => waiting.push(name),
+            (None, Some(_)) => {}
+        }
+    }
+    for (_, keys) in live.api_keys.living() {
+        match keys.failure() {
+            Some(failure) => amiss.push(format!("api keys: {}", failure.reason)),
+            None if !keys.is_loaded() => waiting.push("api keys".to_owned()),
+            None => {}
+        }
+    }
+    for (name, backends) in live.backends.living() {
+        let unwell = backends.status().iter().filter(|backend| !backend.healthy).count();
+        if unwell > 0 {
+            amiss.push(format!("upstream {name}: {unwell} backends are unwell"));
+        }
+    }
+    (waiting, amiss)
+}
+
+/// Appends the gauges in the Prometheus text format.
+pub(super) fn render(out: &mut String, live: &LiveState, snapshot: &Snapshot, now: Now) {
+    let mut families = Families(out);
+    families.add("edgeward_routes", "Routes of the configuration that serves.", &[(labels(&[]), snapshot.routes.len() as f64)]);
+    key_sets(&mut families, live, now);
+    let stores: Vec<_> = live.api_keys.living();
+    let keys: Vec<_> = stores.iter().map(|(source, keys)| (labels(&[("store", &path(source))]), count(keys))).collect();
+    families.add("edgeward_api_keys", "API keys held, by store.", &keys);
+    let failing: Vec<_> =
+        stores.iter().map(|(source, keys)| (labels(&[("store", &path(source))]), f64::from(u8::from(keys.failure().is_some())))).collect();
+    families.add("edgeward_api_keys_failing", "1 while a store of API keys cannot be followed and the last known keys serve.", &failing);
+    let backends: Vec<_> = live
+        .backends
+        .living()
+        .into_iter()
+        .flat_map(|(name, backends)| backends.status().into_iter().map(move |status| (name.clone(), status)))
+        .map(|(name, status)| (labels(&[("upstream", &name), ("backend", &status.address.to_string())]), status))
+        .collect();
+    let healthy: Vec<_> = backends.iter().map(|(labels, status)| (labels.clone(), f64::from(u8::from(status.healthy)))).collect();
+    families.add("edgeward_backend_healthy", "1 while requests are sent to a backend.", &healthy);
+    let busy: Vec<_> = backends.iter().map(|(labels, status)| (labels.clone(), status.in_flight as f64)).collect();
+    families.add("edgeward_backend_requests_in_flight", "Requests that a backend is answering.", &busy);
+    let limits: Vec<_> =
+        live.counters.living().into_iter().map(|(name, counters)| (labels(&[("limit", &name)]), counters.len() as f64)).collect();
+    families.add("edgeward_limit_keys", "Keys that a limit counts.", &limits);
+    let (hits, misses) = live.tokens.hits_and_misses();
+    families.add("edgeward_token_cache_entries", "Verified tokens that are remembered.", &[(labels(&[]), live.tokens.len() as f64)]);
+    families.add("edgeward_token_cache_hits", "Tokens whose signature need not be checked again.", &[(labels(&[]), hits as f64)]);
+    families.add("edgeward_token_cache_misses", "Tokens whose signature had to be checked.", &[(labels(&[]), misses as f64)]);
+}
+
+fn key_sets(families: &mut Families<'_>, live: &LiveState, now: Now) {
+    let statuses: Vec<_> = live.key_sets.living().into_iter().map(|(_, set)| (source(&set), set.status())).collect();
+    let keys: Vec<_> = statuses.iter().map(|(source, status)| (labels(&[("source", source)]), status.keys as f64)).collect();
+    families.add("edgeward_jwks_keys", "Usable keys of an issuer.", &keys);
+    let skipped: Vec<_> = statuses
+        .iter()
+        .flat_map(|(source, status)| status.skipped.iter().map(move |(reason, count)| (labels(&[("source", source), ("reason", reason)]), *count as f64)))
+        .collect();
+    families.add("edgeward_jwks_skipped_keys", "Keys of an issuer that are not used, by reason.", &skipped);
+    let ages: Vec<_> = statuses
+        .iter()
+        .filter_map(|(source, status)| Some((labels(&[("source", source)]), now.unix.saturating_sub(status.fetched_at?).as_secs_f64())))
+        .collect();
+    families.add("edgeward_jwks_age_seconds", "How long ago the issuer confirmed its keys.", &ages);
+    let failures: Vec<_> = statuses.iter().map(|(source, status)| (labels(&[("source", source)]), status.failures as f64)).collect();
+    families.add("edgeward_jwks_failures", "Failed refreshes in a row.", &failures);
+}
+
+fn source(set: &KeySet) -> String {
+    match &set.id().source {
+        KeySource::Jwks(url) | KeySource::Discovery { url, .. } => url.to_string(),
+    }
+}
+
+fn path(source: &KeyStore) -> String {
+    match source {
+        KeyStore::Database(path) | KeyStore::File(path) => path.display().to_string(),
+    }
+}
+
+fn count(keys: &ApiKeys) -> f64 {
+    keys.table().len() as f64
+}
+
+/// `{a="b"}`, with the operator's words escaped.
+fn labels(pairs: &[(&str, &str)]) -> String {
+    if pairs.is_empty() {
+        return String::new();
+    }
+    let escape = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let pairs: Vec<String> = pairs.iter().map(|(name, value)| format!("{name}=\"{}\"", escape(value))).collect();
+    format!("{{{}}}", pairs.join(","))
+}
+
+struct Families<'o>(&'o mut String);
+
+impl Families<'_> {
+    fn add(&mut self, name: &str, help: &str, samples: &[(String, f64)]) {
+        if samples.is_empty() {
+            return;
+        }
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} gauge");
+        for (labels, value) in samples {
+            let _ = writeln!(self.0, "{name}{labels} {value}");
+        }
+    }
+}

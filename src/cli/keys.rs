@@ -1,0 +1,545 @@
+//! `edgeward keys`: makes, shows and withdraws API keys in the store that the configuration names, while the gateway serves.
+//!
+//! A secret is printed once, when it is made. Hashes are printed by `export` alone.
+
+use std::io::{Write, stderr, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Subcommand};
+use ipnet::IpNet;
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use zeroize::Zeroizing;
+
+use super::ConfigFile;
+use super::key_file::{self, KeyFile};
+use crate::authenticators::key_format;
+use crate::config::{self, Authenticator, Config, KeyStore as Configured, System};
+use crate::live::api_keys::{KeyHash, Record, Source};
+use crate::live::key_store::{KeyStore, Opening, StoreError, StoredKey, UsageRow};
+
+/// What to do with API keys
+#[derive(Debug, Args)]
+pub(crate) struct Keys {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a key and print it, alone on standard output and never again
+    Create(Create),
+    /// Print every key of the store, without secrets
+    List(List),
+    /// Print one key and how it was used
+    Show(Show),
+    /// Give a key a new secret and print it; the old one goes on for a while
+    Rotate(Rotate),
+    /// Withdraw a key, at once and for good
+    Revoke(Revoke),
+    /// Add the keys of a file, all or none; foreign keys by the SHA-256 of what their owners present
+    Import(Import),
+    /// Print every key with its hashes, as `import` takes them
+    Export(Export),
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// The `api_key` authenticator whose store is meant; may be left out when there is only one
+    #[arg(long, value_name = "NAME")]
+    authenticator: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Create {
+    #[command(flatten)]
+    place: Place,
+    /// Who answers for what is done with the key
+    #[arg(long, value_parser = word)]
+    consumer: Arc<str>,
+    /// What the key is granted; may be given several times
+    #[arg(long = "scope", value_parser = scope)]
+    scopes: Vec<Arc<str>>,
+    /// A route that the key opens; may be given several times [default: every route that accepts the authenticator]
+    #[arg(long = "route", value_name = "NAME")]
+    routes: Vec<Arc<str>>,
+    /// Addresses that the key may come from; may be given several times [default: any]
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    allow: Vec<IpNet>,
+    /// The usage plan
+    #[arg(long, value_parser = word)]
+    plan: Option<Arc<str>>,
+    /// When the key ends: a time from now such as 90d, an RFC 3339 time, or `never`
+    #[arg(long, value_name = "WHEN", default_value = "90d", value_parser = When::parse_end)]
+    expires: When,
+    /// When the key begins: a time from now, or an RFC 3339 time [default: now]
+    #[arg(long, value_name = "WHEN", value_parser = When::parse)]
+    not_before: Option<When>,
+    /// Print the key and its record in one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct List {
+    #[command(flatten)]
+    place: Place,
+    /// Print a JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Show {
+    #[command(flatten)]
+    place: Place,
+    /// The public id of the key
+    id: String,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Rotate {
+    #[command(flatten)]
+    place: Place,
+    /// The public id of the key
+    id: String,
+    /// How long the old secret goes on
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    grace: Duration,
+    /// When the key ends from now on [default: as before]
+    #[arg(long, value_name = "WHEN", value_parser = When::parse_end)]
+    expires: Option<When>,
+    /// Print the key and its record in one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Revoke {
+    #[command(flatten)]
+    place: Place,
+    /// The public id of the key
+    id: String,
+}
+
+#[derive(Debug, Args)]
+struct Import {
+    #[command(flatten)]
+    place: Place,
+    /// A file of keys, in the form of `keys: {file: ...}`
+    file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Export {
+    #[command(flatten)]
+    place: Place,
+}
+
+/// A moment as it is written on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    Never,
+    In(Duration),
+    At(u64),
+}
+
+impl Keys {
+    /// 0 when it was done, 1 when not.
+    pub(crate) fn run(&self) -> ExitCode {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        match self.command.run(now, &mut stdout(), &mut stderr()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(Failure(lines)) => {
+                lines.iter().for_each(|line| eprintln!("edgeward: {line}"));
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+/// Why nothing was done, for the operator.
+#[derive(Debug)]
+pub(super) struct Failure(pub(super) Vec<String>);
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(vec![error.to_string()])
+    }
+}
+
+fn fail<T>(message: impl Into<String>) -> Result<T, Failure> {
+    Err(Failure(vec![message.into()]))
+}
+
+impl Command {
+    fn run(&self, now: u64, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), Failure> {
+        match self {
+            Self::Create(create) => create.run(now, out, err),
+            Self::List(list) => list.run(now, out),
+            Self::Show(show) => show.run(now, out),
+            Self::Rotate(rotate) => rotate.run(now, out, err),
+            Self::Revoke(revoke) => revoke.run(now, err),
+            Self::Import(import) => import.run(now, err),
+            Self::Export(export) => export.run(out),
+        }
+    }
+}
+
+impl Create {
+    fn run(&self, now: u64, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), Failure> {
+        let mut store = self.place.open(Opening::Create)?;
+        store.check_routes(&self.routes)?;
+        let not_before = self.not_before.and_then(|when| when.after(now));
+        let expires = self.expires.after(now);
+        if expires.is_some_and(|expires| expires <= not_before.unwrap_or(now)) {
+            return fail("the key would end before it begins");
+        }
+        let id = key_format::compose_id(random()?);
+        let key = key_format::compose(&store.prefix, &id, &random()?);
+        let record = Record {
+            id: id.into(),
+            sha256: KeyHash::of(&key),
+            previous: None,
+            consumer: self.consumer.clone(),
+            scopes: self.scopes.clone(),
+            routes: self.routes.clone(),
+            allow: self.allow.clone(),
+            plan: self.plan.clone(),
+            created: Some(now),
+            not_before,
+            expires,
+            revoked: None,
+        };
+        store.insert(std::slice::from_ref(&record))?;
+        hand_over(&key, &record, self.json, now, out, err)
+    }
+}
+
+impl List {
+    fn run(&self, now: u64, out: &mut dyn Write) -> Result<(), Failure> {
+        let store = self.place.open(Opening::Existing)?;
+        let mut keys = Vec::new();
+        for record in store.records()? {
+            let usage = store.usage(&record.id)?;
+            keys.push(shown(&record, usage.as_ref(), now));
+        }
+        if self.json {
+            return Ok(writeln!(out, "{:#}", Value::Array(keys.into_iter().map(Value::Object).collect()))?);
+        }
+        writeln!(out, "{:<16} {:<24} {:<12} {:<20} {:>10} LAST USED", "ID", "CONSUMER", "STATE", "EXPIRES", "REQUESTS")?;
+        for key in &keys {
+            let cell = |name| key.get(name).map_or_else(|| "-".to_owned(), plain);
+            let [id, consumer, state, expires] = ["id", "consumer", "state", "expires"].map(cell);
+            writeln!(out, "{id:<16} {consumer:<24} {state:<12} {expires:<20} {:>10} {}", cell("requests"), cell("last_used"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Show {
+    fn run(&self, now: u64, out: &mut dyn Write) -> Result<(), Failure> {
+        let store = self.place.open(Opening::Existing)?;
+        let record = store.find(&self.id)?;
+        let shown = shown(&record, store.usage(&self.id)?.as_ref(), now);
+        if self.json {
+            return Ok(writeln!(out, "{:#}", Value::Object(shown))?);
+        }
+        Ok(write_lines(&shown, out)?)
+    }
+}
+
+impl Rotate {
+    fn run(&self, now: u64, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), Failure> {
+        let mut store = self.place.open(Opening::Existing)?;
+        let key = key_format::compose(&store.prefix, &self.id, &random()?);
+        let record = store.update(&self.id, |record| {
+            if let Some(expires) = self.expires {
+                record.expires = expires.after(now);
+            }
+            if record.revoked.is_some() {
+                return Err(StoreError::Refused(format!("{} is revoked; create a new key", record.id)));
+            }
+            if record.expires.is_some_and(|expires| expires <= now) {
+                return Err(StoreError::Refused(format!("{} has expired; --expires gives it more time", record.id)));
+            }
+            record.rotate(KeyHash::of(&key), now.saturating_add(self.grace.as_secs()));
+            Ok(())
+        })?;
+        hand_over(&key, &record, self.json, now, out, err)
+    }
+}
+
+impl Revoke {
+    fn run(&self, now: u64, err: &mut dyn Write) -> Result<(), Failure> {
+        let record = self.place.open(Opening::Existing)?.update(&self.id, |record| {
+            record.revoked.get_or_insert(now);
+            Ok(())
+        })?;
+        Ok(writeln!(err, "{} of {} is revoked since {}", record.id, record.consumer, rfc3339(record.revoked.unwrap_or(now)))?)
+    }
+}
+
+impl Import {
+    fn run(&self, now: u64, err: &mut dyn Write) -> Result<(), Failure> {
+        let mut records = key_file::read(&self.file)?;
+        let mut store = self.place.open(Opening::Create)?;
+        for record in &mut records {
+            store.check_routes(&record.routes)?;
+            record.created.get_or_insert(now);
+        }
+        store.insert(&records)?;
+        Ok(writeln!(err, "{} keys imported", records.len())?)
+    }
+}
+
+impl Export {
+    fn run(&self, out: &mut dyn Write) -> Result<(), Failure> {
+        let records = self.place.open(Opening::Existing)?.records()?;
+        Ok(out.write_all(key_file::written(&records).as_bytes())?)
+    }
+}
+
+/// The store of an authenticator, and what the configuration says of its keys.
+#[derive(Debug)]
+struct OpenStore {
+    prefix: Arc<str>,
+    routes: Vec<Arc<str>>,
+    place: StorePlace,
+}
+
+#[derive(Debug)]
+enum StorePlace {
+    Database(KeyStore),
+    File(KeyFile),
+}
+
+/// Long enough for an import of many keys by somebody else.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Place {
+    fn open(&self, opening: Opening) -> Result<OpenStore, Failure> {
+        let path = self.config.path();
+        let config = config::load(&path, &System).config.map_err(problems)?;
+        self.open_in(&config, opening)
+    }
+
+    fn open_in(&self, config: &Config, opening: Opening) -> Result<OpenStore, Failure> {
+        let stores: Vec<_> = config
+            .authenticators
+            .iter()
+            .filter_map(|(name, authenticator)| match authenticator {
+                Authenticator::ApiKey(api_key) => Some((&name.value, api_key)),
+                Authenticator::Jwt(_) => None,
+            })
+            .collect();
+        let names = || stores.iter().map(|(name, _)| &***name);
+        let api_key = match (&self.authenticator, &*stores) {
+            (_, []) => return fail("the configuration has no api_key authenticator"),
+            (None, [(_, only)]) => only,
+            (None, _) => return fail(format!("which authenticator? --authenticator names one of {}", names().collect::<Vec<_>>().join(", "))),
+            (Some(wanted), _) => match stores.iter().find(|(name, _)| ***name == **wanted) {
+                Some((_, api_key)) => api_key,
+                None => return fail(unknown("api_key authenticator", wanted, names())),
+            },
+        };
+        let place = match &api_key.keys.value {
+            Configured::Database(path) => StorePlace::Database(KeyStore::open(path, opening, PATIENCE)?),
+            Configured::File { file, .. } => StorePlace::File(KeyFile::new(&file.path)),
+        };
+        let routes = config.routes.iter().map(|route| route.name.value.clone()).collect();
+        Ok(OpenStore { prefix: api_key.prefix.clone(), routes, place })
+    }
+}
+
+impl OpenStore {
+    /// A key for a route that does not exist opens nothing: most likely a slip.
+    fn check_routes(&self, routes: &[Arc<str>]) -> Result<(), Failure> {
+        match routes.iter().find(|route| !self.routes.contains(route)) {
+            Some(missing) => fail(unknown("route", missing, self.routes.iter().map(|route| &**route))),
+            None => Ok(()),
+        }
+    }
+
+    fn records(&self) -> Result<Vec<Record>, Failure> {
+        let store = match &self.place {
+            StorePlace::File(file) => return file.read(),
+            StorePlace::Database(store) => store,
+        };
+        let mut unreadable = Vec::new();
+        let mut records = Vec::new();
+        store.read_since(-1, |stored| match stored {
+            StoredKey::Readable(record) => records.push(record),
+            StoredKey::Unreadable(id) => unreadable.push(format!("the record of {id} cannot be read")),
+        })?;
+        if unreadable.is_empty() { Ok(records) } else { Err(Failure(unreadable)) }
+    }
+
+    fn find(&self, id: &str) -> Result<Record, Failure> {
+        match &self.place {
+            StorePlace::Database(store) => Ok(store.find(id)?),
+            StorePlace::File(file) => Ok(file.read()?.into_iter().find(|record| *record.id == *id).ok_or_else(|| StoreError::Unknown(id.into()))?),
+        }
+    }
+
+    fn usage(&self, id: &str) -> Result<Option<UsageRow>, Failure> {
+        match &self.place {
+            StorePlace::Database(store) => Ok(store.usage(id)?),
+            StorePlace::File(file) => match KeyStore::open(&Source::File(file.path().into()).usage_path(), Opening::Existing, PATIENCE) {
+                Err(StoreError::Missing(_)) => Ok(None),
+                store => Ok(store?.usage(id)?),
+            },
+        }
+    }
+
+    fn insert(&mut self, records: &[Record]) -> Result<(), Failure> {
+        match &mut self.place {
+            StorePlace::Database(store) => Ok(store.insert(records)?),
+            StorePlace::File(file) => file.insert(records),
+        }
+    }
+
+    fn update(&mut self, id: &str, change: impl FnOnce(&mut Record) -> Result<(), StoreError>) -> Result<Record, Failure> {
+        match &mut self.place {
+            StorePlace::Database(store) => Ok(store.update(id, change)?),
+            StorePlace::File(file) => file.update(id, change),
+        }
+    }
+}
+
+/// The only place that prints a secret.
+fn hand_over(key: &str, record: &Record, json: bool, now: u64, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), Failure> {
+    let record = shown(record, None, now);
+    if json {
+        writeln!(out, "{:#}", json!({"key": key, "record": record}))?;
+    } else {
+        writeln!(out, "{key}")?;
+        write_lines(&record, err)?;
+    }
+    Ok(out.flush()?)
+}
+
+/// A record for people and programs: no hash, times in RFC 3339, what is not set left out.
+fn shown(record: &Record, usage: Option<&UsageRow>, now: u64) -> Map<String, Value> {
+    let state = match record {
+        Record { revoked: Some(_), .. } => "revoked",
+        Record { expires: Some(expires), .. } if *expires <= now => "expired",
+        Record { not_before: Some(start), .. } if *start > now => "not_yet",
+        _ => "active",
+    };
+    let times = |time: Option<u64>| time.map(rfc3339);
+    let words = |words: &[Arc<str>]| words.iter().map(|word| &**word).collect::<Value>();
+    let fields = [
+        ("id", json!(&*record.id)),
+        ("consumer", json!(&*record.consumer)),
+        ("state", json!(state)),
+        ("scopes", words(&record.scopes)),
+        ("routes", words(&record.routes)),
+        ("allow", record.allow.iter().map(IpNet::to_string).collect()),
+        ("plan", json!(record.plan.as_deref())),
+        ("created", json!(times(record.created))),
+        ("not_before", json!(times(record.not_before))),
+        ("expires", json!(times(record.expires))),
+        ("revoked", json!(times(record.revoked))),
+        ("previous_ends", json!(times(record.previous.map(|previous| previous.ends).filter(|ends| *ends > now)))),
+        ("requests", json!(usage.map(|usage| usage.requests))),
+        ("last_used", json!(times(usage.map(|usage| usage.last_used)))),
+        ("last_address", json!(usage.and_then(|usage| usage.last_address))),
+    ];
+    let is_set = |value: &Value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty());
+    fields.into_iter().filter(|(_, value)| is_set(value)).map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn write_lines(shown: &Map<String, Value>, to: &mut dyn Write) -> std::io::Result<()> {
+    shown.iter().try_for_each(|(name, value)| writeln!(to, "{:<14}{}", format!("{name}:"), plain(value)))
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(list) => list.iter().map(plain).collect::<Vec<_>>().join(" "),
+        other => other.to_string(),
+    }
+}
+
+fn problems(problems: Vec<config::Problem>) -> Failure {
+    Failure(problems.iter().map(ToString::to_string).collect())
+}
+
+fn unknown<'a>(kind: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let hint = config::nearest(name, known).map_or_else(String::new, |nearest| format!(" (did you mean {nearest:?}?)"));
+    format!("there is no {kind} {name:?}{hint}")
+}
+
+fn random<const N: usize>() -> Result<[u8; N], Failure> {
+    let mut bytes = Zeroizing::new([0; N]);
+    openssl::rand::rand_bytes(&mut *bytes)?;
+    Ok(*bytes)
+}
+
+impl When {
+    fn parse(text: &str) -> Result<Self, String> {
+        if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
+            return u64::try_from(time.unix_timestamp()).map(Self::At).map_err(|_| "before 1970".to_owned());
+        }
+        duration(text).map(Self::In).map_err(|_| "neither a duration such as 90d nor a time such as 2027-02-21T00:00:00Z".to_owned())
+    }
+
+    fn parse_end(text: &str) -> Result<Self, String> {
+        if text == "never" { Ok(Self::Never) } else { Self::parse(text) }
+    }
+
+    fn after(self, now: u64) -> Option<u64> {
+        match self {
+            Self::Never => None,
+            Self::In(duration) => Some(now.saturating_add(duration.as_secs())),
+            Self::At(time) => Some(time),
+        }
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let unit = |unit| match unit {
+        "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3_600),
+        "d" => Some(86_400),
+        _ => None,
+    };
+    let split = text.find(|character: char| !character.is_ascii_digit()).and_then(|at| text.split_at_checked(at));
+    let seconds = split.and_then(|(number, rest)| number.parse::<u64>().ok()?.checked_mul(unit(rest)?));
+    // A century: more is a slip, and no RFC 3339 year must overflow.
+    seconds.filter(|seconds| *seconds <= 36_525 * 86_400).map(Duration::from_secs).ok_or_else(|| "not a duration such as 10m, 24h or 90d".to_owned())
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse().ok().map(|address: std::net::IpAddr| IpNet::from(address.to_canonical()));
+    text.parse().ok().or_else(address).ok_or_else(|| "not an address or a network such as 203.0.113.0/24".to_owned())
+}
+
+/// What becomes a header and a log field.
+fn word(text: &str) -> Result<Arc<str>, String> {
+    let sound = (1..=256).contains(&text.len()) && text.trim() == text && !text.chars().any(char::is_control);
+    if sound { Ok(text.into()) } else { Err("empty, too long, or with characters that are not to be seen".to_owned()) }
+}
+
+/// `scope-token` of RFC 6749 section 3.3.
+fn scope(text: &str) -> Result<Arc<str>, String> {
+    let sound = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\');
+    if sound { Ok(text.into()) } else { Err("a scope is one word of visible ASCII without quotes or backslashes".to_owned()) }
+}
+
+/// A time as people and YAML read it.
+pub(super) fn rfc3339(unix: u64) -> String {
+    let time = i64::try_from(unix).ok().and_then(|unix| OffsetDateTime::from_unix_timestamp(unix).ok());
+    time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| "9999-12-31T23:59:59Z".to_owned())
+}

@@ -1,0 +1,111 @@
+//! The process and its sockets: what is fixed at start, listeners with their certificates, the admin socket, the log.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::decode::{Context, Fields, NonEmpty, grammar};
+use super::values::{DAY, HOUR, HeaderName, Lasting, Networks, Share, Sized, Within};
+use super::{At, File, Problem};
+use crate::secret::Secret;
+
+grammar! {
+    /// The process. Fixed at start: a reload that changes it is refused.
+    #[checked(check_server)]
+    pub struct Server {
+        /// Worker threads; `0` is one per core.
+        threads: usize as Within<usize, 0, 1024> = "0",
+        /// Proxies whose word on the client's address is believed. Default: nobody's.
+        trusted_proxies: Vec<IpNet> as Networks = "[]",
+        /// The header in which trusted proxies name the client. It is walked from the right, past trusted proxies.
+        client_ip_header: http::HeaderName as HeaderName = "X-Forwarded-For",
+        /// How large a request may be.
+        limits: ServerLimits = "{}",
+        /// How long a client may take.
+        timeouts: ServerTimeouts = "{}",
+    }
+
+    /// How large a request may be.
+    pub struct ServerLimits {
+        /// Request line and headers together.
+        header_bytes: u64 as Sized<1024, 1048576> = "32KiB",
+        /// The number of headers.
+        headers: usize as Within<usize, 1, 1000> = "100",
+        /// The body.
+        body: u64 as Sized<1, 1099511627776> = "10MiB",
+    }
+
+    /// How long a client may take.
+    pub struct ServerTimeouts {
+        /// Between two pieces of a request's body.
+        body: Duration as Lasting<1, HOUR> = "30s",
+        /// Between two requests on a connection.
+        idle: Duration as Lasting<1, DAY> = "60s",
+        /// How long requests may go on after a graceful stop has begun.
+        drain: Duration as Lasting<0, HOUR> = "30s",
+    }
+
+    /// A socket for callers.
+    pub struct Listener {
+        /// Where to listen; port `0` lets the system choose.
+        address: At<SocketAddr>,
+        /// TLS. Absent: plain text.
+        tls: Option<ListenerTls> = absent,
+    }
+
+    /// TLS of a listener.
+    pub struct ListenerTls {
+        /// The certificates. The caller's SNI chooses; the first serves callers that name no host or an unknown one.
+        certificates: Vec<Certificate> as NonEmpty<Vec<Certificate>>,
+    }
+
+    /// A certificate chain and its private key, in PEM.
+    pub struct Certificate {
+        /// The chain, the server's own certificate first.
+        chain: File,
+        /// The private key.
+        key: At<Secret>,
+    }
+
+    /// The admin socket: health, readiness, metrics.
+    #[checked(check_admin)]
+    pub struct Admin {
+        /// Where to listen.
+        address: At<SocketAddr>,
+        /// The bearer token that the admin API asks for. Required unless the address is loopback.
+        token: Option<Secret> = absent,
+    }
+
+    /// What is written down.
+    pub struct Telemetry {
+        /// The access log: JSON lines on stdout.
+        access_log: AccessLog = "{}",
+    }
+
+    /// The access log.
+    pub struct AccessLog {
+        /// The share of allowed requests that is written; refusals always are.
+        sample: f64 as Share = "1.0",
+    }
+}
+
+fn check_server(server: &Server, fields: &Fields<'_>, context: &mut Context<'_>) {
+    // RFC 7239 has a syntax of its own; read as a list of addresses it would name nobody.
+    if let (Some(node), "forwarded") = (fields.written("client_ip_header"), server.client_ip_header.as_str()) {
+        context.key("client_ip_header", |context| {
+            context.refuse::<()>(
+                node,
+                "`Forwarded` (RFC 7239) is not understood",
+                "a header with a list of addresses, such as `X-Forwarded-For`",
+            )
+        });
+    }
+}
+
+fn check_admin(admin: &Admin, _: &Fields<'_>, context: &mut Context<'_>) {
+    if admin.token.is_none() && !admin.address.ip().to_canonical().is_loopback() {
+        let message = "an admin socket that others can reach needs a `token`";
+        context.report(Problem::at(&admin.address.place, message).expected("a loopback address such as `127.0.0.1:9901`, or a token"));
+    }
+}
