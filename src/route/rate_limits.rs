@@ -42,6 +42,11 @@ impl RateLimits {
         Self { before_identity: before_identity.into(), after_identity: after_identity.into() }
     }
 
+    /// Whether a limit refuses every caller that has no identity, so that it cannot stand on a public route.
+    pub fn refuses_the_public(limit: &Limit) -> bool {
+        limit.when_missing == WhenMissing::Deny && limit.per.iter().any(needs_identity)
+    }
+
     /// Counts the request against the limits that need no identity.
     ///
     /// Refused with [`Rejection::RateLimited`], or [`Rejection::Forbidden`] when the request lacks what a limit is counted by.
