@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use pingora_core::apps::HttpServerOptions;
-use pingora_core::listeners::TcpSocketOptions;
-use pingora_core::server::configuration::ServerConf;
-use pingora_core::server::{ExecutionPhase, Server, ShutdownWatch};
-use pingora_core::services::background::{BackgroundService, background_service};
+use pingora::apps::HttpServerOptions;
+use pingora::listeners::TcpSocketOptions;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{ExecutionPhase, Server, ShutdownWatch};
+use pingora::services::background::{BackgroundService, background_service};
 
 use crate::admin::Admin;
 use crate::config::{Config, System};
@@ -105,7 +105,7 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     proxy_service.add_dependency(&housekeeper);
 
     end_when_drained(&server, Arc::clone(&metrics), Arc::clone(&live));
-    server.run(pingora_core::server::RunArgs::default());
+    server.run(pingora::server::RunArgs::default());
     finish(&live);
     Ok(())
 }

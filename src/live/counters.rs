@@ -91,6 +91,11 @@ impl Counters {
         }
     }
 
+    /// How many keys are told apart in the current window.
+    pub fn keys(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().current.len()).sum()
+    }
+
     fn turn(&self, monotonic: Duration) {
         for shard in &self.shards {
             let mut windows = shard.lock();
