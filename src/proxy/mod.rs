@@ -214,6 +214,8 @@ impl ProxyHttp for Gateway {
             let upstream = context.tried.last().map(ToString::to_string);
             tracing::warn!(request_id = context.request_id.as_str(), upstream, %error, "the upstream failed");
         }
+        // Pingora closes the connection after a failure; unannounced, the caller's next request would be lost with it.
+        session.set_keepalive(None);
         let mut code = rejection.status().as_u16();
         if rejection == Rejection::ClientClosed || session.response_written().is_some() {
             code = 0;
