@@ -4,14 +4,13 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde_json::json;
 
 use super::keys::{Failure, rfc3339};
 use crate::config::{self, System};
 use crate::live::api_keys::{KeyHash, Record};
-use crate::live::key_store::StoreError;
+use crate::live::key_store::{StoreError, beside};
 
 /// Reads the keys of a file, strictly.
 pub(super) fn read(path: &Path) -> Result<Vec<Record>, Failure> {
@@ -107,7 +106,7 @@ impl KeyFile {
         let head = head(&std::fs::read_to_string(&path)?);
         let mut records = read(&path)?;
         let done = change(&mut records)?;
-        let new = path.with_added_extension("new");
+        let new = beside(&path, ".new");
         let mode = std::fs::metadata(&path)?.permissions().mode() & 0o777;
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new)?;
         file.write_all(format!("{head}{}", written(&records)).as_bytes())?;

@@ -27,10 +27,10 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use pingora_core::modules::http::HttpModules;
-use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorSource, ErrorType, Result};
-use pingora_http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::admit::{Refusal, admit};
@@ -214,6 +214,8 @@ impl ProxyHttp for Gateway {
             let upstream = context.tried.last().map(ToString::to_string);
             tracing::warn!(request_id = context.request_id.as_str(), upstream, %error, "the upstream failed");
         }
+        // Pingora closes the connection after a failure; unannounced, the caller's next request would be lost with it.
+        session.set_keepalive(None);
         let mut code = rejection.status().as_u16();
         if rejection == Rejection::ClientClosed || session.response_written().is_some() {
             code = 0;
