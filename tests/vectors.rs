@@ -2,6 +2,14 @@
 //!
 //! The payloads of these vectors are no claims, so they are judged where the gateway judges signatures: outline, header, key, signature.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a vector that cannot be read has to fail"
+)]
+
 use std::path::PathBuf;
 
 use base64::Engine;
