@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use edgeward::config::{self, Loaded, Problem, Source, System};
 use proptest::prelude::*;
+use serde_json::Value;
 
 /// In the environment of every test; must not be seen in any problem.
 const SECRET: &str = "hunter2-hunter2-hunter2-hunter2-hunter2-hunter2-hunter2-hunter2-hunter2";
@@ -125,6 +126,101 @@ fn every_file_that_is_named_is_watched_also_one_that_cannot_be_read() {
 }
 
 #[test]
+fn the_reference_says_what_the_schema_says() {
+    let schema = config::schema();
+    let mut reference = "\n".to_owned();
+    let mut seen = vec!["Config".to_owned()];
+    let mut next = 0;
+    while let Some(name) = seen.get(next).cloned() {
+        next += 1;
+        reference += &section(&name, &schema["$defs"][&name], &mut seen);
+    }
+    let path = "docs/configuration.md";
+    let text = std::fs::read_to_string(path).unwrap();
+    let (before, rest) = text.split_once("<!-- schema -->\n").unwrap();
+    let (found, after) = rest.split_once("<!-- /schema -->").unwrap();
+    if bless() {
+        std::fs::write(path, format!("{before}<!-- schema -->\n{reference}<!-- /schema -->{after}")).unwrap();
+        return;
+    }
+    assert_eq!(found, reference, "run with EDGEWARD_BLESS=1");
+}
+
+/// One mapping of the schema as a table.
+fn section(name: &str, schema: &Value, seen: &mut Vec<String>) -> String {
+    let required: Vec<&str> = schema["required"].as_array().map(|keys| keys.iter().filter_map(Value::as_str).collect()).unwrap_or_default();
+    let about = schema["description"].as_str().unwrap();
+    let mut text = format!("### {name}\n\n{about}\n\n| key | value | default | meaning |\n|---|---|---|---|\n");
+    for (key, value) in schema["properties"].as_object().unwrap() {
+        let default = match value.get("default") {
+            Some(default) => format!("`{}`", flow(default)),
+            None if required.contains(&key.as_str()) => String::new(),
+            None => "optional".to_owned(),
+        };
+        let about = value["description"].as_str().unwrap();
+        text += &format!("| `{key}` | {} | {default} | {about} |\n", kind(value, seen));
+    }
+    if let Some(choices) = schema["oneOf"].as_array() {
+        let keys: Vec<_> = choices.iter().map(|choice| format!("`{}`", choice["required"][0].as_str().unwrap())).collect();
+        text += &format!("\nExactly one of {}.\n", keys.join(", "));
+    }
+    text + "\n"
+}
+
+/// What may be written, in words.
+fn kind(schema: &Value, seen: &mut Vec<String>) -> String {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let name = reference.trim_start_matches("#/$defs/").to_owned();
+        if !seen.contains(&name) {
+            seen.push(name.clone());
+        }
+        return format!("[{name}](#{})", name.to_lowercase());
+    }
+    if let Some(forms) = schema["anyOf"].as_array() {
+        return forms.iter().map(|form| kind(form, seen)).collect::<Vec<_>>().join(" or ");
+    }
+    if let Some(words) = schema["enum"].as_array() {
+        return words.iter().map(|word| format!("`{}`", flow(word))).collect::<Vec<_>>().join(", ");
+    }
+    if let Some(word) = schema.get("const") {
+        return format!("`{}`", flow(word));
+    }
+    if let Some(title) = schema["title"].as_str() {
+        return title.to_owned();
+    }
+    match schema["type"].as_str().unwrap() {
+        "array" => format!("list of {}", kind(&schema["items"], seen)),
+        "object" => format!("mapping from {} to {}", kind(&schema["propertyNames"], seen), kind(&schema["additionalProperties"], seen)),
+        "boolean" => "`true`, `false`".to_owned(),
+        number => format!("{number}, {} to {}", schema["minimum"], schema["maximum"]),
+    }
+}
+
+/// A value as YAML would have it on one line.
+fn flow(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(flow).collect::<Vec<_>>().join(", ")),
+        Value::Object(entries) => {
+            format!("{{{}}}", entries.iter().map(|(key, value)| format!("{key}: {}", flow(value))).collect::<Vec<_>>().join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
+#[test]
+fn every_key_of_the_schema_is_in_the_full_example_and_every_mapping_is_closed() {
+    let full = std::fs::read_to_string("tests/config/valid/full.yaml").unwrap();
+    let schema = config::schema();
+    for (name, definition) in schema["$defs"].as_object().unwrap() {
+        assert_eq!(definition["additionalProperties"], false, "{name}");
+        for key in definition["properties"].as_object().unwrap().keys() {
+            assert!(full.contains(&format!("{key}:")), "{name}.{key}");
+        }
+    }
+}
+
+#[test]
 fn a_file_that_cannot_be_read_is_told_from_one_that_is_wrong() {
     let absent = config::load(Path::new("tests/config/none.yaml"), &Repository);
     assert!(!absent.readable);
@@ -205,7 +301,7 @@ fn bombs_and_hostile_files_are_refused_soon() {
         let started = std::time::Instant::now();
         let problems = load(&bytes).config.expect_err(name);
         assert!(problems.len() <= 1_001, "{name}: {} problems", problems.len());
-        // Under a second when optimised; the bound only tells linear from quadratic.
+        // At most 0.7 s when optimised; the bound here only tells linear from quadratic.
         assert!(started.elapsed().as_secs() < 20, "{name}: {:?}", started.elapsed());
         println!("{name}: {:?} {}", started.elapsed(), shown(&problems[..1]));
     }
@@ -221,8 +317,46 @@ fn every_prefix_of_an_example_is_read_without_a_panic() {
 
 /// Pieces from which files are made that come further than random bytes do.
 const PIECES: [&str; 40] = [
-    "a", "0", "-1", ":", ": ", "- ", "? ", "\n", "\n  ", "\n    ", "{", "}", "[", "]", ",", "&a ", "*a", "!x ", "|\n", ">-\n", "'", "\"", "\\", "#", "%",
-    "---\n", "...\n", "<<", "~", "\t", "\u{feff}", "\u{e9}", "routes", "policy", "authenticate", "public", "{env: SECRET}", "jwt", "{file: x}", "\0",
+    "a",
+    "0",
+    "-1",
+    ":",
+    ": ",
+    "- ",
+    "? ",
+    "\n",
+    "\n  ",
+    "\n    ",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    "&a ",
+    "*a",
+    "!x ",
+    "|\n",
+    ">-\n",
+    "'",
+    "\"",
+    "\\",
+    "#",
+    "%",
+    "---\n",
+    "...\n",
+    "<<",
+    "~",
+    "\t",
+    "\u{feff}",
+    "\u{e9}",
+    "routes",
+    "policy",
+    "authenticate",
+    "public",
+    "{env: SECRET}",
+    "jwt",
+    "{file: x}",
+    "\0",
 ];
 
 proptest! {
