@@ -82,6 +82,16 @@ impl Counters {
         }
     }
 
+    /// How many keys are counted in the current windows.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().current.len()).sum()
+    }
+
+    /// Whether nobody is counted.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Turns windows in the background until nobody holds the counters any more.
     pub async fn maintain(this: Weak<Self>, clock: Clock) {
         loop {
