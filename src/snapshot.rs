@@ -13,6 +13,7 @@ use crate::authenticators::{Authenticator, Authenticators, api_key, credential, 
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
+use crate::live::counters::Counters;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
 use crate::request::Client;
@@ -194,7 +195,7 @@ impl Compiler<'_> {
     fn authenticator(&mut self, name: &Arc<str>, authenticator: &config::Authenticator) -> Result<Authenticator, Vec<Problem>> {
         Ok(match authenticator {
             config::Authenticator::Jwt(jwt) => Authenticator::Jwt(jwt::Jwt::new(Arc::clone(name), jwt, self.live)?),
-            config::Authenticator::ApiKey(api_key) => Authenticator::ApiKey(api_key::ApiKey::new(Arc::clone(name), api_key, self.live)?),
+            config::Authenticator::ApiKey(api_key) => Authenticator::ApiKey(api_key::ApiKey::new(Arc::clone(name), api_key, self.live)),
         })
     }
 
@@ -274,14 +275,15 @@ impl Compiler<'_> {
             .collect();
         let limits = limits?;
         if !identified {
-            for (name, _) in limits.iter().filter(|(_, limit)| RateLimits::needs_identity(limit)) {
+            for (name, _) in limits.iter().filter(|(_, limit)| RateLimits::refuses_the_public(limit)) {
                 self.problems.push(
                     Problem::at(&name.place, format!("limit `{}` counts per identity, and route `{}` is public", name.value, route.name.value))
-                        .expected("a limit per client_ip, header, host, route or path"),
+                        .expected("a limit per client_ip, header, host, route or path, or `when_missing: skip` or `client_ip`"),
                 );
             }
         }
-        Some(RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit)), self.live))
+        let counters = |name: &Arc<str>| self.live.counters.find_or_create(name, Counters::default);
+        Some(RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit, counters(&name.value)))))
     }
 
     /// Every header that any policy sets, so that a caller can bring none of them to any route.

@@ -161,14 +161,14 @@ impl Jwt {
     }
 
     async fn judge(&self, token: &str, now: Now) -> Result<Option<Arc<Identity>>, Rejection> {
+        if token.len() > MAX_TOKEN {
+            return Err(invalid(Fault::TooLarge));
+        }
         if let Some(known) = self.tokens.find(&self.verifier, token)
             && self.keys.still_hold(&known, now)?
         {
             self.rules.check(known.algorithm, known.typ.as_deref(), &known.registered, now)?;
             return Ok(Some(known.identity.clone()));
-        }
-        if token.len() > MAX_TOKEN {
-            return Err(invalid(Fault::TooLarge));
         }
         if !Jws::has_shape(token) {
             return Ok(None);

@@ -2,6 +2,8 @@
 
 mod check;
 mod health;
+mod key_file;
+mod keys;
 mod tokens;
 
 use std::path::PathBuf;
@@ -28,6 +30,9 @@ enum Command {
     /// Make throw-away keys and tokens, for the demo and for trying a configuration
     #[command(subcommand)]
     Tokens(tokens::Tokens),
+    /// Make, show and withdraw API keys
+    #[command(subcommand)]
+    Keys(keys::Keys),
     /// Print the JSON Schema of the configuration
     Schema,
 }
@@ -62,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Health(health) => health.run(),
         Command::Tokens(tokens) => tokens.run(),
+        Command::Keys(keys) => keys.run(),
         Command::Schema => {
             println!("{:#}", crate::config::schema());
             ExitCode::SUCCESS

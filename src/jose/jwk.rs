@@ -59,19 +59,15 @@ impl JwkSet {
         self.keys.iter().find(|key| key.fingerprint() == fingerprint)
     }
 
-    /// The keys to try for a token: those whose algorithms and key id fit, first in the document first, a bounded number.
+    /// The keys to try for a token: those whose algorithms and key id fit, a bounded number in a fixed order.
     ///
-    /// A `kid` need not be unique (RFC 7517 section 4.5), so every key of that id is tried; a key without id fits any token, and a token
-    /// without id any key.
+    /// A `kid` need not be unique (RFC 7517 section 4.5), so every key of that id is tried, in the order of the document. A key without id
+    /// fits any token, after those that are named; a token without id fits any key.
     pub fn candidates<'s>(&'s self, header: &'s Header) -> impl Iterator<Item = &'s Key> {
-        self.keys
-            .iter()
-            .filter(|key| key.algorithms().contains(header.algorithm))
-            .filter(|key| match (key.kid(), header.kid.as_deref()) {
-                (Some(have), Some(want)) => have == want,
-                _ => true,
-            })
-            .take(MAX_TRIES)
+        let fits = |key: &&Key| key.algorithms().contains(header.algorithm);
+        let is_named = |key: &&Key| key.kid().is_some_and(|have| header.kid.as_deref().is_none_or(|want| have == want));
+        let named = self.keys.iter().filter(fits).filter(is_named);
+        named.chain(self.keys.iter().filter(fits).filter(|key| key.kid().is_none())).take(MAX_TRIES)
     }
 }
 
@@ -295,6 +291,12 @@ mod tests {
         let set = JwkSet::parse(json!({"keys": [one, without(public(Algorithm::Es256), "kid")]}).to_string().as_bytes()).unwrap();
         assert_eq!(set.candidates(&header(Some("k"), Algorithm::Es256)).count(), 2);
         assert_eq!(set.candidates(&header(Some("other"), Algorithm::Es256)).count(), 1);
+        // Many keys without id must not keep the one that is named from being tried.
+        let nameless = without(public(Algorithm::Es256), "kid");
+        let mut many = vec![nameless; 2 * MAX_TRIES];
+        many.push(public(Algorithm::Es256));
+        let set = JwkSet::parse(json!({ "keys": many }).to_string().as_bytes()).unwrap();
+        assert_eq!(set.candidates(&header(Some("k"), Algorithm::Es256)).next().and_then(|key| key.kid()), Some("k"));
     }
 
     #[test]

@@ -34,7 +34,14 @@ enum Material {
     Rsa(PKey<Public>),
     Ec { key: EcKey<Public>, coordinate: usize },
     Ed25519(ed25519_compact::PublicKey),
-    Secret { hs256: HS256Key, hs384: HS384Key, hs512: HS512Key },
+    Secret(Box<Secret>),
+}
+
+/// One secret, ready for each hash.
+struct Secret {
+    hs256: HS256Key,
+    hs384: HS384Key,
+    hs512: HS512Key,
 }
 
 /// The curves of RFC 7518 section 6.2.1.1.
@@ -113,12 +120,12 @@ impl Key {
         if algorithms.is_empty() {
             return None;
         }
-        let material = Material::Secret {
+        let keys = Secret {
             hs256: HS256Key::from_bytes(secret),
             hs384: HS384Key::from_bytes(secret),
             hs512: HS512Key::from_bytes(secret),
         };
-        Some(Self::new(None, algorithms, material, secret))
+        Some(Self::new(None, algorithms, Material::Secret(Box::new(keys)), secret))
     }
 
     pub(super) fn from_rsa(
@@ -161,7 +168,7 @@ impl Key {
             Material::Rsa(_) => b'R',
             Material::Ec { .. } => b'E',
             Material::Ed25519(_) => b'O',
-            Material::Secret { .. } => b'S',
+            Material::Secret(_) => b'S',
         };
         let mut hash = Sha256::new();
         hash.update(&[kind]);
@@ -186,11 +193,11 @@ impl Key {
             Material::Ed25519(key) => {
                 ed25519_compact::Signature::from_slice(signature).is_ok_and(|signature| key.verify(message, &signature).is_ok())
             }
-            Material::Secret { hs256, hs384, hs512 } => {
+            Material::Secret(secret) => {
                 let tag = match algorithm {
-                    Algorithm::Hs256 => hs256.authentication_tag(message),
-                    Algorithm::Hs384 => hs384.authentication_tag(message),
-                    Algorithm::Hs512 => hs512.authentication_tag(message),
+                    Algorithm::Hs256 => secret.hs256.authentication_tag(message),
+                    Algorithm::Hs384 => secret.hs384.authentication_tag(message),
+                    Algorithm::Hs512 => secret.hs512.authentication_tag(message),
                     _ => return false,
                 };
                 // In constant time, and `eq` panics on unequal lengths.

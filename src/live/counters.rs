@@ -82,16 +82,6 @@ impl Counters {
         }
     }
 
-    /// How many keys are counted in the current windows.
-    pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().current.len()).sum()
-    }
-
-    /// Whether nobody is counted.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Turns windows in the background until nobody holds the counters any more.
     pub async fn maintain(this: Weak<Self>, clock: Clock) {
         loop {
@@ -99,6 +89,11 @@ impl Counters {
             let Some(counters) = this.upgrade() else { return };
             counters.turn(clock().monotonic);
         }
+    }
+
+    /// How many keys are told apart in the current window.
+    pub fn keys(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().current.len()).sum()
     }
 
     fn turn(&self, monotonic: Duration) {

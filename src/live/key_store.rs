@@ -176,17 +176,19 @@ impl KeyStore {
         Ok(self.connection.query_row("SELECT revision FROM api_key_change", [], |row| row.get(0))?)
     }
 
-    /// Reads the keys that changed after a revision, in the order of their changes, and returns the last one's revision.
+    /// Reads the keys that changed after a revision, in no order, and returns the latest revision among them. A negative one means all.
     ///
     /// # Errors
     /// When the store cannot be read; what was read until then was handed over.
     pub fn read_since(&self, revision: i64, mut each: impl FnMut(StoredKey)) -> Result<i64, StoreError> {
-        let sql = format!("SELECT {COLUMNS}, revision FROM api_key WHERE revision > ?1 ORDER BY revision");
+        // A million keys in the order of the index would be a million searches of the table.
+        let path = if revision < 0 { "NOT INDEXED" } else { "INDEXED BY api_key_revision" };
+        let sql = format!("SELECT {COLUMNS}, revision FROM api_key {path} WHERE revision > ?1");
         let mut statement = self.connection.prepare_cached(&sql)?;
         let mut rows = statement.query([revision])?;
         let mut last = revision.max(0);
         while let Some(row) = rows.next()? {
-            last = row.get("revision")?;
+            last = last.max(row.get("revision")?);
             each(match record(row) {
                 Ok(record) => StoredKey::Readable(record),
                 Err(_) => StoredKey::Unreadable(row.get("id")?),

@@ -2,8 +2,8 @@
 
 use http::HeaderName;
 use http::header;
-use pingora_core::{Error, ErrorType, Result};
-use pingora_http::RequestHeader;
+use pingora::{Error, ErrorType, Result};
+use pingora::http::RequestHeader;
 use pingora_proxy::Session;
 
 use super::context::Context;

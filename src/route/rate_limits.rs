@@ -9,7 +9,6 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::config::{Limit, LimitKey, WhenMissing};
-use crate::live::LiveState;
 use crate::live::counters::{Counters, Key, KeyBuilder, Quota, Standing};
 use crate::request::{Identity, LimitState, Now, Rejection, Request};
 
@@ -20,44 +19,57 @@ pub struct RateLimits {
     after_identity: Box<[RateLimit]>,
 }
 
+/// What a request consumed before its identity was known.
+#[derive(Debug)]
+#[must_use = "what a later limit refuses has to be given back"]
+pub struct Charge {
+    nearest: Option<LimitState>,
+    now: Now,
+}
+
 impl RateLimits {
-    /// Compiles the limits that a policy names; their counts are those of the limits of the same names before.
-    pub fn compile<'a>(limits: impl IntoIterator<Item = (&'a Arc<str>, &'a Limit)>, live: &LiveState) -> Self {
-        let (after, before): (Vec<_>, Vec<_>) = limits.into_iter().partition(|(_, limit)| Self::needs_identity(limit));
-        let compile = |limits: Vec<(&'a Arc<str>, &'a Limit)>| {
-            let limits = limits.into_iter().map(|(name, limit)| RateLimit {
-                name: name.clone(),
-                per: limit.per.as_slice().into(),
-                quota: Quota { limit: limit.rate.count, window: limit.rate.window },
-                ipv6_prefix: limit.ipv6_prefix,
-                when_missing: limit.when_missing,
-                counters: live.counters.find_or_create(name, Counters::default),
-            });
-            limits.collect()
-        };
-        Self { before_identity: compile(before), after_identity: compile(after) }
+    /// Compiles the limits that a policy names, each with its name and its counts.
+    pub fn compile<'a>(limits: impl IntoIterator<Item = (&'a Arc<str>, &'a Limit, Arc<Counters>)>) -> Self {
+        let limits = limits.into_iter().map(|(name, limit, counters)| RateLimit {
+            name: name.clone(),
+            per: limit.per.as_slice().into(),
+            quota: Quota { limit: limit.rate.count, window: limit.rate.window },
+            ipv6_prefix: limit.ipv6_prefix,
+            when_missing: limit.when_missing,
+            counters,
+        });
+        let (after_identity, before_identity): (Vec<_>, Vec<_>) = limits.partition(|limit| limit.per.iter().any(needs_identity));
+        Self { before_identity: before_identity.into(), after_identity: after_identity.into() }
     }
 
-    /// Whether a limit counts by what only the identity can say.
-    pub fn needs_identity(limit: &Limit) -> bool {
-        limit.per.iter().any(|key| match key {
-            LimitKey::Consumer | LimitKey::Subject | LimitKey::Credential | LimitKey::Claim(_) => true,
-            LimitKey::ClientIp | LimitKey::Route | LimitKey::Host | LimitKey::Header(_) | LimitKey::Path(_) => false,
-        })
+    /// Whether a limit refuses every caller that has no identity, so that it cannot stand on a public route.
+    pub fn refuses_the_public(limit: &Limit) -> bool {
+        limit.when_missing == WhenMissing::Deny && limit.per.iter().any(needs_identity)
     }
 
-    /// Counts the request against the limits that need no identity, and says where the one nearest to its end stands.
+    /// Counts the request against the limits that need no identity.
     ///
-    /// Refused with [`Rejection::RateLimited`], or with [`Rejection::Forbidden`] when the request lacks what a limit counts by: to come back
-    /// later would not help.
-    pub fn check_client(&self, request: &Request<'_>, now: Now) -> Result<Option<LimitState>, Rejection> {
-        charge(&self.before_identity, request, None, now)
+    /// Refused with [`Rejection::RateLimited`], or [`Rejection::Forbidden`] when the request lacks what a limit is counted by.
+    pub fn check_client(&self, request: &Request<'_>, now: Now) -> Result<Charge, Rejection> {
+        charge(&self.before_identity, request, None, now).map(|nearest| Charge { nearest, now })
     }
 
-    /// Counts the request against the limits that need the identity, as [`check_client`](Self::check_client) did against the others. When
-    /// one refuses, what was counted there at the same `now` is given back.
-    pub fn check_identity(&self, request: &Request<'_>, identity: &Identity, now: Now) -> Result<Option<LimitState>, Rejection> {
-        charge(&self.after_identity, request, Some(identity), now).inspect_err(|_| refund(&self.before_identity, request, None, now))
+    /// Counts the request against the limits that need the identity, which is absent on public routes, and says where the limit nearest to
+    /// its end stands. When one refuses, what [`check_client`](Self::check_client) counted is given back.
+    pub fn check_identity(
+        &self,
+        request: &Request<'_>,
+        identity: Option<&Identity>,
+        charged: Charge,
+        now: Now,
+    ) -> Result<Option<LimitState>, Rejection> {
+        match charge(&self.after_identity, request, identity, now) {
+            Ok(nearest) => Ok(nearer(charged.nearest, nearest)),
+            Err(rejection) => {
+                refund(&self.before_identity, request, None, charged.now);
+                Err(rejection)
+            }
+        }
     }
 }
 
@@ -71,9 +83,7 @@ fn charge(limits: &[RateLimit], request: &Request<'_>, identity: Option<&Identit
             Subject::Key(key) => {
                 let standing = limit.counters.charge(&key, limit.quota, now.monotonic);
                 if standing.admitted {
-                    if nearest.as_ref().is_none_or(|(_, other): &(_, Standing)| standing.remaining < other.remaining) {
-                        nearest = Some((limit, standing));
-                    }
+                    nearest = nearer(nearest, Some(limit.state(standing)));
                     continue;
                 }
                 Rejection::RateLimited(limit.state(standing))
@@ -82,7 +92,7 @@ fn charge(limits: &[RateLimit], request: &Request<'_>, identity: Option<&Identit
         refund(limits.get(..at).unwrap_or_default(), request, identity, now);
         return Err(refused);
     }
-    Ok(nearest.map(|(limit, standing)| limit.state(standing)))
+    Ok(nearest)
 }
 
 fn refund(limits: &[RateLimit], request: &Request<'_>, identity: Option<&Identity>, now: Now) {
@@ -90,6 +100,20 @@ fn refund(limits: &[RateLimit], request: &Request<'_>, identity: Option<&Identit
         if let Subject::Key(key) = limit.key(request, identity) {
             limit.counters.refund(&key, limit.quota, now.monotonic);
         }
+    }
+}
+
+fn nearer(one: Option<LimitState>, other: Option<LimitState>) -> Option<LimitState> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(if other.remaining < one.remaining { other } else { one }),
+        (one, other) => one.or(other),
+    }
+}
+
+fn needs_identity(key: &LimitKey) -> bool {
+    match key {
+        LimitKey::Consumer | LimitKey::Subject | LimitKey::Credential | LimitKey::Claim(_) => true,
+        LimitKey::ClientIp | LimitKey::Route | LimitKey::Host | LimitKey::Header(_) | LimitKey::Path(_) => false,
     }
 }
 
@@ -195,7 +219,7 @@ mod tests {
 
     fn compile(limits: &[(&str, Limit)]) -> RateLimits {
         let names: Vec<Arc<str>> = limits.iter().map(|(name, _)| Arc::from(*name)).collect();
-        RateLimits::compile(names.iter().zip(limits).map(|(name, (_, limit))| (name, limit)), &LiveState::default())
+        RateLimits::compile(names.iter().zip(limits).map(|(name, (_, limit))| (name, limit, Arc::default())))
     }
 
     fn now(millis: u64) -> Now {
@@ -243,11 +267,8 @@ mod tests {
     }
 
     fn ask(limits: &RateLimits, caller: &Caller, identity: Option<&Identity>) -> Result<Option<LimitState>, Rejection> {
-        let before = limits.check_client(&caller.request(), now(0))?;
-        match identity {
-            Some(identity) => limits.check_identity(&caller.request(), identity, now(0)),
-            None => Ok(before),
-        }
+        let charge = limits.check_client(&caller.request(), now(0))?;
+        limits.check_identity(&caller.request(), identity, charge, now(0))
     }
 
     #[test]
@@ -275,16 +296,17 @@ mod tests {
         for expected in [true, true, false, false, false] {
             assert_eq!(ask(&limits, &caller, Some(&acme)).is_ok(), expected);
         }
-        let nearest = |state: Option<LimitState>| state.map(|state| (state.name.to_string(), state.remaining));
-        assert_eq!(nearest(ask(&limits, &caller, None).unwrap()), Some(("flood".to_owned(), 7)));
-        assert_eq!(nearest(ask(&limits, &caller, Some(&umbrella)).unwrap()), Some(("each".to_owned(), 1)));
+        let Ok(charge) = limits.check_client(&caller.request(), now(0)) else { panic!("refused") };
+        assert_eq!(charge.nearest.as_ref().map(|state| (&*state.name, state.remaining)), Some(("flood", 7)));
+        let state = limits.check_identity(&caller.request(), Some(&umbrella), charge, now(0)).unwrap();
+        assert_eq!(state.map(|state| (state.name.to_string(), state.remaining)), Some(("each".to_owned(), 1)));
     }
 
     #[test]
     fn who_is_refused_for_want_of_a_good_credential_has_consumed_the_limits_before_it() {
         let limits = compile(&[("flood", limit(&[LimitKey::ClientIp], 3))]);
         let caller = Caller::new("192.0.2.1");
-        let passed = (0..10).filter(|_| limits.check_client(&caller.request(), now(0)).is_ok()).count();
+        let passed = (0..10).filter(|_| limits.check_client(&caller.request(), now(0)).map(drop).is_ok()).count();
         assert_eq!(passed, 3);
     }
 
@@ -315,22 +337,25 @@ mod tests {
 
     #[test]
     fn a_request_without_the_key_is_refused_unless_the_limit_says_otherwise() {
-        let nobody = Identity { consumer: None, ..identity("") };
         let keys = [
             LimitKey::Header(HeaderName::from_static("x-tenant")),
             LimitKey::Consumer,
             LimitKey::Subject,
-            LimitKey::Claim("none".into()),
+            LimitKey::Credential,
+            LimitKey::Claim("tenant".into()),
             LimitKey::Path("other".into()),
         ];
         for key in keys {
             let with = |when_missing| compile(&[("each", Limit { when_missing, ..limit(std::slice::from_ref(&key), 1) })]);
             let (caller, other) = (Caller::new("192.0.2.1"), Caller::new("192.0.2.2"));
-            assert_eq!(ask(&with(WhenMissing::Deny), &caller, Some(&nobody)), Err(Rejection::Forbidden("limit_key_missing")), "{key:?}");
-            assert_eq!(ask(&with(WhenMissing::Skip), &caller, Some(&nobody)), Ok(None), "{key:?}");
+            assert_eq!(ask(&with(WhenMissing::Deny), &caller, None), Err(Rejection::Forbidden("limit_key_missing")), "{key:?}");
+            assert_eq!(ask(&with(WhenMissing::Skip), &caller, None), Ok(None), "{key:?}");
             let by_address = with(WhenMissing::ClientIp);
-            let admitted = [&caller, &caller, &other].map(|caller| ask(&by_address, caller, Some(&nobody)).is_ok());
-            assert_eq!(admitted, [true, false, true], "{key:?}");
+            assert!(
+                ask(&by_address, &caller, None).is_ok()
+                    && ask(&by_address, &caller, None).is_err()
+                    && ask(&by_address, &other, None).is_ok()
+            );
         }
     }
 

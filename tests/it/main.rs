@@ -1,0 +1,3 @@
+//! The real binary as a child process, driven over real sockets; the modules mirror `src`.
+
+mod harness;
