@@ -19,8 +19,11 @@ const FLOORS: &[&[&str]] = &[
     &["cli"],
 ];
 
-/// Longer, and a file holds two things.
+/// Longer, before its tests begin, and a file holds two things.
 const LONGEST_FILE: usize = 800;
+
+/// Where the tests at the foot of a file begin.
+const TESTS: &str = "#[cfg(test)]\nmod ";
 
 struct Source {
     path: PathBuf,
@@ -36,7 +39,7 @@ impl Source {
 
     /// The lines that are compiled into the library: no comments, and nothing from the tests at the foot on.
     fn code(&self) -> String {
-        let code = self.text.split("#[cfg(test)]\nmod ").next().unwrap();
+        let code = self.text.split(TESTS).next().unwrap();
         code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
     }
 }
@@ -149,7 +152,7 @@ fn each_source_file_opens_with_what_it_is() {
 #[test]
 fn no_file_is_so_long_that_it_holds_two_things() {
     for source in sources() {
-        let lines = source.text.lines().count();
+        let lines = source.text.split(TESTS).next().unwrap().lines().count();
         assert!(lines <= LONGEST_FILE, "{} has {lines} lines", source.path.display());
     }
 }

@@ -1,7 +1,7 @@
 //! The gateway as operators run it: the binary, a file, signals, and what it prints.
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -88,8 +88,12 @@ impl Gateway {
             assert!(gateway.child.try_wait().unwrap().is_none(), "the gateway ended at its start");
             gateway.listening("admin").first().map(|address| gateway.admin = *address).is_some()
         });
-        until("the gateway is ready", || client::get(gateway.admin, "/readyz", &[]).status == 200);
         gateway.data = gateway.listening("data");
+        let open = |address: &SocketAddr| TcpStream::connect(address).is_ok();
+        until("the gateway is ready", || {
+            assert!(gateway.child.try_wait().unwrap().is_none(), "the gateway ended at its start");
+            open(&gateway.admin) && client::get(gateway.admin, "/readyz", &[]).status == 200 && gateway.data.iter().all(open)
+        });
         gateway
     }
 
