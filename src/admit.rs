@@ -42,22 +42,15 @@ impl From<Rejection> for Refusal {
 /// Whether this request may go on, and as whom.
 pub async fn admit(route: &Route, request: &Request<'_>, now: Now) -> Result<Admission, Refusal> {
     route.ip_rules.check(request.client.address)?;
-    let limit = route.rate_limits.check_client(request, now)?;
+    let charge = route.rate_limits.check_client(request, now)?;
     let Some(authenticators) = &route.authenticators else {
+        let limit = route.rate_limits.check_identity(request, None, charge, now)?;
         return Ok(Admission { identity: None, limit });
     };
     let identity = authenticators.identify(request, now).await?;
-    let judged = route.authorizers.authorize(&identity).and_then(|()| route.rate_limits.check_identity(request, &identity, now));
-    match judged {
-        Ok(after) => Ok(Admission { identity: Some(identity), limit: nearest(limit, after) }),
+    let judged = route.authorizers.authorize(&identity);
+    match judged.and_then(|()| route.rate_limits.check_identity(request, Some(&identity), charge, now)) {
+        Ok(limit) => Ok(Admission { identity: Some(identity), limit }),
         Err(rejection) => Err(Refusal { rejection, identity: Some(identity) }),
-    }
-}
-
-/// The limit that will refuse first.
-fn nearest(a: Option<LimitState>, b: Option<LimitState>) -> Option<LimitState> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(if b.remaining <= a.remaining { b } else { a }),
-        (a, b) => a.or(b),
     }
 }

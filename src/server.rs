@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use pingora_core::apps::HttpServerOptions;
-use pingora_core::listeners::TcpSocketOptions;
-use pingora_core::server::configuration::ServerConf;
-use pingora_core::server::{ExecutionPhase, Server, ShutdownWatch};
-use pingora_core::services::background::{BackgroundService, background_service};
+use pingora::apps::HttpServerOptions;
+use pingora::listeners::TcpSocketOptions;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{ExecutionPhase, Server, ShutdownWatch};
+use pingora::services::background::{BackgroundService, background_service};
 
 use crate::admin::Admin;
 use crate::config::{Config, System};
+use crate::live::counters::Counters;
 use crate::live::{LiveState, api_keys, backends, key_set};
 use crate::metrics::Metrics;
 use crate::proxy::{self, AccessLog, Gateway};
@@ -104,7 +105,7 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     proxy_service.add_dependency(&housekeeper);
 
     end_when_drained(&server, Arc::clone(&metrics), Arc::clone(&live));
-    server.run(pingora_core::server::RunArgs::default());
+    server.run(pingora::server::RunArgs::default());
     finish(&live);
     Ok(())
 }
@@ -207,6 +208,9 @@ impl Housekeeper {
         }
         for keys in self.live.api_keys.unmaintained() {
             tokio::spawn(api_keys::ApiKeys::maintain(keys, Arc::clone(&self.clock)));
+        }
+        for counters in self.live.counters.unmaintained() {
+            tokio::spawn(Counters::maintain(counters, Arc::clone(&self.clock)));
         }
         for backends in self.live.backends.unmaintained() {
             tokio::spawn(backends::Backends::maintain(backends, Arc::clone(&self.clock)));

@@ -13,10 +13,12 @@ use crate::authenticators::{Authenticator, Authenticators, api_key, credential, 
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
+use crate::live::counters::Counters;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
 use crate::request::Client;
 use crate::request::cidr::CidrSet;
+use crate::request::message::HeadLimits;
 use crate::route::forward::{Credentials, Forward};
 use crate::route::ip_rules::IpRules;
 use crate::route::rate_limits::RateLimits;
@@ -86,10 +88,8 @@ impl Snapshot {
 pub struct ServerRules {
     trusted: CidrSet,
     client_ip_header: HeaderName,
-    /// Longest header section, in bytes.
-    pub header_bytes: u64,
-    /// Most header fields.
-    pub headers: usize,
+    /// How long a request head may be.
+    pub head: HeadLimits,
     /// Longest body, in bytes.
     pub body_limit: u64,
     /// Longest wait for the next piece of a body.
@@ -103,8 +103,7 @@ impl ServerRules {
         Self {
             trusted: CidrSet::new(&server.trusted_proxies),
             client_ip_header: server.client_ip_header.clone(),
-            header_bytes: server.limits.header_bytes,
-            headers: server.limits.headers,
+            head: HeadLimits { bytes: server.limits.header_bytes, fields: server.limits.headers },
             body_limit: server.limits.body,
             body_timeout: server.timeouts.body,
             idle: server.timeouts.idle,
@@ -194,7 +193,7 @@ impl Compiler<'_> {
     fn authenticator(&mut self, name: &Arc<str>, authenticator: &config::Authenticator) -> Result<Authenticator, Vec<Problem>> {
         Ok(match authenticator {
             config::Authenticator::Jwt(jwt) => Authenticator::Jwt(jwt::Jwt::new(Arc::clone(name), jwt, self.live)?),
-            config::Authenticator::ApiKey(api_key) => Authenticator::ApiKey(api_key::ApiKey::new(Arc::clone(name), api_key, self.live)?),
+            config::Authenticator::ApiKey(api_key) => Authenticator::ApiKey(api_key::ApiKey::new(Arc::clone(name), api_key, self.live)),
         })
     }
 
@@ -274,14 +273,15 @@ impl Compiler<'_> {
             .collect();
         let limits = limits?;
         if !identified {
-            for (name, _) in limits.iter().filter(|(_, limit)| RateLimits::needs_identity(limit)) {
+            for (name, _) in limits.iter().filter(|(_, limit)| RateLimits::refuses_the_public(limit)) {
                 self.problems.push(
                     Problem::at(&name.place, format!("limit `{}` counts per identity, and route `{}` is public", name.value, route.name.value))
-                        .expected("a limit per client_ip, header, host, route or path"),
+                        .expected("a limit per client_ip, header, host, route or path, or `when_missing: skip` or `client_ip`"),
                 );
             }
         }
-        Some(RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit)), self.live))
+        let counters = |name: &Arc<str>| self.live.counters.find_or_create(name, Counters::default);
+        Some(RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit, counters(&name.value)))))
     }
 
     /// Every header that any policy sets, so that a caller can bring none of them to any route.

@@ -3,14 +3,13 @@
 //! The outside learns one thing of a key that is not good, whatever the reason; the log learns which. Rate limits, and scopes that a
 //! route asks for, are judged later, by others.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Verdict;
 use super::credential::{self, Found};
 use super::key_format;
-use crate::config::{self, KeyEntry, KeyStore, Location, Problem};
+use crate::config::{self, KeyEntry, KeyStore, Location};
 use crate::live::LiveState;
 use crate::live::api_keys::{ApiKeys, Key, KeyHash, Previous, Record, Source, Table};
 use crate::request::{Now, Rejection, Request};
@@ -28,31 +27,17 @@ pub struct ApiKey {
 impl ApiKey {
     /// Compiles an authenticator. The keys of a file are frozen in it; those of a database are followed by the live state, so that
     /// nothing is opened or created here.
-    ///
-    /// # Errors
-    /// When the prefix is none, or two keys of a file cannot be told apart.
-    pub fn new(name: Arc<str>, config: &config::ApiKey, live: &LiveState) -> Result<Self, Vec<Problem>> {
-        let mut problems = Vec::new();
-        if !is_prefix(&config.prefix) {
-            let problem = Problem::at(&config.keys.place, format!("{:?} cannot be the prefix of keys", config.prefix));
-            problems.push(problem.expected("lower-case letters, digits and `_`, up to 32 of them, such as `ck_live_`"));
-        }
+    pub fn new(name: Arc<str>, config: &config::ApiKey, live: &LiveState) -> Self {
         let source = match &config.keys.value {
             KeyStore::Database(path) => Source::Database(path.clone()),
-            KeyStore::File { file, keys } => {
-                problems.extend(duplicates(keys).into_iter().map(|message| Problem::at(&file.place, message)));
-                Source::File(file.path.clone())
-            }
+            KeyStore::File { file, .. } => Source::File(file.path.clone()),
         };
-        if !problems.is_empty() {
-            return Err(problems);
-        }
         let live = live.api_keys.find_or_create(&source, || ApiKeys::new(source.clone()));
         let table = match &config.keys.value {
             KeyStore::Database(_) => live.table().clone(),
-            KeyStore::File { keys, .. } => live.freeze(keys.iter().cloned().map(Record::from)),
+            KeyStore::File { keys, .. } => Arc::new(keys.iter().cloned().map(Record::from).collect()),
         };
-        Ok(Self { name, from: config.from.clone(), prefix: config.prefix.clone(), table, live })
+        Self { name, from: config.from.clone(), prefix: config.prefix.clone(), table, live }
     }
 
     /// Judges the key that a request carries.
@@ -131,28 +116,6 @@ fn judge(key: &Key, presented: &KeyHash, request: &Request<'_>, now: u64) -> Res
 
 fn refuse(reason: &'static str) -> Verdict {
     Verdict::Reject(Rejection::CredentialInvalid(reason))
-}
-
-fn is_prefix(text: &str) -> bool {
-    (1..=32).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
-}
-
-/// What is said of each key whose id, or one of whose hashes, an earlier one has.
-fn duplicates(keys: &[KeyEntry]) -> Vec<String> {
-    let mut ids: HashMap<&str, ()> = HashMap::new();
-    let mut hashes: HashMap<[u8; 32], &str> = HashMap::new();
-    let mut found = Vec::new();
-    for key in keys {
-        if ids.insert(&key.id, ()).is_some() {
-            found.push(format!("two keys have the id {:?}", key.id));
-        }
-        for hash in std::iter::once(key.sha256).chain(key.previous_sha256.map(|(hash, _)| hash)) {
-            if let Some(other) = hashes.insert(hash, &key.id) {
-                found.push(format!("the keys {other:?} and {:?} have the same hash", key.id));
-            }
-        }
-    }
-    found
 }
 
 impl From<KeyEntry> for Record {
@@ -273,7 +236,7 @@ mod tests {
             entry("foreign-dots", "a.b.c"),
             entry("foreign-long", &"x".repeat(512)),
         ];
-        let api_key = ApiKey::new("partners".into(), &in_file(Path::new("keys.yaml"), keys), &LiveState::default()).unwrap();
+        let api_key = ApiKey::new("partners".into(), &in_file(Path::new("keys.yaml"), keys), &LiveState::default());
         let invalid = |reason| Err(Rejection::CredentialInvalid(reason));
         let mut typo = good.clone();
         typo.pop();
@@ -347,7 +310,7 @@ mod tests {
         let secret = key_of(1);
         let keys = vec![KeyEntry { scopes: vec!["orders:read".into()], plan: Some("gold".into()), ..entry("7f3k2m9q", &secret) }];
         let live = LiveState::default();
-        let one = ApiKey::new("partners".into(), &in_file(Path::new("k"), keys.clone()), &live).unwrap();
+        let one = ApiKey::new("partners".into(), &in_file(Path::new("k"), keys.clone()), &live);
         let identity = ask(&one, &[("x-api-key", &secret)], "r", "192.0.2.1", NOW).unwrap().unwrap();
         assert_eq!((identity.method.label(), &*identity.authenticator), ("api_key", "partners"));
         assert_eq!((identity.consumer.as_deref(), identity.key_id.as_deref()), (Some("acme"), Some("7f3k2m9q")));
@@ -362,39 +325,23 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_cannot_be_told_apart_are_refused_each_by_name() {
-        let keys = vec![
-            entry("a", "1"),
-            entry("a", "2"),
-            entry("b", "1"),
-            KeyEntry { previous_sha256: Some((KeyHash::of("2").0, NOW)), ..entry("c", "3") },
-        ];
-        let problems = ApiKey::new("p".into(), &in_file(Path::new("k"), keys), &LiveState::default()).unwrap_err();
-        let said: Vec<_> = problems.iter().map(|problem| &*problem.message).collect();
-        assert_eq!(
-            said,
-            [r#"two keys have the id "a""#, r#"the keys "a" and "b" have the same hash"#, r#"the keys "a" and "c" have the same hash"#]
-        );
-        for prefix in ["", "CK_", "ck-live", "ck live_", "ck_live_ck_live_ck_live_ck_live_c"] {
-            let config = config::ApiKey { prefix: prefix.into(), ..in_file(Path::new("k"), vec![]) };
-            assert!(ApiKey::new("p".into(), &config, &LiveState::default()).is_err(), "{prefix}");
-        }
-    }
-
-    #[test]
     fn until_the_store_was_read_nobody_knows_and_nothing_is_created() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data/keys.db");
         let live = LiveState::default();
-        let api_key = ApiKey::new("p".into(), &in_database(&path), &live).unwrap();
+        let api_key = ApiKey::new("p".into(), &in_database(&path), &live);
         let refused = ask(&api_key, &[("x-api-key", &key_of(1))], "r", "192.0.2.1", NOW).unwrap_err();
         assert_eq!((refused.status().as_u16(), refused.reason()), (503, Some("api_keys")));
-        assert_eq!(ask(&api_key, &[("authorization", "Bearer e30.e30.x")], "r", "192.0.2.1", NOW), Ok(None), "a token is not ours to judge");
+        assert_eq!(
+            ask(&api_key, &[("authorization", "Bearer e30.e30.x")], "r", "192.0.2.1", NOW),
+            Ok(None),
+            "a token is not ours to judge"
+        );
         assert_eq!(ask(&api_key, &[], "r", "192.0.2.1", NOW), Ok(None));
         drop(api_key);
         assert_eq!(folder.path().read_dir().unwrap().count(), 0);
 
-        let api_key = ApiKey::new("p".into(), &in_database(&path), &live).unwrap();
+        let api_key = ApiKey::new("p".into(), &in_database(&path), &live);
         api_key.live.refresh().unwrap();
         assert!(path.exists());
         assert_eq!(
@@ -408,8 +355,8 @@ mod tests {
     fn a_candidate_that_is_thrown_away_changes_nothing() {
         let live = LiveState::default();
         let path = Path::new("keys.yaml");
-        let serving = ApiKey::new("p".into(), &in_file(path, vec![entry("a", &key_of(1))]), &live).unwrap();
-        drop(ApiKey::new("p".into(), &in_file(path, vec![]), &live).unwrap());
+        let serving = ApiKey::new("p".into(), &in_file(path, vec![entry("a", &key_of(1))]), &live);
+        drop(ApiKey::new("p".into(), &in_file(path, vec![]), &live));
         assert!(ask(&serving, &[("x-api-key", &key_of(1))], "r", "192.0.2.1", NOW).unwrap().is_some());
     }
 
@@ -423,13 +370,13 @@ mod tests {
         };
         for restart in 1..=2 {
             let live = LiveState::default();
-            let one = ApiKey::new("p".into(), &in_file(&path, vec![entry("a", &key_of(1)), entry("b", &key_of(2))]), &live).unwrap();
+            let one = ApiKey::new("p".into(), &in_file(&path, vec![entry("a", &key_of(1)), entry("b", &key_of(2))]), &live);
             ask(&one, &[("x-api-key", &key_of(1))], "r", "192.0.2.1", NOW).unwrap();
-            let two = ApiKey::new("p".into(), &in_file(&path, vec![entry("a", &key_of(3)), entry("c", &key_of(4))]), &live).unwrap();
+            let two = ApiKey::new("p".into(), &in_file(&path, vec![entry("a", &key_of(3)), entry("c", &key_of(4))]), &live);
             ask(&two, &[("x-api-key", &key_of(3))], "r", "192.0.2.2", NOW + restart).unwrap();
             ask(&two, &[("x-api-key", &key_of(1))], "r", "192.0.2.3", NOW + restart).unwrap_err();
             drop(one);
-            two.live.flush().unwrap();
+            two.live.flush();
             assert_eq!(usage("a"), Some((2 * restart, NOW + restart, "192.0.2.2".into())));
             assert_eq!(usage("b"), None);
         }
@@ -473,7 +420,7 @@ mod tests {
             let path = folder.path().join("keys.db");
             let mut writer = key_store::KeyStore::open(&path, Opening::Create, Duration::from_secs(5)).unwrap();
             let mut live = LiveState::default();
-            let mut api_key = ApiKey::new("p".into(), &in_database(&path), &live).unwrap();
+            let mut api_key = ApiKey::new("p".into(), &in_database(&path), &live);
             let (mut now, mut ids, mut given) = (NOW, 0, Vec::<Given>::new());
             for (n, step) in steps.into_iter().enumerate() {
                 let fresh = key_format::compose("ck_live_", "x", &[u8::try_from(n).unwrap(); 32]).to_string();
@@ -509,7 +456,7 @@ mod tests {
                     Step::Wait { seconds } => now += seconds,
                     Step::Reopen => {
                         live = LiveState::default();
-                        api_key = ApiKey::new("p".into(), &in_database(&path), &live).unwrap();
+                        api_key = ApiKey::new("p".into(), &in_database(&path), &live);
                     }
                     Step::Rotate { .. } | Step::Revoke { .. } => {}
                 }

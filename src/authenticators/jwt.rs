@@ -77,34 +77,31 @@ struct ClaimPath {
 enum Unproven {
     /// The key that the token names did not make its signature.
     BadSignature,
-    /// No key is the one it was signed with; a newer set might have it.
+    /// None of the keys that it may be from did; a newer set might have that key.
+    NoSignature,
+    /// No key fits it; a newer set might have one.
     UnknownKey,
+}
+
+impl Unproven {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::BadSignature | Self::NoSignature => "signature",
+            Self::UnknownKey => "unknown_key",
+        }
+    }
 }
 
 impl Jwt {
     /// Builds all that a request will need; everything that stands in the way is a problem.
     pub fn new(name: Arc<str>, config: &config::Jwt, live: &LiveState) -> Result<Self, Vec<Problem>> {
-        let mut problems = Vec::new();
-        let symmetric = matches!(&config.keys.value, KeySource::Secret(_));
-        for algorithm in config.algorithms.iter().filter(|algorithm| algorithm.is_symmetric() != symmetric) {
-            let needed = if symmetric { "public keys, and this authenticator has a secret" } else { "a secret, and this authenticator has public keys" };
-            problems.push(Problem::at(&algorithm.place, format!("{} needs {needed}", algorithm.label())));
-        }
-        let algorithms = if config.algorithms.is_empty() && !symmetric {
-            Algorithms::asymmetric()
-        } else if config.algorithms.is_empty() {
-            Algorithm::ALL.into_iter().filter(|algorithm| algorithm.is_symmetric()).collect()
+        let symmetric = matches!(config.keys.value, KeySource::Secret(_));
+        let algorithms = if config.algorithms.is_empty() {
+            Algorithm::ALL.into_iter().filter(|algorithm| algorithm.is_symmetric() == symmetric).collect()
         } else {
             config.algorithms.iter().map(|algorithm| algorithm.value).collect()
         };
-        let keys = match Keys::new(config, algorithms, live) {
-            Ok(keys) if problems.is_empty() => keys,
-            Ok(_) => return Err(problems),
-            Err(message) => {
-                problems.push(Problem::at(&config.keys.place, message));
-                return Err(problems);
-            }
-        };
+        let keys = Keys::new(config, algorithms, live).map_err(|message| vec![Problem::at(&config.keys.place, message)])?;
         Ok(Self {
             // Debug escapes what it quotes, so no two verifiers write the same text.
             verifier: sha256(format!("{name:?} {} {:?}", keys.identity(), config.claims).as_bytes()),
@@ -150,14 +147,14 @@ impl Jwt {
     }
 
     async fn judge(&self, token: &str, now: Now) -> Result<Option<Arc<Identity>>, Rejection> {
+        if token.len() > MAX_TOKEN {
+            return Err(invalid(Fault::TooLarge));
+        }
         if let Some(known) = self.tokens.find(&self.verifier, token)
             && self.keys.still_hold(&known, now)?
         {
             self.rules.check(known.algorithm, known.typ.as_deref(), &known.registered, now)?;
             return Ok(Some(known.identity.clone()));
-        }
-        if token.len() > MAX_TOKEN {
-            return Err(invalid(Fault::TooLarge));
         }
         if !Jws::has_shape(token) {
             return Ok(None);
@@ -307,48 +304,44 @@ impl Keys {
     /// The key that signed, and the generation of the set that held it.
     async fn verify(&self, jws: &Jws<'_>, now: Now) -> Result<(Fingerprint, u64), Rejection> {
         let signature = jws.signature().map_err(invalid)?;
-        let refuse = |reason| Err(Rejection::CredentialInvalid(reason));
+        let refuse = |unproven: Unproven| Rejection::CredentialInvalid(unproven.reason());
         let (set, upkeep) = match self {
-            Self::Fixed(set) => {
-                return match prove(set, jws, &signature) {
-                    Ok(key) => Ok((key, 0)),
-                    Err(Unproven::BadSignature) => refuse("signature"),
-                    Err(Unproven::UnknownKey) => refuse("unknown_key"),
-                };
-            }
+            Self::Fixed(set) => return prove(set, jws, &signature).map(|key| (key, 0)).map_err(refuse),
             Self::Remote { set, upkeep } => (set, upkeep),
         };
         let judge = || {
             let current = set.current();
             let held = current.as_ref().filter(|held| held.age(now) <= upkeep.max_stale).ok_or_else(|| away(set, now))?;
-            Ok::<_, Rejection>((prove(held.keys(), jws, &signature), held.generation()))
+            Ok::<_, Rejection>(prove(held.keys(), jws, &signature).map(|key| (key, held.generation())))
         };
         set.started(upkeep.timeout).await;
         let mut found = judge()?;
-        if found.0 == Err(Unproven::UnknownKey) {
+        if matches!(found, Err(Unproven::NoSignature | Unproven::UnknownKey)) {
             set.ask_for_news(now, upkeep.timeout).await;
             found = judge()?;
         }
-        match found {
-            (Ok(key), generation) => Ok((key, generation)),
-            (Err(Unproven::BadSignature), _) => refuse("signature"),
+        found.map_err(|unproven| match unproven {
             // The issuer may have a key that we could not learn of: that is no verdict on the token.
-            (Err(Unproven::UnknownKey), _) if set.is_failing() => Err(away(set, now)),
-            (Err(Unproven::UnknownKey), _) => refuse("unknown_key"),
-        }
+            Unproven::NoSignature | Unproven::UnknownKey if set.is_failing() => away(set, now),
+            unproven => refuse(unproven),
+        })
     }
 }
 
 /// The key of the set that made the signature.
 fn prove(set: &JwkSet, jws: &Jws<'_>, signature: &[u8]) -> Result<Fingerprint, Unproven> {
-    let mut named = false;
+    let mut unproven = Unproven::UnknownKey;
     for key in set.candidates(&jws.header) {
         if jws.is_signed_by(key, signature) {
             return Ok(*key.fingerprint());
         }
-        named |= key.kid().is_some() && jws.header.kid.is_some();
+        if key.kid().is_some() && jws.header.kid.is_some() {
+            unproven = Unproven::BadSignature;
+        } else if unproven == Unproven::UnknownKey {
+            unproven = Unproven::NoSignature;
+        }
     }
-    Err(if named { Unproven::BadSignature } else { Unproven::UnknownKey })
+    Err(unproven)
 }
 
 fn away(set: &KeySet, now: Now) -> Rejection {
@@ -440,3 +433,6 @@ fn sound(text: &str) -> Result<&str, Rejection> {
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests;

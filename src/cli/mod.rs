@@ -1,6 +1,9 @@
 //! The door: the command line, which says what it does and leaves the doing to the floors below.
 
 mod check;
+mod health;
+mod key_file;
+mod keys;
 mod tokens;
 
 use std::path::PathBuf;
@@ -22,12 +25,14 @@ enum Command {
     Run(ConfigFile),
     /// Read and compile a configuration, and say everything that is wrong with it
     Check(check::Check),
+    /// Ask a running gateway whether it is ready
+    Health(health::Health),
     /// Make throw-away keys and tokens, for the demo and for trying a configuration
     #[command(subcommand)]
     Tokens(tokens::Tokens),
-    /// Make throw-away keys and tokens, to try a configuration
+    /// Make, show and withdraw API keys
     #[command(subcommand)]
-    Tokens(tokens::Tokens),
+    Keys(keys::Keys),
     /// Print the JSON Schema of the configuration
     Schema,
 }
@@ -60,8 +65,9 @@ pub fn main() -> ExitCode {
             }
         },
         Command::Check(check) => check.run(),
+        Command::Health(health) => health.run(),
         Command::Tokens(tokens) => tokens.run(),
-        Command::Tokens(tokens) => tokens.run(),
+        Command::Keys(keys) => keys.run(),
         Command::Schema => {
             println!("{:#}", crate::config::schema());
             ExitCode::SUCCESS

@@ -196,8 +196,9 @@ fn check_keys(file: &KeyFile, fields: &Fields<'_>, context: &mut Context<'_>) {
     for (index, key) in file.keys.iter().enumerate() {
         let id = ids.insert(&key.id, index);
         let hash = hashes.insert(key.sha256, index);
+        let previous = key.previous_sha256.and_then(|(previous, _)| hashes.insert(previous, index));
         // Two records of one key would leave it to chance which consumer pays, and a revocation of one would not end the other.
-        for (earlier, what) in [(id, "id"), (hash, "sha256")] {
+        for (earlier, what) in [(id, "id"), (hash, "sha256"), (previous, "sha256")] {
             if let Some(earlier) = earlier {
                 let place = fields.item("keys", index, context);
                 context.report(Problem::at(&place, format!("the {what} of keys[{earlier}] again")).expected("each key once"));

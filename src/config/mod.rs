@@ -70,6 +70,21 @@ pub fn load(path: &Path, source: &dyn Source) -> Loaded {
     Loaded { config, readable, files }
 }
 
+/// Reads a file of API keys by itself, as the command line imports and edits it.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load_keys(path: &Path, source: &dyn Source) -> Result<Vec<KeyEntry>, Vec<Problem>> {
+    let mut context = Context::new(path, source);
+    let start = context.start();
+    let file = context.bytes(path, &start).and_then(|bytes| context.document::<keys::KeyFile>(path, &bytes));
+    let problems = context.problems.into_vec();
+    match file {
+        Some(keys::KeyFile { keys }) if problems.is_empty() => Ok(keys),
+        _ => Err(problems),
+    }
+}
+
 /// The JSON Schema (draft 2020-12) of the configuration.
 pub fn schema() -> serde_json::Value {
     let mut definitions = serde_json::Map::new();

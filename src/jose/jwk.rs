@@ -59,19 +59,15 @@ impl JwkSet {
         self.keys.iter().find(|key| key.fingerprint() == fingerprint)
     }
 
-    /// The keys to try for a token: those whose algorithms and key id fit, first in the document first, a bounded number.
+    /// The keys to try for a token: those whose algorithms and key id fit, a bounded number in a fixed order.
     ///
-    /// A `kid` need not be unique (RFC 7517 section 4.5), so every key of that id is tried; a key without id fits any token, and a token
-    /// without id any key.
+    /// A `kid` need not be unique (RFC 7517 section 4.5), so every key of that id is tried, in the order of the document. A key without id
+    /// fits any token, after those that are named; a token without id fits any key.
     pub fn candidates<'s>(&'s self, header: &'s Header) -> impl Iterator<Item = &'s Key> {
-        self.keys
-            .iter()
-            .filter(|key| key.algorithms().contains(header.algorithm))
-            .filter(|key| match (key.kid(), header.kid.as_deref()) {
-                (Some(have), Some(want)) => have == want,
-                _ => true,
-            })
-            .take(MAX_TRIES)
+        let fits = |key: &&Key| key.algorithms().contains(header.algorithm);
+        let is_named = |key: &&Key| key.kid().is_some_and(|have| header.kid.as_deref().is_none_or(|want| have == want));
+        let named = self.keys.iter().filter(fits).filter(is_named);
+        named.chain(self.keys.iter().filter(fits).filter(|key| key.kid().is_none())).take(MAX_TRIES)
     }
 }
 
@@ -129,7 +125,23 @@ fn parse_rsa(jwk: &Map<String, Value>, kid: Option<Arc<str>>) -> Result<Key, &'s
     if !(2..=64).contains(&bit_length(&exponent)) || exponent.last().is_none_or(|byte| byte % 2 == 0) {
         return Err("weak");
     }
+    if has_roca(&modulus) {
+        return Err("weak");
+    }
     Key::from_rsa(kid, algorithms, &modulus, &exponent).map_err(|_| "malformed")
+}
+
+/// Whether the modulus has the mark of the smart cards of CVE-2017-15361, whose keys can be factored: modulo each small prime it is a
+/// power of 65537. A sound modulus looks so once in 2^27.
+fn has_roca(modulus: &[u8]) -> bool {
+    const PRIMES: [u32; 38] = [
+        3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127, 131,
+        137, 139, 149, 151, 157, 163, 167,
+    ];
+    PRIMES.iter().all(|prime| {
+        let residue = modulus.iter().fold(0, |residue, byte| (residue * 256 + u32::from(*byte)) % prime);
+        std::iter::successors(Some(1), |power| Some(power * (65537 % prime) % prime)).take(*prime as usize).any(|power| power == residue)
+    })
 }
 
 /// What the key may verify: what its type can do, narrowed by its `alg`.
@@ -187,7 +199,11 @@ mod tests {
     fn skipped(jwk: &Value) -> Option<&'static str> {
         let good = public(Algorithm::EdDsa);
         let set = JwkSet::parse(json!({"keys": [jwk, good]}).to_string().as_bytes()).unwrap();
-        assert_eq!(set.keys().last().map(|key| key.algorithms()), Some([Algorithm::EdDsa].into_iter().collect()), "a bad key hides a good one");
+        assert_eq!(
+            set.keys().last().map(|key| key.algorithms()),
+            Some([Algorithm::EdDsa].into_iter().collect()),
+            "a bad key hides a good one"
+        );
         set.skipped().keys().next().copied()
     }
 
@@ -248,9 +264,18 @@ mod tests {
     #[test]
     fn a_document_that_is_no_key_set_is_refused_whole() {
         let many = json!({"keys": vec![json!({}); MAX_KEYS + 1]}).to_string();
-        for document in
-            ["", "null", "[]", "{}", r#"{"keys":null}"#, r#"{"keys":{}}"#, "<html></html>", r#"{"keys":[],"keys":[]}"#, r#"{"keys":["#, &many]
-        {
+        for document in [
+            "",
+            "null",
+            "[]",
+            "{}",
+            r#"{"keys":null}"#,
+            r#"{"keys":{}}"#,
+            "<html></html>",
+            r#"{"keys":[],"keys":[]}"#,
+            r#"{"keys":["#,
+            &many,
+        ] {
             assert!(JwkSet::parse(document.as_bytes()).is_err(), "{document:.40}");
         }
         assert!(JwkSet::parse(br#"{"keys":[]}"#).unwrap().keys().is_empty());
@@ -279,6 +304,12 @@ mod tests {
         let set = JwkSet::parse(json!({"keys": [one, without(public(Algorithm::Es256), "kid")]}).to_string().as_bytes()).unwrap();
         assert_eq!(set.candidates(&header(Some("k"), Algorithm::Es256)).count(), 2);
         assert_eq!(set.candidates(&header(Some("other"), Algorithm::Es256)).count(), 1);
+        // Many keys without id must not keep the one that is named from being tried.
+        let nameless = without(public(Algorithm::Es256), "kid");
+        let mut many = vec![nameless; 2 * MAX_TRIES];
+        many.push(public(Algorithm::Es256));
+        let set = JwkSet::parse(json!({ "keys": many }).to_string().as_bytes()).unwrap();
+        assert_eq!(set.candidates(&header(Some("k"), Algorithm::Es256)).next().and_then(|key| key.kid()), Some("k"));
     }
 
     #[test]
@@ -301,8 +332,24 @@ mod tests {
     }
 
     #[test]
+    fn a_modulus_of_powers_of_65537_is_that_of_a_broken_card() {
+        use openssl::bn::{BigNum, BigNumContext};
+        let mut marked = BigNum::new().unwrap();
+        let (base, exponent) = (BigNum::from_u32(65537).unwrap(), BigNum::from_u32(128).unwrap());
+        marked.exp(&base, &exponent, &mut BigNumContext::new().unwrap()).unwrap();
+        assert!(has_roca(&marked.to_vec()));
+        use base64::Engine;
+        let modulus = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(marked.to_vec());
+        assert_eq!(skipped(&with(public(Algorithm::Rs256), "n", json!(modulus))), Some("weak"));
+        marked.add_word(2).unwrap();
+        assert!(!has_roca(&marked.to_vec()));
+    }
+
+    #[test]
     fn the_length_of_a_number_ignores_leading_zeros() {
-        for (bytes, length) in [(&[][..], 0), (&[0, 0], 0), (&[1], 1), (&[0, 1], 1), (&[3], 2), (&[0x80], 8), (&[1, 0], 9), (&[0, 0xff, 0, 0], 24)] {
+        for (bytes, length) in
+            [(&[][..], 0), (&[0, 0], 0), (&[1], 1), (&[0, 1], 1), (&[3], 2), (&[0x80], 8), (&[1, 0], 9), (&[0, 0xff, 0, 0], 24)]
+        {
             assert_eq!(bit_length(bytes), length, "{bytes:?}");
         }
     }

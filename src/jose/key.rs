@@ -34,7 +34,14 @@ enum Material {
     Rsa(PKey<Public>),
     Ec { key: EcKey<Public>, coordinate: usize },
     Ed25519(ed25519_compact::PublicKey),
-    Secret { hs256: HS256Key, hs384: HS384Key, hs512: HS512Key },
+    Secret(Box<Secret>),
+}
+
+/// One secret, ready for each hash.
+struct Secret {
+    hs256: HS256Key,
+    hs384: HS384Key,
+    hs512: HS512Key,
 }
 
 /// The curves of RFC 7518 section 6.2.1.1.
@@ -113,12 +120,8 @@ impl Key {
         if algorithms.is_empty() {
             return None;
         }
-        let material = Material::Secret {
-            hs256: HS256Key::from_bytes(secret),
-            hs384: HS384Key::from_bytes(secret),
-            hs512: HS512Key::from_bytes(secret),
-        };
-        Some(Self::new(None, algorithms, material, secret))
+        let keys = Secret { hs256: HS256Key::from_bytes(secret), hs384: HS384Key::from_bytes(secret), hs512: HS512Key::from_bytes(secret) };
+        Some(Self::new(None, algorithms, Material::Secret(Box::new(keys)), secret))
     }
 
     pub(super) fn from_rsa(
@@ -161,7 +164,7 @@ impl Key {
             Material::Rsa(_) => b'R',
             Material::Ec { .. } => b'E',
             Material::Ed25519(_) => b'O',
-            Material::Secret { .. } => b'S',
+            Material::Secret(_) => b'S',
         };
         let mut hash = Sha256::new();
         hash.update(&[kind]);
@@ -186,11 +189,11 @@ impl Key {
             Material::Ed25519(key) => {
                 ed25519_compact::Signature::from_slice(signature).is_ok_and(|signature| key.verify(message, &signature).is_ok())
             }
-            Material::Secret { hs256, hs384, hs512 } => {
+            Material::Secret(secret) => {
                 let tag = match algorithm {
-                    Algorithm::Hs256 => hs256.authentication_tag(message),
-                    Algorithm::Hs384 => hs384.authentication_tag(message),
-                    Algorithm::Hs512 => hs512.authentication_tag(message),
+                    Algorithm::Hs256 => secret.hs256.authentication_tag(message),
+                    Algorithm::Hs384 => secret.hs384.authentication_tag(message),
+                    Algorithm::Hs512 => secret.hs512.authentication_tag(message),
                     _ => return false,
                 };
                 // In constant time, and `eq` panics on unequal lengths.
@@ -218,12 +221,7 @@ pub(super) fn digest(algorithm: Algorithm) -> Option<(&'static MdRef, bool)> {
     }
 }
 
-fn verify_rsa(
-    key: &PKey<Public>,
-    algorithm: Algorithm,
-    message: &[u8],
-    signature: &[u8],
-) -> Result<bool, openssl::error::ErrorStack> {
+fn verify_rsa(key: &PKey<Public>, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Result<bool, openssl::error::ErrorStack> {
     let Some((digest, pss)) = digest(algorithm) else { return Ok(false) };
     let mut context = MdCtx::new()?;
     let parameters = context.digest_verify_init(Some(digest), key)?;
@@ -304,7 +302,18 @@ mod tests {
             assert!(!set.keys()[0].verify(*algorithm, b"another message", &signature));
             let longer = [&signature[..], &[0]].concat();
             let zero_first = [&[0], &signature[..]].concat();
-            for wrong in [&[][..], &signature[1..], &signature[..signature.len() - 1], &longer, &zero_first, &vec![0; signature.len()]] {
+            // For ECDSA the same two numbers, and so a second spelling of one signature.
+            let (r, s) = signature.split_at(signature.len() / 2);
+            let zero_between = [r, &[0], s].concat();
+            for wrong in [
+                &[][..],
+                &signature[1..],
+                &signature[..signature.len() - 1],
+                &longer,
+                &zero_first,
+                &zero_between,
+                &vec![0; signature.len()],
+            ] {
                 assert!(!set.keys()[0].verify(*algorithm, jws.signing_input(), wrong), "{algorithm:?}");
             }
         }
@@ -317,6 +326,22 @@ mod tests {
             let token = read.sign(json!({"sub": "a"}).as_object().unwrap()).unwrap();
             let jws = Jws::parse(&token).unwrap();
             assert!(jws.is_signed_by(&set.keys()[0], &jws.signature().unwrap()), "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn a_pss_signature_has_a_salt_as_long_as_its_hash() {
+        let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
+        let public = key.rsa().unwrap();
+        let verifying = Key::from_rsa(None, [Algorithm::Ps256].into_iter().collect(), &public.n().to_vec(), &public.e().to_vec()).unwrap();
+        for salt in [0, 20, 32, 64] {
+            let mut context = MdCtx::new().unwrap();
+            let parameters = context.digest_sign_init(Some(Md::sha256()), &key).unwrap();
+            parameters.set_rsa_padding(Padding::PKCS1_PSS).unwrap();
+            parameters.set_rsa_pss_saltlen(RsaPssSaltlen::custom(salt)).unwrap();
+            let mut signature = Vec::new();
+            context.digest_sign_to_vec(b"m", &mut signature).unwrap();
+            assert_eq!(verifying.verify(Algorithm::Ps256, b"m", &signature), salt == 32, "{salt}");
         }
     }
 

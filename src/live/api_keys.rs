@@ -3,7 +3,7 @@
 //! What a key may do is judged by the authenticator; how records are kept on disk is [`key_store`](super::key_store)'s matter.
 
 use std::borrow::Borrow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
 use ipnet::IpNet;
 
-use super::key_store::{KeyStore, Opening, StoreError, StoredKey, UsageRow};
+use super::key_store::{KeyStore, Opening, StoreError, UsageRow, beside};
 use crate::request::{Clock, Identity, Method};
 
 /// The SHA-256 of a whole key as presented. Not printed: it is half of what an offline search for a weak foreign key needs.
@@ -25,7 +25,10 @@ pub struct KeyHash(pub [u8; 32]);
 impl KeyHash {
     /// The hash of a key as presented.
     pub fn of(key: &str) -> Self {
-        Self(openssl::sha::sha256(key.as_bytes()))
+        // The one-shot function of OpenSSL 3 looks the algorithm up by its name first, which takes longer than the hash.
+        let mut hasher = openssl::sha::Sha256::new();
+        hasher.update(key.as_bytes());
+        Self(hasher.finish())
     }
 
     /// Whether two hashes are the same, in a time that does not tell where they differ.
@@ -85,9 +88,10 @@ impl Record {
     }
 }
 
-/// A key as a decision meets it. Replaced whole when its record changes; its usage goes on.
+/// A key as a decision meets it. Replaced whole when its record changes.
 #[derive(Debug)]
 pub struct Key {
+    id: Arc<str>,
     hash: KeyHash,
     previous: Option<Box<Previous>>,
     consumer: Arc<str>,
@@ -95,8 +99,17 @@ pub struct Key {
     not_before: u64,
     expires: u64,
     revoked: bool,
-    usage: Arc<Usage>,
     identity: ArcSwapOption<Identity>,
+    usage: Usage,
+}
+
+/// How a key was used since this was last written down: what is to be added to what the store knows. So nothing is lost when the key is
+/// replaced, and two snapshots that each have a key of this id count for both.
+#[derive(Debug, Default)]
+struct Usage {
+    requests: AtomicU64,
+    last_used: AtomicU64,
+    last_address: Mutex<Option<IpAddr>>,
 }
 
 /// What many keys of a consumer have in common, held once for all of them.
@@ -154,7 +167,7 @@ impl Key {
             subject: None,
             consumer: Some(self.consumer.clone()),
             client: None,
-            key_id: Some(self.usage.id.clone()),
+            key_id: Some(self.id.clone()),
             scopes: self.grants.scopes.clone(),
             roles: Vec::new(),
             plan: self.grants.plan.clone(),
@@ -206,29 +219,12 @@ impl Table {
         self.len() == 0
     }
 
-    /// Adds a key or replaces the one of the same id, whose usage goes on.
+    /// Adds a key or replaces the one of the same id.
     pub fn apply(&self, record: Record) {
-        self.put(record, |id| Arc::new(Usage::new(id)));
-    }
-
-    /// Takes a key out.
-    pub fn remove(&self, id: &str) {
-        if let Some(ById(old)) = lock(&self.writer).by_id.take(id) {
-            self.forget_hashes(&old, None);
-        }
-    }
-
-    /// Takes out every key whose id is not among these.
-    pub fn retain(&self, ids: &HashSet<Arc<str>>) {
-        let gone: Vec<Arc<str>> =
-            lock(&self.writer).by_id.iter().map(|ById(key)| &key.usage.id).filter(|id| !ids.contains(*id)).cloned().collect();
-        gone.iter().for_each(|id| self.remove(id));
-    }
-
-    fn put(&self, record: Record, new_usage: impl FnOnce(Arc<str>) -> Arc<Usage>) {
         let mut writer = lock(&self.writer);
         let old = writer.by_id.get(&*record.id).map(|ById(key)| key.clone());
         let key = Arc::new(Key {
+            id: record.id,
             hash: record.sha256,
             previous: record.previous.map(Box::new),
             consumer: record.consumer,
@@ -241,8 +237,8 @@ impl Table {
             not_before: record.not_before.unwrap_or(0),
             expires: record.expires.unwrap_or(u64::MAX),
             revoked: record.revoked.is_some(),
-            usage: old.as_ref().map_or_else(|| new_usage(record.id), |old| old.usage.clone()),
             identity: ArcSwapOption::empty(),
+            usage: Usage::default(),
         });
         // New hashes go in before old ones go out: a key that is good before and after is good all the time.
         for hash in key.hashes() {
@@ -254,6 +250,20 @@ impl Table {
         writer.by_id.replace(ById(key));
     }
 
+    /// Takes a key out.
+    pub fn remove(&self, id: &str) {
+        if let Some(ById(old)) = lock(&self.writer).by_id.take(id) {
+            self.forget_hashes(&old, None);
+        }
+    }
+
+    /// Takes out every key whose id is not among these.
+    pub fn retain(&self, ids: &HashSet<Arc<str>>) {
+        let gone: Vec<Arc<str>> =
+            lock(&self.writer).by_id.iter().map(|ById(key)| &key.id).filter(|id| !ids.contains(*id)).cloned().collect();
+        gone.iter().for_each(|id| self.remove(id));
+    }
+
     fn forget_hashes(&self, old: &Arc<Key>, new: Option<&Arc<Key>>) {
         for hash in old.hashes().filter(|hash| new.is_none_or(|new| new.hashes().all(|kept| kept != *hash))) {
             self.by_hash.remove_if(&hash, |_, key| Arc::ptr_eq(key, old));
@@ -262,6 +272,15 @@ impl Table {
 }
 
 impl Key {
+    fn take_usage(&self) -> UsageRow {
+        UsageRow {
+            requests: self.usage.requests.swap(0, Ordering::Acquire),
+            last_used: self.usage.last_used.load(Ordering::Relaxed),
+            last_address: *lock(&self.usage.last_address),
+            id: self.id.clone(),
+        }
+    }
+
     fn hashes(&self) -> impl Iterator<Item = KeyHash> + '_ {
         std::iter::once(self.hash).chain(self.previous.as_ref().map(|previous| previous.sha256))
     }
@@ -282,44 +301,37 @@ impl Writer {
     }
 }
 
+impl FromIterator<Record> for Table {
+    fn from_iter<I: IntoIterator<Item = Record>>(records: I) -> Self {
+        let table = Self::default();
+        records.into_iter().for_each(|record| table.apply(record));
+        table
+    }
+}
+
 /// A key in a set by its id, without a second copy of the id.
 #[derive(Debug)]
 struct ById(Arc<Key>);
 
 impl Borrow<str> for ById {
     fn borrow(&self) -> &str {
-        &self.0.usage.id
+        &self.0.id
     }
 }
 
 impl Hash for ById {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (*self.0.usage.id).hash(state);
+        (*self.0.id).hash(state);
     }
 }
 
 impl PartialEq for ById {
     fn eq(&self, other: &Self) -> bool {
-        self.0.usage.id == other.0.usage.id
+        self.0.id == other.0.id
     }
 }
 
 impl Eq for ById {}
-
-/// How a key was used since this was last written down.
-#[derive(Debug)]
-struct Usage {
-    id: Arc<str>,
-    requests: AtomicU64,
-    last_used: AtomicU64,
-    last_address: Mutex<Option<IpAddr>>,
-}
-
-impl Usage {
-    fn new(id: Arc<str>) -> Self {
-        Self { id, requests: AtomicU64::new(0), last_used: AtomicU64::new(0), last_address: Mutex::new(None) }
-    }
-}
 
 /// Where keys come from. It names the live fact: the same store after a reload is the same keys and the same usage.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -335,7 +347,7 @@ impl Source {
     pub fn usage_path(&self) -> PathBuf {
         match self {
             Self::Database(path) => path.clone(),
-            Self::File(path) => path.with_added_extension("usage.db"),
+            Self::File(path) => beside(path, ".usage.db"),
         }
     }
 }
@@ -357,10 +369,8 @@ pub struct ApiKeys {
     loaded: AtomicBool,
     maintained: AtomicBool,
     failure: Mutex<Option<Failure>>,
-    /// Usage of file keys by id; the frozen tables of two snapshots share it.
-    usages: Mutex<HashMap<Arc<str>, Arc<Usage>>>,
-    /// Usage that is not written down yet, in shards. A key enters when its count leaves zero, so each is here at most once.
-    used: [Mutex<Vec<Arc<Usage>>>; 16],
+    /// Keys whose usage is not written down yet, in shards. A key enters when its count leaves zero, so each is here at most once.
+    used: [Mutex<Vec<Arc<Key>>>; 16],
     follower: Mutex<Option<Follower>>,
 }
 
@@ -389,7 +399,6 @@ impl ApiKeys {
             loaded,
             maintained: AtomicBool::new(false),
             failure: Mutex::default(),
-            usages: Mutex::default(),
             used: Default::default(),
             follower: Mutex::default(),
         }
@@ -398,17 +407,6 @@ impl ApiKeys {
     /// The keys of the database; empty for a file.
     pub fn table(&self) -> &Arc<Table> {
         &self.table
-    }
-
-    /// A table of the keys of a file, which counts usage here.
-    pub fn freeze(&self, records: impl IntoIterator<Item = Record>) -> Arc<Table> {
-        let mut usages = lock(&self.usages);
-        usages.retain(|_, usage| Arc::strong_count(usage) > 1);
-        let table = Table::default();
-        for record in records {
-            table.put(record, |id| usages.entry(id.clone()).or_insert_with(|| Arc::new(Usage::new(id))).clone());
-        }
-        Arc::new(table)
     }
 
     /// Whether the keys were read at least once. Until then nobody knows which key is good.
@@ -422,16 +420,13 @@ impl ApiKeys {
     }
 
     /// Counts a request that a key opened: one atomic add; the rest happens once a second per key.
-    pub fn count(&self, key: &Key, address: IpAddr, now: u64) {
+    pub fn count(&self, key: &Arc<Key>, address: IpAddr, now: u64) {
         let usage = &key.usage;
         let last = usage.last_used.load(Ordering::Relaxed);
         if last != now && usage.last_used.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             *lock(&usage.last_address) = Some(address);
         }
-        // Release, so that whoever takes the count sees the time and the address.
-        if usage.requests.fetch_add(1, Ordering::Release) == 0 {
-            self.enqueue(usage.clone(), key.hash);
-        }
+        self.add(key, 1);
     }
 
     /// Follows the store and writes usage down, until nobody uses these keys.
@@ -447,7 +442,7 @@ impl ApiKeys {
             let round = tokio::task::spawn_blocking(move || {
                 let followed = keys.refresh();
                 let readable = followed.is_ok();
-                let flushed = if flush { keys.flush() } else { Ok(()) };
+                let flushed = if flush { keys.write_usage() } else { Ok(()) };
                 keys.report(followed.and(flushed), now.unix);
                 readable
             });
@@ -478,30 +473,33 @@ impl ApiKeys {
     }
 
     /// Writes usage down now: at shutdown, so that nothing is lost.
-    ///
-    /// # Errors
-    /// When the store cannot be written; the usage is kept for the next time.
-    pub fn flush(&self) -> Result<(), StoreError> {
-        let taken: Vec<Arc<Usage>> = self.used.iter().flat_map(|shard| std::mem::take(&mut *lock(shard))).collect();
+    pub fn flush(&self) {
+        if let Err(error) = self.write_usage() {
+            tracing::warn!(store = %self.place().display(), %error, "usage of API keys was not written");
+        }
+    }
+
+    /// What cannot be written is kept for the next time.
+    fn write_usage(&self) -> Result<(), StoreError> {
+        let taken: Vec<Arc<Key>> = self.used.iter().flat_map(|shard| std::mem::take(&mut *lock(shard))).collect();
         if taken.is_empty() {
             return Ok(());
         }
-        let rows: Vec<UsageRow> = taken.iter().map(|usage| usage.take()).collect();
+        let rows: Vec<UsageRow> = taken.iter().map(|key| key.take_usage()).collect();
         let written = self.write(&rows);
         if written.is_err() {
-            for (usage, row) in taken.iter().zip(&rows) {
-                if usage.requests.fetch_add(row.requests, Ordering::Release) == 0 {
-                    self.enqueue(usage.clone(), KeyHash([0; 32]));
-                }
-            }
+            taken.iter().zip(&rows).for_each(|(key, row)| self.add(key, row.requests));
         }
         written
     }
 
-    fn enqueue(&self, usage: Arc<Usage>, hash: KeyHash) {
-        let [first, ..] = hash.0;
-        if let Some(shard) = self.used.get(usize::from(first) % self.used.len()) {
-            lock(shard).push(usage);
+    fn add(&self, key: &Arc<Key>, requests: u64) {
+        // Release, so that whoever takes the count sees the time and the address.
+        if key.usage.requests.fetch_add(requests, Ordering::Release) == 0 {
+            let [first, ..] = key.hash.0;
+            if let Some(shard) = self.used.get(usize::from(first) % self.used.len()) {
+                lock(shard).push(key.clone());
+            }
         }
     }
 
@@ -525,15 +523,15 @@ impl ApiKeys {
         // A revision behind ours is another store in the same place (a restored backup): everything is read, and what it lacks is gone.
         let whole = follower.store.revision()? < follower.revision;
         let mut seen = (whole && !self.table.is_empty()).then(HashSet::new);
-        let revision = follower.store.read_since(if whole { -1 } else { follower.revision }, |stored| match stored {
-            StoredKey::Readable(record) => {
+        let revision = follower.store.read_since(if whole { -1 } else { follower.revision }, |record| match record {
+            Ok(record) => {
                 if let Some(seen) = &mut seen {
                     seen.insert(record.id.clone());
                 }
                 self.table.apply(record);
             }
             // Fail closed: what it says now may be that the key is revoked.
-            StoredKey::Unreadable(id) => {
+            Err(id) => {
                 tracing::error!(key_id = %id, "the record of an API key cannot be read; the key is refused");
                 self.table.remove(&id);
             }
@@ -575,22 +573,8 @@ const PATIENCE: Duration = Duration::from_millis(250);
 impl Drop for ApiKeys {
     /// A store that a reload took out of the configuration keeps its last counts. A decision that was only tried leaves none.
     fn drop(&mut self) {
-        if !*self.maintained.get_mut() {
-            return;
-        }
-        if let Err(error) = self.flush() {
-            tracing::warn!(store = %self.place().display(), %error, "the last usage of API keys was not written");
-        }
-    }
-}
-
-impl Usage {
-    fn take(&self) -> UsageRow {
-        UsageRow {
-            requests: self.requests.swap(0, Ordering::Acquire),
-            last_used: self.last_used.load(Ordering::Relaxed),
-            last_address: *lock(&self.last_address),
-            id: self.id.clone(),
+        if *self.maintained.get_mut() {
+            self.flush();
         }
     }
 }
@@ -626,6 +610,14 @@ mod tests {
         KeyStore::open(path, Opening::Create, Duration::from_secs(5)).unwrap()
     }
 
+    fn revoke(store: &mut KeyStore, id: &str) {
+        let revoke = |record: &mut Record| {
+            record.revoked = Some(1);
+            Ok(())
+        };
+        store.update(id, revoke).unwrap();
+    }
+
     fn is_good(keys: &ApiKeys, id: &str) -> bool {
         keys.table().find(&KeyHash::of(id)).is_some_and(|key| !key.is_revoked())
     }
@@ -648,7 +640,7 @@ mod tests {
         keys.refresh().unwrap();
         let untouched = keys.table().find(&KeyHash::of("a")).unwrap().clone();
         store.insert(&[record("c")]).unwrap();
-        store.update("b", |record| Ok(record.revoked = Some(1))).unwrap();
+        revoke(&mut store, "b");
         keys.refresh().unwrap();
         assert!(Arc::ptr_eq(&untouched, &keys.table().find(&KeyHash::of("a")).unwrap()));
         assert_eq!([is_good(&keys, "a"), is_good(&keys, "b"), is_good(&keys, "c")], [true, false, true]);
@@ -665,7 +657,7 @@ mod tests {
 
         std::fs::rename(&path, folder.path().join("away.db")).unwrap();
         assert!(matches!(keys.refresh(), Err(StoreError::Missing(_))));
-        assert!(keys.flush().is_err());
+        assert!(keys.write_usage().is_err());
         assert!(is_good(&keys, "a") && keys.is_loaded());
         assert!(!path.exists(), "a running gateway makes no empty store");
 
@@ -674,9 +666,9 @@ mod tests {
         assert!(is_good(&keys, "a"));
 
         std::fs::rename(folder.path().join("away.db"), &path).unwrap();
-        writer(&path).update("b", |record| Ok(record.revoked = Some(1))).unwrap();
+        revoke(&mut writer(&path), "b");
         keys.refresh().unwrap();
-        keys.flush().unwrap();
+        keys.write_usage().unwrap();
         assert_eq!([is_good(&keys, "a"), is_good(&keys, "b")], [true, false]);
         assert_eq!(requests(&path, "a"), 1, "usage waited for the store");
     }
@@ -726,9 +718,9 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| (0..5_000).for_each(|n| use_once(&keys, if n % 5 == 0 { "b" } else { "a" }, n / 100)));
             }
-            scope.spawn(|| (0..20).for_each(|_| keys.flush().unwrap()));
+            scope.spawn(|| (0..20).for_each(|_| keys.write_usage().unwrap()));
         });
-        keys.flush().unwrap();
+        keys.write_usage().unwrap();
         assert_eq!((requests(&path, "a"), requests(&path, "b")), (16_000, 4_000));
     }
 
@@ -746,8 +738,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data/keys.db");
         let keys = Arc::new(ApiKeys::new(Source::Database(path.clone())));
-        let started = std::time::Instant::now();
-        let clock: Clock = Arc::new(move || Now { monotonic: started.elapsed(), unix: Duration::from_secs(5) });
+        // Each round is a second by this clock, so that every other one writes usage.
+        let rounds = AtomicU64::new(0);
+        let clock: Clock =
+            Arc::new(move || Now { monotonic: Duration::from_secs(rounds.fetch_add(1, Ordering::Relaxed)), unix: Duration::from_secs(5) });
         let upkeep = tokio::spawn(ApiKeys::maintain(Arc::downgrade(&keys), clock));
         let until = async |what: &str, reached: &dyn Fn() -> bool| {
             let limit = tokio::time::timeout(Duration::from_secs(20), async {
@@ -762,7 +756,7 @@ mod tests {
         until("the new key is known", &|| is_good(&keys, "a")).await;
         use_once(&keys, "a", 5);
         until("its usage is written", &|| requests(&path, "a") == 1).await;
-        writer(&path).update("a", |record| Ok(record.revoked = Some(1))).unwrap();
+        revoke(&mut writer(&path), "a");
         until("the revocation is known", &|| !is_good(&keys, "a")).await;
         assert_eq!(keys.failure(), None);
         use_once(&keys, "a", 5);

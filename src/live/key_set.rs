@@ -490,7 +490,8 @@ fn read_stored(path: &Path, source: &str) -> Result<Option<(Duration, Bytes, Jwk
 fn write_stored(path: &Path, source: &str, held: &Held) -> std::io::Result<()> {
     let document = String::from_utf8_lossy(&held.document).into_owned();
     let stored = Stored { source: source.to_owned(), fetched_at: held.since.unix.saturating_sub(held.age).as_secs(), document };
-    let beside = path.with_extension("new");
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
     let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
     file.write_all(&serde_json::to_vec(&stored)?)?;
     file.sync_all()?;
@@ -500,3 +501,8 @@ fn write_stored(path: &Path, source: &str, held: &Held) -> std::io::Result<()> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+pub(crate) mod script;
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rusqlite::types::Type;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, named_params, params};
 
 use super::api_keys::{KeyHash, Previous, Record};
@@ -59,15 +60,6 @@ pub enum StoreError {
     /// SQLite.
     #[error("{0}")]
     Sqlite(#[from] rusqlite::Error),
-}
-
-/// One record as read back.
-#[derive(Debug)]
-pub enum StoredKey {
-    /// As it was written.
-    Readable(Record),
-    /// The row of this id holds what no edgeward of this version writes.
-    Unreadable(Arc<str>),
 }
 
 /// How a key was used: to be added to what is known, or what is known.
@@ -126,7 +118,8 @@ const SCHEMA: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
-const COLUMNS: &str = "id, sha256, previous_sha256, previous_ends, consumer, scopes, routes, allow, plan, created, not_before, expires, revoked";
+const COLUMNS: &str =
+    "id, sha256, previous_sha256, previous_ends, consumer, scopes, routes, allow, plan, created, not_before, expires, revoked";
 
 impl KeyStore {
     /// Opens a store; a call waits at most `patience` for another process that writes.
@@ -176,21 +169,24 @@ impl KeyStore {
         Ok(self.connection.query_row("SELECT revision FROM api_key_change", [], |row| row.get(0))?)
     }
 
-    /// Reads the keys that changed after a revision, in the order of their changes, and returns the last one's revision.
+    /// Reads the keys that changed after a revision, in no order, and returns the latest revision among them. A negative one means all.
+    /// Of a row that no edgeward of this version writes, `each` gets the id as an error.
     ///
     /// # Errors
     /// When the store cannot be read; what was read until then was handed over.
-    pub fn read_since(&self, revision: i64, mut each: impl FnMut(StoredKey)) -> Result<i64, StoreError> {
-        let sql = format!("SELECT {COLUMNS}, revision FROM api_key WHERE revision > ?1 ORDER BY revision");
+    pub fn read_since(&self, revision: i64, mut each: impl FnMut(Result<Record, Arc<str>>)) -> Result<i64, StoreError> {
+        // A million keys in the order of the index would be a million searches of the table.
+        let path = if revision < 0 { "NOT INDEXED" } else { "INDEXED BY api_key_revision" };
+        let sql = format!("SELECT {COLUMNS}, revision FROM api_key {path} WHERE revision > ?1");
         let mut statement = self.connection.prepare_cached(&sql)?;
         let mut rows = statement.query([revision])?;
         let mut last = revision.max(0);
         while let Some(row) = rows.next()? {
-            last = row.get("revision")?;
-            each(match record(row) {
-                Ok(record) => StoredKey::Readable(record),
-                Err(_) => StoredKey::Unreadable(row.get("id")?),
-            });
+            last = last.max(row.get("revision")?);
+            match record(row) {
+                Ok(record) => each(Ok(record)),
+                Err(_) => each(Err(row.get("id")?)),
+            }
         }
         Ok(last)
     }
@@ -302,7 +298,7 @@ fn create(path: &Path) -> Result<(), StoreError> {
     if path.try_exists().map_err(at(path))? {
         return Ok(());
     }
-    let new = path.with_added_extension("new");
+    let new = beside(path, ".new");
     match std::fs::remove_file(&new) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(&new)(error)),
         _ => {}
@@ -316,6 +312,13 @@ fn create(path: &Path) -> Result<(), StoreError> {
     ))?;
     connection.close().map_err(|(_, error)| error)?;
     std::fs::rename(&new, path).map_err(at(path))
+}
+
+/// A path in the same folder, whose name goes on with `suffix`.
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 fn at(path: &Path) -> impl Fn(std::io::Error) -> StoreError + '_ {
@@ -361,30 +364,31 @@ fn write(connection: &Connection, record: &Record, revision: i64) -> rusqlite::R
     Ok(())
 }
 
+/// A row of [`COLUMNS`], in their order: finding a column by its name costs more than reading it.
 fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
-    let previous = row.get::<_, Option<[u8; 32]>>("previous_sha256")?.zip(row.get("previous_ends")?);
+    let time = |column: usize| row.get::<_, Option<i64>>(column).map(|time| time.map(natural));
     Ok(Record {
-        id: row.get("id")?,
-        sha256: KeyHash(row.get("sha256")?),
-        previous: previous.map(|(sha256, ends)| Previous { sha256: KeyHash(sha256), ends: natural(ends) }),
-        consumer: row.get("consumer")?,
-        scopes: list(row, "scopes", |text| Some(text.into()))?,
-        routes: list(row, "routes", |text| Some(text.into()))?,
-        allow: list(row, "allow", |text| text.parse().ok())?,
-        plan: row.get("plan")?,
-        created: row.get::<_, Option<i64>>("created")?.map(natural),
-        not_before: row.get::<_, Option<i64>>("not_before")?.map(natural),
-        expires: row.get::<_, Option<i64>>("expires")?.map(natural),
-        revoked: row.get::<_, Option<i64>>("revoked")?.map(natural),
+        id: row.get(0)?,
+        sha256: KeyHash(row.get(1)?),
+        previous: row.get::<_, Option<_>>(2)?.zip(time(3)?).map(|(sha256, ends)| Previous { sha256: KeyHash(sha256), ends }),
+        consumer: row.get(4)?,
+        scopes: list(row, 5, |text| Some(text.into()))?,
+        routes: list(row, 6, |text| Some(text.into()))?,
+        allow: list(row, 7, |text| text.parse().ok())?,
+        plan: row.get(8)?,
+        created: time(9)?,
+        not_before: time(10)?,
+        expires: time(11)?,
+        revoked: time(12)?,
     })
 }
 
 /// A JSON array of strings. One member that is not understood spoils the list: an `allow` that lost a member, and is empty, would allow all.
-fn list<T>(row: &Row<'_>, column: &str, read: impl Fn(&str) -> Option<T>) -> rusqlite::Result<Vec<T>> {
-    let text: String = row.get(column)?;
-    let members: Option<Vec<String>> = serde_json::from_str(&text).ok();
+fn list<T>(row: &Row<'_>, column: usize, read: impl Fn(&str) -> Option<T>) -> rusqlite::Result<Vec<T>> {
+    let text = row.get_ref(column)?.as_str()?;
+    let members: Option<Vec<String>> = serde_json::from_str(text).ok();
     let values = members.and_then(|members| members.iter().map(|member| read(member)).collect());
-    values.ok_or_else(|| rusqlite::Error::InvalidColumnName(column.to_owned()))
+    values.ok_or(rusqlite::Error::InvalidColumnType(column, "list".to_owned(), Type::Text))
 }
 
 fn integer(natural: u64) -> i64 {
@@ -421,12 +425,7 @@ mod tests {
 
     fn changes(store: &KeyStore, since: i64) -> (Vec<Record>, i64) {
         let mut read = Vec::new();
-        let last = store
-            .read_since(since, |stored| match stored {
-                StoredKey::Readable(record) => read.push(record),
-                StoredKey::Unreadable(id) => panic!("{id} is unreadable"),
-            })
-            .unwrap();
+        let last = store.read_since(since, |record| read.push(record.unwrap())).unwrap();
         (read, last)
     }
 
@@ -466,11 +465,11 @@ mod tests {
         let (read, revision) = changes(&reader, -1);
         assert_eq!(read.len(), 2);
 
-        writer.update("a", |record| {
+        let revoke = |record: &mut Record| {
             record.revoked = Some(5);
             Ok(())
-        })
-        .unwrap();
+        };
+        writer.update("a", revoke).unwrap();
         let (read, later) = changes(&reader, revision);
         assert_eq!(read, [Record { revoked: Some(5), ..sample("a") }]);
         assert_eq!(changes(&reader, later), (vec![], later));
@@ -602,7 +601,7 @@ mod tests {
         store.insert(&[sample("a"), sample("b")]).unwrap();
         Connection::open(&path).unwrap().execute("UPDATE api_key SET allow = '[\"10.0.0.0/99\"]' WHERE id = 'a'", []).unwrap();
         let mut unreadable = Vec::new();
-        store.read_since(-1, |stored| if let StoredKey::Unreadable(id) = stored { unreadable.push(id) }).unwrap();
+        store.read_since(-1, |record| unreadable.extend(record.err())).unwrap();
         assert_eq!(unreadable, ["a".into()]);
     }
 }

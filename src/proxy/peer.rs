@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pingora_core::protocols::ALPN;
-use pingora_core::upstreams::peer::{HttpPeer, PeerOptions};
-use pingora_core::utils::tls::CertKey;
+use pingora::protocols::ALPN;
+use pingora::upstreams::peer::{HttpPeer, PeerOptions};
+use pingora::utils::tls::CertKey;
 
 use crate::route::Route;
 

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
-use pingora_core::Result;
-use pingora_http::ResponseHeader;
+use pingora::Result;
+use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::context::{Context, RequestId};

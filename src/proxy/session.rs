@@ -2,13 +2,27 @@
 
 use http::HeaderName;
 use http::header;
-use pingora_core::{Error, ErrorType, Result};
-use pingora_http::RequestHeader;
+use pingora::{Error, ErrorType, Result};
+use pingora::http::RequestHeader;
 use pingora_proxy::Session;
 
 use super::context::Context;
+use crate::request::message::Head;
 use crate::route::forward::UpstreamHeaders;
 use crate::snapshot::ServerRules;
+
+/// The head as it was parsed, and for HTTP/1 the bytes it was parsed from.
+pub(super) fn head<'a>(session: &'a Session, raw: Option<&'a [u8]>) -> Head<'a> {
+    let header = session.req_header();
+    Head {
+        version: header.version,
+        method: &header.method,
+        authority: header.uri.authority().map(http::uri::Authority::as_str),
+        target: header.raw_path(),
+        headers: &header.headers,
+        raw,
+    }
+}
 
 /// Deadlines of the connection. Pingora forgets the keep-alive time after the first request, so it is said on each.
 pub(super) fn prepare(session: &mut Session, rules: &ServerRules) {
@@ -38,9 +52,9 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
     merge_cookies(upstream)?;
     let secure = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
     let connection = crate::route::forward::Connection {
-        client,
+        client: client.address,
         peer: session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip()),
-        through_trusted_proxy: context.through_trusted_proxy,
+        through_trusted_proxy: client.through_trusted_proxy,
         secure,
         host: &target.authority,
         request_id: context.request_id.value(),

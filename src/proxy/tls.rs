@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use openssl::ssl::{NameType, SslRef};
-use pingora_core::listeners::TlsAccept;
-use pingora_core::listeners::tls::TlsSettings;
-use pingora_core::{Error, ErrorType, Result};
+use pingora::listeners::TlsAccept;
+use pingora::listeners::tls::TlsSettings;
+use pingora::{Error, ErrorType, Result};
 
 use crate::snapshot::Slot;
 

@@ -26,7 +26,8 @@ pub fn check(version: Version, method: &Method, headers: &HeaderMap, raw_head: O
         Version::HTTP_2 => {}
         _ => return Err(Rejection::BadRequest("version")),
     }
-    if fields.chunked && fields.content_length.is_some() {
+    // Pingora drops the length from the parsed headers when both are there; the raw head still has it.
+    if fields.chunked && (fields.content_length.is_some() || raw_head.is_some_and(names_content_length)) {
         return Err(Rejection::AmbiguousFraming("content_length_and_transfer_encoding"));
     }
     // Bytes after the head would be the body for one server and the new protocol for another (CVE-2026-2833).
@@ -89,6 +90,12 @@ fn parse_content_length(value: &[u8]) -> Option<u64> {
         return None;
     }
     std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+fn names_content_length(head: &[u8]) -> bool {
+    const NAME: &[u8] = b"content-length";
+    let mut lines = head.split(|byte| *byte == b'\n');
+    lines.any(|line| line.get(..NAME.len()).is_some_and(|start| start.eq_ignore_ascii_case(NAME)))
 }
 
 /// Every line ends in CR LF and begins with its name: a bare LF is a line ending to some (so `A: x\nX-User-Id: y` is two headers), and a
@@ -180,6 +187,16 @@ mod tests {
             (Version::HTTP_3, &[], "version"),
         ] {
             assert_eq!(code(version, &Method::POST, lines), Some(reason), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_length_that_the_parser_dropped_is_found_in_the_raw_head() {
+        let parsed = headers(&[("host", "a"), ("transfer-encoding", "chunked")]);
+        let raw = |lines: &str| format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n{lines}\r\n").into_bytes();
+        for (lines, refused) in [("", false), ("X-Content-Length: 5\r\n", false), ("Content-Length: 5\r\n", true), ("CONTENT-LENGTH: 5\r\n", true)] {
+            let verdict = check(Version::HTTP_11, &Method::POST, &parsed, Some(&raw(lines)));
+            assert_eq!(verdict.is_err(), refused, "{lines:?}");
         }
     }
 

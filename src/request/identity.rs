@@ -47,3 +47,45 @@ pub struct Identity {
     /// SHA-256 of the credential: the key of `per: credential` limits.
     pub credential: [u8; 32],
 }
+
+impl Identity {
+    /// The claim at a dotted path, such as `realm_access.roles`. A claim whose own name has dots, such as a URL, is found first.
+    pub fn claim(&self, path: &str) -> Option<&serde_json::Value> {
+        claim(&self.claims, path)
+    }
+}
+
+fn claim<'a>(claims: &'a serde_json::Map<String, serde_json::Value>, path: &str) -> Option<&'a serde_json::Value> {
+    claims.get(path).or_else(|| {
+        path.match_indices('.').find_map(|(dot, _)| {
+            let inner = claims.get(path.get(..dot)?)?.as_object()?;
+            claim(inner, path.get(dot + 1..)?)
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_dotted_path_walks_into_objects_and_a_whole_name_comes_first() {
+        let json = json!({"a": {"b": 1, "c.d": 2, "e": {"f": 3}}, "a.b": 4, "https://x.test/t": {"id": 5}, "s": "x"});
+        let claims = json.as_object().unwrap();
+        for (path, expected) in [
+            ("a.b", Some(json!(4))),
+            ("a.c.d", Some(json!(2))),
+            ("a.e.f", Some(json!(3))),
+            ("https://x.test/t.id", Some(json!(5))),
+            ("s", Some(json!("x"))),
+            ("s.x", None),
+            ("a.", None),
+            ("", None),
+            (".", None),
+            ("b", None),
+        ] {
+            assert_eq!(claim(claims, path), expected.as_ref(), "{path}");
+        }
+    }
+}

@@ -33,7 +33,7 @@ pub enum Rejection {
     CredentialMissing,
     /// 401: a credential was presented and is not good. The reason stays inside.
     CredentialInvalid(&'static str),
-    /// 401: a token that was good once, and whose signature is.
+    /// 401: a token whose time is over; nothing else was found wrong with it.
     CredentialExpired,
     /// 401: a credential that was withdrawn.
     CredentialRevoked,

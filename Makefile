@@ -1,0 +1,33 @@
+# The commands of this project; `make help` lists them. The longer ones are in scripts/.
+
+PROFILE ?= release
+CARGO_TARGET_DIR ?= target
+export CARGO_TARGET_DIR
+
+.DEFAULT_GOAL := help
+
+.PHONY: run test vectors lint bench help
+
+run: ## build, make throw-away keys and tokens, serve the demo on 127.0.0.1:8080 (PROFILE=dev builds faster)
+	@scripts/prepare
+	@cargo build --locked --profile $(PROFILE) --bin edgeward
+	@scripts/demo "$(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/edgeward"
+
+test: ## run all tests; none may be skipped
+	@scripts/prepare
+	@scripts/test
+
+vectors: ## run the test vectors of others (EDGEWARD_SUITES names their folder)
+	@scripts/vectors
+
+lint: ## check format, lints, docs and dependencies
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
+	cargo deny --log-level error check bans licenses sources
+
+bench: ## measure the decision path
+	cargo bench --locked
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

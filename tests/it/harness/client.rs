@@ -1,0 +1,228 @@
+//! A caller that sends exactly the bytes it is told and reads answers strictly.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use openssl::pkey::PKey;
+use openssl::ssl::{SslConnector, SslMethod, SslStream};
+use openssl::x509::X509;
+use openssl::x509::store::X509StoreBuilder;
+
+use super::PATIENCE;
+use super::certificates::Certificate;
+
+/// A connection on which requests are written and answers read.
+pub struct Connection<S = TcpStream> {
+    stream: S,
+    /// What was read and belongs to no answer yet.
+    read: Vec<u8>,
+}
+
+/// An answer as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    /// In the order of the wire, names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+/// One request on a connection of its own.
+#[track_caller]
+pub fn ask(address: SocketAddr, request: impl AsRef<[u8]>) -> Answer {
+    Connection::open(address).ask(request)
+}
+
+/// A GET on a connection of its own.
+#[track_caller]
+pub fn get(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Answer {
+    ask(address, request("GET", target, headers, b""))
+}
+
+/// The bytes of a well-formed request; `Host` is `edgeward.test` unless the headers name another.
+pub fn request(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut bytes = format!("{method} {target} HTTP/1.1\r\n");
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+        bytes.push_str("Host: edgeward.test\r\n");
+    }
+    for (name, value) in headers {
+        bytes.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if !body.is_empty() {
+        bytes.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    bytes.push_str("\r\n");
+    [bytes.as_bytes(), body].concat()
+}
+
+impl Connection {
+    #[track_caller]
+    pub fn open(address: SocketAddr) -> Self {
+        Self::over(tcp(address))
+    }
+}
+
+/// How a caller speaks TLS.
+#[derive(Clone, Copy, Default)]
+pub struct Tls<'a> {
+    /// The only authority that is trusted.
+    pub ca: &'a str,
+    /// The name to ask for and verify.
+    pub server_name: &'a str,
+    pub client: Option<&'a Certificate>,
+}
+
+impl Connection<SslStream<TcpStream>> {
+    /// Opens a verified connection, or says why there is none.
+    pub fn open_tls(address: SocketAddr, tls: &Tls<'_>) -> Result<Self, String> {
+        let mut builder = SslConnector::builder(SslMethod::tls_client()).unwrap();
+        let mut store = X509StoreBuilder::new().unwrap();
+        store.add_cert(X509::from_pem(tls.ca.as_bytes()).unwrap()).unwrap();
+        builder.set_cert_store(store.build());
+        if let Some(client) = tls.client {
+            builder.set_certificate(&X509::from_pem(client.chain.as_bytes()).unwrap()).unwrap();
+            builder.set_private_key(&PKey::private_key_from_pem(client.key.as_bytes()).unwrap()).unwrap();
+        }
+        builder.build().connect(tls.server_name, tcp(address)).map(Self::over).map_err(|error| error.to_string())
+    }
+
+    /// The common name of the certificate that the server showed.
+    pub fn server_common_name(&self) -> String {
+        let certificate = self.stream.ssl().peer_certificate().unwrap();
+        let name = certificate.subject_name().entries_by_nid(openssl::nid::Nid::COMMONNAME).next().unwrap();
+        name.data().to_string().unwrap()
+    }
+}
+
+fn tcp(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+impl<S: Read + Write> Connection<S> {
+    fn over(stream: S) -> Self {
+        Self { stream, read: Vec::new() }
+    }
+
+    #[track_caller]
+    pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Answer {
+        let request = request.as_ref();
+        self.send(request);
+        self.answer(request.starts_with(b"HEAD "))
+    }
+
+    /// Writes these bytes and nothing else. The peer may have closed already: what it said is still to be read.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = self.stream.write_all(bytes.as_ref()).and_then(|()| self.stream.flush());
+    }
+
+    /// Reads one answer; that to HEAD has no body.
+    #[track_caller]
+    pub fn answer(&mut self, to_head: bool) -> Answer {
+        let head_ends = loop {
+            if let Some(at) = self.read.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            assert!(self.fill(), "the connection ended before an answer: {:?}", String::from_utf8_lossy(&self.read));
+        };
+        let head: Vec<u8> = self.read.drain(..head_ends).collect();
+        let head = std::str::from_utf8(&head).unwrap();
+        let mut lines = head.trim_end().split("\r\n");
+        let status_line = lines.next().unwrap();
+        assert!(status_line.starts_with("HTTP/1."), "not a status line: {status_line}");
+        let status = status_line.split(' ').nth(1).unwrap().parse().unwrap();
+        let headers =
+            lines.map(|line| line.split_once(':').unwrap()).map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
+        let mut answer = Answer { status, headers: headers.collect(), body: Vec::new() };
+        if !to_head && status >= 200 && status != 204 && status != 304 {
+            answer.body = self.body(&answer);
+        }
+        answer
+    }
+
+    fn body(&mut self, head: &Answer) -> Vec<u8> {
+        if head.header("transfer-encoding") == Some("chunked") {
+            let mut body = Vec::new();
+            loop {
+                let size = self.line();
+                let size = usize::from_str_radix(size.split(';').next().unwrap().trim(), 16).unwrap();
+                if size == 0 {
+                    while !self.line().is_empty() {}
+                    return body;
+                }
+                body.extend(self.exactly(size));
+                assert_eq!(self.line(), "", "a chunk ends with its line");
+            }
+        }
+        match head.header("content-length") {
+            Some(length) => self.exactly(length.parse().unwrap()),
+            None => {
+                while self.fill() {}
+                std::mem::take(&mut self.read)
+            }
+        }
+    }
+
+    fn line(&mut self) -> String {
+        loop {
+            if let Some(at) = self.read.windows(2).position(|window| window == b"\r\n") {
+                let line: Vec<u8> = self.read.drain(..at + 2).take(at).collect();
+                return String::from_utf8(line).unwrap();
+            }
+            assert!(self.fill(), "the connection ended within a chunked body");
+        }
+    }
+
+    fn exactly(&mut self, length: usize) -> Vec<u8> {
+        while self.read.len() < length {
+            assert!(self.fill(), "the connection ended {} bytes before the body did", length - self.read.len());
+        }
+        self.read.drain(..length).collect()
+    }
+
+    /// Reads more; false at the end.
+    fn fill(&mut self) -> bool {
+        let mut bytes = [0; 16 * 1024];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => false,
+            Ok(length) => {
+                self.read.extend_from_slice(&bytes[..length]);
+                true
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => panic!("nothing came within {PATIENCE:?}"),
+            Err(_) => false,
+        }
+    }
+
+    /// Whether the peer closes without another byte.
+    pub fn is_closed(&mut self) -> bool {
+        self.read.is_empty() && !self.fill()
+    }
+}
+
+impl Answer {
+    /// The one value of a header; several are the test's failure.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut values = self.headers.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        let first = values.next();
+        assert_eq!(values.next(), None, "{name} comes more than once");
+        first
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {}", self.text()))
+    }
+
+    /// The word of a refusal.
+    pub fn code(&self) -> String {
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
+        self.json()["code"].as_str().unwrap().to_owned()
+    }
+}

@@ -1,0 +1,72 @@
+// An OpenID provider (npm oidc-provider) whose key set changes while it serves, as at a real rotation.
+//
+// node provider.mjs PORT, then one JSON command per line on stdin, each answered by one line on stdout:
+//   {"publish": ["ES256-1", "ES256-2"], "sign": {"ES256": "ES256-2"}}
+// names the keys of the key set and which of them signs for its algorithm. A key is made when it is first named.
+// A client asks for the token it wants by the resource it names: https://orders.test/ES256?audience=orders&ttl=300
+import { createServer } from 'node:http'
+import { createInterface } from 'node:readline'
+
+import { exportJWK, generateKeyPair } from 'jose'
+
+// Node 20 has no URL.parse, which oidc-provider reads resources with.
+URL.parse ??= (text) => (URL.canParse(text) ? new URL(text) : null)
+// Its notices must not stand between our answers.
+console.info = console.error
+const { Provider } = await import('oidc-provider')
+
+const port = Number(process.argv[2])
+const issuer = `http://127.0.0.1:${port}`
+const keys = new Map()
+
+async function key(kid) {
+  if (!keys.has(kid)) {
+    const alg = kid.split('-')[0]
+    const { privateKey } = await generateKeyPair(alg, { extractable: true })
+    keys.set(kid, { ...(await exportJWK(privateKey)), kid, alg, use: 'sig' })
+  }
+  return keys.get(kid)
+}
+
+async function provider({ publish, sign }) {
+  return new Provider(issuer, {
+    jwks: { keys: await Promise.all(publish.map(key)) },
+    clients: [{
+      client_id: 'shop',
+      client_secret: 'shop-secret',
+      grant_types: ['client_credentials'],
+      redirect_uris: [],
+      response_types: [],
+    }],
+    clientDefaults: { id_token_signed_response_alg: publish[0].split('-')[0] },
+    scopes: ['orders:read', 'orders:write'],
+    ttl: { ClientCredentials: (_, token) => token.resourceServer.accessTokenTTL },
+    features: {
+      clientCredentials: { enabled: true },
+      devInteractions: { enabled: false },
+      resourceIndicators: {
+        enabled: true,
+        getResourceServerInfo(_, resource) {
+          const { pathname, searchParams } = new URL(resource)
+          const alg = pathname.slice(1)
+          return {
+            scope: 'orders:read orders:write',
+            audience: searchParams.get('audience'),
+            accessTokenFormat: 'jwt',
+            accessTokenTTL: Number(searchParams.get('ttl')),
+            jwt: { sign: { alg, kid: sign[alg] } },
+          }
+        },
+      },
+    },
+  })
+}
+
+let current
+const server = createServer((request, response) => current.callback()(request, response))
+for await (const line of createInterface({ input: process.stdin })) {
+  current = await provider(JSON.parse(line))
+  if (!server.listening) await new Promise((done) => server.listen(port, '127.0.0.1', done))
+  console.log('done')
+}
+process.exit()

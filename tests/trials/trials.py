@@ -1,0 +1,15 @@
+"""Runs the trials, those that are named or all."""
+
+import sys
+
+import harness
+import trial_grpc
+import trial_keys
+import trial_nginx
+import trial_provider
+import trial_reload
+import trial_streams
+import trial_tls
+import trial_tokens
+
+sys.exit(harness.run(sys.argv[1:]))
