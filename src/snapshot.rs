@@ -18,6 +18,7 @@ use crate::metrics::{Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
 use crate::request::Client;
 use crate::request::cidr::CidrSet;
+use crate::request::message::HeadLimits;
 use crate::route::forward::{Credentials, Forward};
 use crate::route::ip_rules::IpRules;
 use crate::route::rate_limits::RateLimits;
@@ -87,10 +88,8 @@ impl Snapshot {
 pub struct ServerRules {
     trusted: CidrSet,
     client_ip_header: HeaderName,
-    /// Longest header section, in bytes.
-    pub header_bytes: u64,
-    /// Most header fields.
-    pub headers: usize,
+    /// How long a request head may be.
+    pub head: HeadLimits,
     /// Longest body, in bytes.
     pub body_limit: u64,
     /// Longest wait for the next piece of a body.
@@ -104,8 +103,7 @@ impl ServerRules {
         Self {
             trusted: CidrSet::new(&server.trusted_proxies),
             client_ip_header: server.client_ip_header.clone(),
-            header_bytes: server.limits.header_bytes,
-            headers: server.limits.headers,
+            head: HeadLimits { bytes: server.limits.header_bytes, fields: server.limits.headers },
             body_limit: server.limits.body,
             body_timeout: server.timeouts.body,
             idle: server.timeouts.idle,

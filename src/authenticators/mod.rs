@@ -23,6 +23,7 @@ pub enum Verdict {
 
 /// One way to prove an identity, as the configuration names it.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a handful of them, each behind an Arc")]
 pub enum Authenticator {
     /// JSON Web Tokens.
     Jwt(jwt::Jwt),

@@ -89,6 +89,7 @@ impl Keypair {
 }
 
 impl Sign {
+    #[expect(clippy::disallowed_methods, reason = "a command has no request whose time it could be handed")]
     fn run(&self) -> Result<String, Box<dyn std::error::Error>> {
         let key = std::fs::read(&self.key).map_err(|error| format!("{}: {error}", self.key.display()))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
@@ -180,7 +181,9 @@ mod tests {
         std::fs::write(out.join("private.jwk"), "older, and open to all").unwrap();
         std::fs::set_permissions(out.join("private.jwk"), std::fs::Permissions::from_mode(0o666)).unwrap();
         for algorithm in ["ES256", "RS256", "EdDSA"] {
-            let Ok(Tokens::Keypair(keypair)) = parse(&["keypair", "--algorithm", algorithm, "--kid", "k", "--out", shown]) else { panic!() };
+            let Ok(Tokens::Keypair(keypair)) = parse(&["keypair", "--algorithm", algorithm, "--kid", "k", "--out", shown]) else {
+                panic!()
+            };
             keypair.run().unwrap();
             let private = out.join("private.jwk");
             assert_eq!(std::fs::metadata(&private).unwrap().permissions().mode() & 0o777, 0o600);

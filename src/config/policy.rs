@@ -15,7 +15,7 @@ use super::{At, Named, Problem, header};
 grammar! {
     /// What a request must be to enter.
     pub struct Policy {
-        /// Networks that may not enter, asked before `allow`. The longest prefix of both decides.
+        /// Networks that may not enter, asked before `allow`: who is in one is refused, whatever `allow` says.
         deny: Vec<IpNet> as Networks = "[]",
         /// The only networks that may enter. Absent: all.
         allow: Option<Vec<IpNet>> as Option<NonEmpty<Networks>> = absent,

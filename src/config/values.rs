@@ -49,7 +49,9 @@ impl<const LEAST: u64, const MOST: u64> Scalar for Lasting<LEAST, MOST> {
     }
 }
 
-fn shown(milliseconds: u64) -> String {
+/// A duration as the grammar writes it, in the largest unit that divides it; less than a millisecond is left out.
+pub fn duration(duration: Duration) -> String {
+    let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     match milliseconds {
         0 => "0s".to_owned(),
         n if n % DAY == 0 => format!("{}d", n / DAY),
@@ -58,6 +60,10 @@ fn shown(milliseconds: u64) -> String {
         n if n % SECOND == 0 => format!("{}s", n / SECOND),
         n => format!("{n}ms"),
     }
+}
+
+fn shown(milliseconds: u64) -> String {
+    duration(Duration::from_millis(milliseconds))
 }
 
 fn seconds(unit: &str) -> Option<u64> {
@@ -640,10 +646,15 @@ impl Decode for Secret {
                 {
                     return context.refuse(value, "not the name of an environment variable", "letters, digits and `_`");
                 }
+                // Only what looks like a variable's name is quoted: the secret itself may have been written here.
+                let variable = match name.bytes().any(|b| b.is_ascii_lowercase()) {
+                    true => "the environment variable".to_owned(),
+                    false => format!("the environment variable `{name}`"),
+                };
                 match context.env(name) {
                     Some(secret) if !secret.is_empty() => Some(Secret::new(secret.into_bytes())),
-                    Some(_) => context.refuse(value, format!("the environment variable `{name}` is empty"), "a secret in it"),
-                    None => context.refuse(value, format!("the environment variable `{name}` is not set"), "a secret in it"),
+                    Some(_) => context.refuse(value, format!("{variable} is empty"), "a secret in it"),
+                    None => context.refuse(value, format!("{variable} is not set"), "a secret in it"),
                 }
             }),
             Some(("file", path, value)) => context.key("file", |context| {

@@ -81,7 +81,17 @@ mod tests {
         assert_eq!(expires("1.5"), Ok(Some(Duration::from_millis(1500))));
         assert_eq!(expires("253402300799"), Ok(Some(LAST_TIME)));
         for text in [
-            "\"4102444800\"", "null", "true", "[4102444800]", "{}", "-1", "-0.5", "1e300", "-1e300", "253402300800", "18446744073709551616",
+            "\"4102444800\"",
+            "null",
+            "true",
+            "[4102444800]",
+            "{}",
+            "-1",
+            "-0.5",
+            "1e300",
+            "-1e300",
+            "253402300800",
+            "18446744073709551616",
         ] {
             assert_eq!(expires(text), Err(Fault::Expiry), "{text}");
         }

@@ -135,8 +135,8 @@ fn parse_rsa(jwk: &Map<String, Value>, kid: Option<Arc<str>>) -> Result<Key, &'s
 /// power of 65537. A sound modulus looks so once in 2^27.
 fn has_roca(modulus: &[u8]) -> bool {
     const PRIMES: [u32; 38] = [
-        3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127, 131, 137, 139,
-        149, 151, 157, 163, 167,
+        3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127, 131,
+        137, 139, 149, 151, 157, 163, 167,
     ];
     PRIMES.iter().all(|prime| {
         let residue = modulus.iter().fold(0, |residue, byte| (residue * 256 + u32::from(*byte)) % prime);
@@ -199,7 +199,11 @@ mod tests {
     fn skipped(jwk: &Value) -> Option<&'static str> {
         let good = public(Algorithm::EdDsa);
         let set = JwkSet::parse(json!({"keys": [jwk, good]}).to_string().as_bytes()).unwrap();
-        assert_eq!(set.keys().last().map(|key| key.algorithms()), Some([Algorithm::EdDsa].into_iter().collect()), "a bad key hides a good one");
+        assert_eq!(
+            set.keys().last().map(|key| key.algorithms()),
+            Some([Algorithm::EdDsa].into_iter().collect()),
+            "a bad key hides a good one"
+        );
         set.skipped().keys().next().copied()
     }
 
@@ -260,9 +264,18 @@ mod tests {
     #[test]
     fn a_document_that_is_no_key_set_is_refused_whole() {
         let many = json!({"keys": vec![json!({}); MAX_KEYS + 1]}).to_string();
-        for document in
-            ["", "null", "[]", "{}", r#"{"keys":null}"#, r#"{"keys":{}}"#, "<html></html>", r#"{"keys":[],"keys":[]}"#, r#"{"keys":["#, &many]
-        {
+        for document in [
+            "",
+            "null",
+            "[]",
+            "{}",
+            r#"{"keys":null}"#,
+            r#"{"keys":{}}"#,
+            "<html></html>",
+            r#"{"keys":[],"keys":[]}"#,
+            r#"{"keys":["#,
+            &many,
+        ] {
             assert!(JwkSet::parse(document.as_bytes()).is_err(), "{document:.40}");
         }
         assert!(JwkSet::parse(br#"{"keys":[]}"#).unwrap().keys().is_empty());
@@ -319,8 +332,24 @@ mod tests {
     }
 
     #[test]
+    fn a_modulus_of_powers_of_65537_is_that_of_a_broken_card() {
+        use openssl::bn::{BigNum, BigNumContext};
+        let mut marked = BigNum::new().unwrap();
+        let (base, exponent) = (BigNum::from_u32(65537).unwrap(), BigNum::from_u32(128).unwrap());
+        marked.exp(&base, &exponent, &mut BigNumContext::new().unwrap()).unwrap();
+        assert!(has_roca(&marked.to_vec()));
+        use base64::Engine;
+        let modulus = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(marked.to_vec());
+        assert_eq!(skipped(&with(public(Algorithm::Rs256), "n", json!(modulus))), Some("weak"));
+        marked.add_word(2).unwrap();
+        assert!(!has_roca(&marked.to_vec()));
+    }
+
+    #[test]
     fn the_length_of_a_number_ignores_leading_zeros() {
-        for (bytes, length) in [(&[][..], 0), (&[0, 0], 0), (&[1], 1), (&[0, 1], 1), (&[3], 2), (&[0x80], 8), (&[1, 0], 9), (&[0, 0xff, 0, 0], 24)] {
+        for (bytes, length) in
+            [(&[][..], 0), (&[0, 0], 0), (&[1], 1), (&[0, 1], 1), (&[3], 2), (&[0x80], 8), (&[1, 0], 9), (&[0, 0xff, 0, 0], 24)]
+        {
             assert_eq!(bit_length(bytes), length, "{bytes:?}");
         }
     }

@@ -120,11 +120,7 @@ impl Key {
         if algorithms.is_empty() {
             return None;
         }
-        let keys = Secret {
-            hs256: HS256Key::from_bytes(secret),
-            hs384: HS384Key::from_bytes(secret),
-            hs512: HS512Key::from_bytes(secret),
-        };
+        let keys = Secret { hs256: HS256Key::from_bytes(secret), hs384: HS384Key::from_bytes(secret), hs512: HS512Key::from_bytes(secret) };
         Some(Self::new(None, algorithms, Material::Secret(Box::new(keys)), secret))
     }
 
@@ -225,12 +221,7 @@ pub(super) fn digest(algorithm: Algorithm) -> Option<(&'static MdRef, bool)> {
     }
 }
 
-fn verify_rsa(
-    key: &PKey<Public>,
-    algorithm: Algorithm,
-    message: &[u8],
-    signature: &[u8],
-) -> Result<bool, openssl::error::ErrorStack> {
+fn verify_rsa(key: &PKey<Public>, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Result<bool, openssl::error::ErrorStack> {
     let Some((digest, pss)) = digest(algorithm) else { return Ok(false) };
     let mut context = MdCtx::new()?;
     let parameters = context.digest_verify_init(Some(digest), key)?;
@@ -311,7 +302,18 @@ mod tests {
             assert!(!set.keys()[0].verify(*algorithm, b"another message", &signature));
             let longer = [&signature[..], &[0]].concat();
             let zero_first = [&[0], &signature[..]].concat();
-            for wrong in [&[][..], &signature[1..], &signature[..signature.len() - 1], &longer, &zero_first, &vec![0; signature.len()]] {
+            // For ECDSA the same two numbers, and so a second spelling of one signature.
+            let (r, s) = signature.split_at(signature.len() / 2);
+            let zero_between = [r, &[0], s].concat();
+            for wrong in [
+                &[][..],
+                &signature[1..],
+                &signature[..signature.len() - 1],
+                &longer,
+                &zero_first,
+                &zero_between,
+                &vec![0; signature.len()],
+            ] {
                 assert!(!set.keys()[0].verify(*algorithm, jws.signing_input(), wrong), "{algorithm:?}");
             }
         }
@@ -324,6 +326,22 @@ mod tests {
             let token = read.sign(json!({"sub": "a"}).as_object().unwrap()).unwrap();
             let jws = Jws::parse(&token).unwrap();
             assert!(jws.is_signed_by(&set.keys()[0], &jws.signature().unwrap()), "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn a_pss_signature_has_a_salt_as_long_as_its_hash() {
+        let key = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
+        let public = key.rsa().unwrap();
+        let verifying = Key::from_rsa(None, [Algorithm::Ps256].into_iter().collect(), &public.n().to_vec(), &public.e().to_vec()).unwrap();
+        for salt in [0, 20, 32, 64] {
+            let mut context = MdCtx::new().unwrap();
+            let parameters = context.digest_sign_init(Some(Md::sha256()), &key).unwrap();
+            parameters.set_rsa_padding(Padding::PKCS1_PSS).unwrap();
+            parameters.set_rsa_pss_saltlen(RsaPssSaltlen::custom(salt)).unwrap();
+            let mut signature = Vec::new();
+            context.digest_sign_to_vec(b"m", &mut signature).unwrap();
+            assert_eq!(verifying.verify(Algorithm::Ps256, b"m", &signature), salt == 32, "{salt}");
         }
     }
 

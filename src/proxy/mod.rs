@@ -13,7 +13,6 @@
 
 mod access_log;
 mod context;
-mod normalise;
 mod peer;
 mod respond;
 mod session;
@@ -36,11 +35,12 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use crate::admit::{Refusal, admit};
 use crate::config::{Builtin, RetryOn};
 use crate::metrics::Metrics;
+use crate::request::message::Message;
 use crate::request::{Clock, Rejection};
 use crate::snapshot::Slot;
 
 pub use access_log::AccessLog;
-use context::{Context, InFlight, RequestId};
+use context::{Context, InFlight, RequestId, Target};
 
 /// The proxy: one per process, shared by every listener.
 pub struct Gateway {
@@ -70,7 +70,8 @@ impl Gateway {
             let received = session.req_header().headers.get("x-request-id").and_then(RequestId::received);
             *request_id = received.unwrap_or_else(|| request_id.clone());
         }
-        let message = normalise::Message::read(session, &snapshot.server)?;
+        let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
+        let message = Message::read(session::head(session, raw.as_deref()), snapshot.server.head)?;
         let mut parameters = crate::route::router::ParametersBuffer::default();
         let route = snapshot.router.find(&message.host, &message.path, message.method, &mut parameters)?;
         *matched = Some(Arc::clone(route));
@@ -86,7 +87,7 @@ impl Gateway {
             parameters: parameters.parameters(),
         };
         let permit = admit(route, &request, now).await?;
-        *target = Some(message.target(route, request.parameters, permit.identity().map(|identity| &**identity))?);
+        *target = Some(Target::new(&message, route, request.parameters, permit.identity())?);
         *admission = Some(permit);
         Ok(())
     }
@@ -214,6 +215,8 @@ impl ProxyHttp for Gateway {
             let upstream = context.tried.last().map(ToString::to_string);
             tracing::warn!(request_id = context.request_id.as_str(), upstream, %error, "the upstream failed");
         }
+        // Pingora closes the connection after a failure; unannounced, the caller's next request would be lost with it.
+        session.set_keepalive(None);
         let mut code = rejection.status().as_u16();
         if rejection == Rejection::ClientClosed || session.response_written().is_some() {
             code = 0;

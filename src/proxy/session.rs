@@ -7,8 +7,22 @@ use pingora::http::RequestHeader;
 use pingora_proxy::Session;
 
 use super::context::Context;
+use crate::request::message::Head;
 use crate::route::forward::UpstreamHeaders;
 use crate::snapshot::ServerRules;
+
+/// The head as it was parsed, and for HTTP/1 the bytes it was parsed from.
+pub(super) fn head<'a>(session: &'a Session, raw: Option<&'a [u8]>) -> Head<'a> {
+    let header = session.req_header();
+    Head {
+        version: header.version,
+        method: &header.method,
+        authority: header.uri.authority().map(http::uri::Authority::as_str),
+        target: header.raw_path(),
+        headers: &header.headers,
+        raw,
+    }
+}
 
 /// Deadlines of the connection. Pingora forgets the keep-alive time after the first request, so it is said on each.
 pub(super) fn prepare(session: &mut Session, rules: &ServerRules) {

@@ -148,7 +148,7 @@ class Stage:
         """The ends of all logs, for the report of a failure."""
         parts = []
         for log in sorted(self.folder.glob("*.log")):
-            lines = log.read_text(errors="replace").splitlines()[-25:]
+            lines = log.read_text(errors="replace").splitlines()[-40:]
             parts.append(f"--- {log.name}\n" + "\n".join(line[:400] for line in lines))
         return "\n".join(parts)
 

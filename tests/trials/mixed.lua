@@ -46,7 +46,7 @@ function response(status, headers, body)
     return
   end
   wrong = wrong + 1
-  if wrong <= 3 then
+  if wrong == 1 then
     report = report .. case.name .. ": " .. found .. ": " .. body:sub(1, 300):gsub("%s+", " ") .. "\n"
   end
 end

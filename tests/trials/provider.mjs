@@ -11,6 +11,8 @@ import { exportJWK, generateKeyPair } from 'jose'
 
 // Node 20 has no URL.parse, which oidc-provider reads resources with.
 URL.parse ??= (text) => (URL.canParse(text) ? new URL(text) : null)
+// Its notices must not stand between our answers.
+console.info = console.error
 const { Provider } = await import('oidc-provider')
 
 const port = Number(process.argv[2])
@@ -36,7 +38,9 @@ async function provider({ publish, sign }) {
       redirect_uris: [],
       response_types: [],
     }],
+    clientDefaults: { id_token_signed_response_alg: publish[0].split('-')[0] },
     scopes: ['orders:read', 'orders:write'],
+    ttl: { ClientCredentials: (_, token) => token.resourceServer.accessTokenTTL },
     features: {
       clientCredentials: { enabled: true },
       devInteractions: { enabled: false },

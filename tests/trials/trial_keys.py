@@ -134,7 +134,7 @@ def keys_are_exported_and_imported_by_their_hashes(stage):
     (stage.folder / "other").mkdir()
     (stage.folder / "exported.yaml").write_text(exported)
     other = Shop(stage, {"database": "other/keys.db"})
-    equal(other.ask(key).status_code, 401, "before the import")
+    refused(other.takes_effect(key, 401), 401, "credential_invalid")
     other.keys("import", stage.folder / "exported.yaml")
     equal(served(other.takes_effect(key, 200, "/write"))["x-key-id"], record["id"], "the imported key")
     check(record["id"] in other.keys("list"), "it is listed")

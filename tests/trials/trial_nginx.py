@@ -105,8 +105,11 @@ def a_body_over_the_limit_is_refused_by_its_length_and_by_count(stage):
 
 def body_too_large(connection, what):
     answer = b""
-    while chunk := connection.recv(65536):
-        answer += chunk
+    try:
+        while chunk := connection.recv(65536):
+            answer += chunk
+    except ConnectionResetError:
+        pass  # What we sent and was not read; the answer came before.
     check(answer.startswith(b"HTTP/1.1 413 ") and b'"code":"body_too_large"' in answer, f"{what}: {answer[:300]!r}")
 
 

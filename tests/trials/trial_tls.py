@@ -35,12 +35,11 @@ def world(stage):
 
 def curl(stage, gateway, host, *options, path="/"):
     """The answer of curl: its body, and what `--write-out` says."""
-    out = "%{stderr}%{json}"
     url = f"https://{host}:{gateway.tls_port}{path}"
     command = ["curl", "--silent", "--max-time", "10", "--resolve", f"{host}:{gateway.tls_port}:127.0.0.1", "--cacert", stage.folder / "ca.pem"]
-    command += ["--write-out", out, "--output", stage.folder / "body", *options, url]
+    command += ["--write-out", "%{json}", "--output", stage.folder / "body", *options, url]
     (stage.folder / "body").write_text("")
-    return json.loads(stage.run(*command, "--stderr", "-")), (stage.folder / "body").read_text()
+    return json.loads(stage.run(*command)), (stage.folder / "body").read_text()
 
 
 def certificate(stage, gateway, host):
