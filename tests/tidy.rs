@@ -1,5 +1,14 @@
 //! Keeps the house tidy: rules that a comment would have to beg for.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that meets the unexpected stops there, and lives in real time"
+)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -17,7 +17,14 @@ pub struct Authorizers {
     /// Any one of these; empty: any or none.
     roles: Box<[Arc<str>]>,
     /// Each of these, with one of its values.
-    claims: Box<[(Arc<str>, Box<[Arc<str>]>)]>,
+    claims: Box<[Claim]>,
+}
+
+/// A claim by its dotted path, and the values that are good.
+#[derive(Debug)]
+struct Claim {
+    path: Arc<str>,
+    values: Box<[Arc<str>]>,
 }
 
 impl Authorizers {
@@ -27,7 +34,11 @@ impl Authorizers {
             scopes: authorize.scopes.as_slice().into(),
             scopes_asked: authorize.scopes.join(" ").into(),
             roles: authorize.roles.as_slice().into(),
-            claims: authorize.claims.iter().map(|(name, values)| (name.value.clone(), values.as_slice().into())).collect(),
+            claims: authorize
+                .claims
+                .iter()
+                .map(|(path, values)| Claim { path: path.value.clone(), values: values.as_slice().into() })
+                .collect(),
         }
     }
 
@@ -40,7 +51,8 @@ impl Authorizers {
         if !self.roles.is_empty() && !self.roles.iter().any(|role| identity.roles.contains(role)) {
             return Err(Rejection::Forbidden("role_missing"));
         }
-        if !self.claims.iter().all(|(path, values)| identity.claim(path).is_some_and(|claim| has_one_of(claim, values))) {
+        let holds = |asked: &Claim| identity.claim(&asked.path).is_some_and(|claim| has_one_of(claim, &asked.values));
+        if !self.claims.iter().all(holds) {
             return Err(Rejection::Forbidden("claim_mismatch"));
         }
         Ok(())

@@ -304,12 +304,12 @@ impl KeyBuilder {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        if self.digest.is_none() {
-            if let Some(room) = self.bytes.get_mut(self.length..self.length + bytes.len()) {
-                room.copy_from_slice(bytes);
-                self.length += bytes.len();
-                return;
-            }
+        if self.digest.is_none()
+            && let Some(room) = self.bytes.get_mut(self.length..self.length + bytes.len())
+        {
+            room.copy_from_slice(bytes);
+            self.length += bytes.len();
+            return;
         }
         let written = self.bytes.get(..self.length).unwrap_or_default();
         let digest = self.digest.get_or_insert_with(|| {

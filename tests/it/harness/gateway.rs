@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -45,10 +45,6 @@ impl Folder {
 
     pub fn path(&self) -> &Path {
         self.0.path()
-    }
-
-    pub fn config(&self) -> PathBuf {
-        self.path().join(CONFIG)
     }
 
     /// Writes a file as editors do: beside it, then renamed over it, so that no reader sees half of it.
@@ -114,10 +110,6 @@ impl Gateway {
 
     pub fn admin(&self) -> SocketAddr {
         self.admin
-    }
-
-    pub fn folder(&self) -> &Folder {
-        &self.folder
     }
 
     #[track_caller]
