@@ -90,11 +90,9 @@ impl Forward {
         let origin = Origin::of(upstream.headers(), connection);
         self.reserved.strip(upstream);
         origin.set(upstream, connection);
-        if let Some(identity) = identity {
-            for (name, template) in &self.headers {
-                if let Some(value) = fill(template, identity) {
-                    upstream.set(name, value);
-                }
+        for (name, template) in &self.headers {
+            if let Some(value) = fill(template, identity) {
+                upstream.set(name, value);
             }
         }
     }
@@ -343,21 +341,22 @@ const STANDARD: [(&str, TemplatePart); 8] = [
     ("x-plan", TemplatePart::Plan),
 ];
 
-/// The value of a template; none when the identity lacks one of its parts, or when nothing is left to say.
-fn fill(template: &[TemplatePart], identity: &Identity) -> Option<HeaderValue> {
+/// The value of a template; none when the identity, absent on public routes, lacks one of its parts, or when nothing is left to say.
+fn fill(template: &[TemplatePart], identity: Option<&Identity>) -> Option<HeaderValue> {
     let mut text = String::new();
     for part in template {
-        match part {
-            TemplatePart::Text(literal) => text.push_str(literal),
-            TemplatePart::Subject => escape(identity.subject.as_deref()?, &mut text),
-            TemplatePart::Consumer => escape(identity.consumer.as_deref()?, &mut text),
-            TemplatePart::Client => escape(identity.client.as_deref()?, &mut text),
-            TemplatePart::KeyId => escape(identity.key_id.as_deref()?, &mut text),
-            TemplatePart::Plan => escape(identity.plan.as_deref()?, &mut text),
-            TemplatePart::Method => text.push_str(identity.method.label()),
-            TemplatePart::Scopes => escape_list(identity.scopes.iter().map(|scope| Cow::Borrowed(&**scope)), &mut text)?,
-            TemplatePart::Roles => escape_list(identity.roles.iter().map(|role| Cow::Borrowed(&**role)), &mut text)?,
-            TemplatePart::Claim(path) => match identity.claim(path)? {
+        match (part, identity) {
+            (TemplatePart::Text(literal), _) => text.push_str(literal),
+            (_, None) => return None,
+            (TemplatePart::Subject, Some(identity)) => escape(identity.subject.as_deref()?, &mut text),
+            (TemplatePart::Consumer, Some(identity)) => escape(identity.consumer.as_deref()?, &mut text),
+            (TemplatePart::Client, Some(identity)) => escape(identity.client.as_deref()?, &mut text),
+            (TemplatePart::KeyId, Some(identity)) => escape(identity.key_id.as_deref()?, &mut text),
+            (TemplatePart::Plan, Some(identity)) => escape(identity.plan.as_deref()?, &mut text),
+            (TemplatePart::Method, Some(identity)) => text.push_str(identity.method.label()),
+            (TemplatePart::Scopes, Some(identity)) => escape_list(identity.scopes.iter().map(|scope| Cow::Borrowed(&**scope)), &mut text)?,
+            (TemplatePart::Roles, Some(identity)) => escape_list(identity.roles.iter().map(|role| Cow::Borrowed(&**role)), &mut text)?,
+            (TemplatePart::Claim(path), Some(identity)) => match identity.claim(path)? {
                 Value::Array(elements) => escape_list(elements.iter().map(scalar).collect::<Option<Vec<_>>>()?.into_iter(), &mut text)?,
                 claim => escape(&scalar(claim)?, &mut text),
             },
@@ -528,6 +527,15 @@ mod tests {
     }
 
     #[test]
+    fn a_public_route_sets_what_needs_no_identity() {
+        let constant = [TemplatePart::Text("edge-1".into())];
+        let named = [TemplatePart::Text("user ".into()), TemplatePart::Subject];
+        let forward = forward(&[("x-edge", &constant), ("x-named", &named)], Token::Strip);
+        let spoofed = &[("x-edge", "mine"), ("x-named", "user alice")];
+        assert_eq!(seen(&forward, spoofed, None), lines(&[("x-edge", "edge-1")]));
+    }
+
+    #[test]
     fn headers_of_the_callers_own_pass() {
         let own = &[("accept", "*/*"), ("x-api-version", "2"), ("x-ssl", "1"), ("x-user-ids", "1"), ("xuserid", "x")];
         assert_eq!(seen(&forward(&[], Token::Strip), own, None), lines(own));
@@ -602,7 +610,7 @@ mod tests {
             (&[claim("nested")], None),
             (&[claim("none")], None),
         ] {
-            let value = fill(template, &identity());
+            let value = fill(template, Some(&identity()));
             assert_eq!(value.as_ref().map(|value| value.to_str().unwrap()), expected, "{template:?}");
         }
     }
@@ -633,8 +641,8 @@ mod tests {
             assert_eq!(escaped, expected);
         }
         let roles = Identity { roles: vec!["user admin".into(), "ops".into(), "".into()], ..identity() };
-        assert_eq!(fill(&[TemplatePart::Roles], &roles).unwrap(), "user%20admin ops");
-        assert_eq!(fill(&[TemplatePart::Subject], &Identity { subject: Some("".into()), ..identity() }), None);
+        assert_eq!(fill(&[TemplatePart::Roles], Some(&roles)).unwrap(), "user%20admin ops");
+        assert_eq!(fill(&[TemplatePart::Subject], Some(&Identity { subject: Some("".into()), ..identity() })), None);
     }
 
     #[test]
