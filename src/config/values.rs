@@ -484,11 +484,15 @@ impl Scalar for Network {
     type Value = IpNet;
 
     fn parse(text: &str) -> Result<IpNet, String> {
-        let network = match text.parse::<IpAddr>() {
-            Ok(address) => IpNet::from(address),
-            Err(_) => text.parse::<IpNet>().map_err(|_| format!("{} is not a network", quoted(text)))?,
+        // The parser of `ipnet` reads `010.0.0.0/8` as 10, where others read octal; the standard library's refuses it.
+        let parsed = match text.split_once('/') {
+            None => text.parse::<IpAddr>().ok().map(IpNet::from),
+            Some((address, prefix)) if prefix.bytes().all(|byte| byte.is_ascii_digit()) => {
+                address.parse::<IpAddr>().ok().and_then(|address| IpNet::new(address, prefix.parse().ok()?).ok())
+            }
+            Some(_) => None,
         };
-        let network = unmapped(network);
+        let network = unmapped(parsed.ok_or_else(|| format!("{} is not a network", quoted(text)))?);
         match network.trunc() {
             whole if whole.addr() == network.addr() => Ok(network),
             whole => Err(format!("{} has bits set beyond its prefix; the network is `{whole}`", quoted(text))),
@@ -783,6 +787,8 @@ mod tests {
             "10.0.0.0/33",
             "10.0.0",
             "010.0.0.1",
+            "010.0.0.0/8",
+            "10.0.0.0/+8",
             "10.0.0.0/",
             "10.0.0.0/-1",
             "fe80::1%eth0",
