@@ -140,7 +140,8 @@ impl Compiler<'_> {
     fn snapshot(&mut self) -> Option<Snapshot> {
         let config = self.config;
         let certificates = config.listeners.iter().map(|listener| self.certificates(listener)).collect();
-        let authenticators = self.table(&config.authenticators, |compiler, name, authenticator| compiler.authenticator(name, authenticator));
+        let authenticators =
+            self.table(&config.authenticators, |compiler, name, authenticator| compiler.authenticator(name, authenticator));
         let upstreams = self.table(&config.upstreams, |compiler, name, upstream| Upstream::compile(name, upstream, compiler.live));
         // A name that only a policy without a route uses must be right as well: the next edit may bring the route.
         for (_, policy) in &config.policies {
@@ -162,11 +163,7 @@ impl Compiler<'_> {
         })
     }
 
-    fn table<C, T>(
-        &mut self,
-        named: &Named<C>,
-        mut compile: impl FnMut(&mut Self, &Arc<str>, &C) -> Result<T, Vec<Problem>>,
-    ) -> Table<T> {
+    fn table<C, T>(&mut self, named: &Named<C>, mut compile: impl FnMut(&mut Self, &Arc<str>, &C) -> Result<T, Vec<Problem>>) -> Table<T> {
         let mut table = HashMap::with_capacity(named.len());
         for (name, item) in named {
             match compile(self, &name.value, item) {
@@ -184,7 +181,9 @@ impl Compiler<'_> {
         for certificate in listener.tls.iter().flat_map(|tls| &tls.certificates) {
             match Certificate::parse(&certificate.chain.bytes, certificate.key.value.expose()) {
                 Ok(certificate) => parsed.push(certificate),
-                Err(what) => self.problems.push(Problem::at(&certificate.chain.place, format!("{}: {what}", certificate.chain.path.display()))),
+                Err(what) => {
+                    self.problems.push(Problem::at(&certificate.chain.place, format!("{}: {what}", certificate.chain.path.display())))
+                }
             }
         }
         Certificates::new(parsed)
@@ -247,7 +246,8 @@ impl Compiler<'_> {
         };
         let rate_limits = self.rate_limits(route, policy, accepted.is_some())?;
         let upstream = upstreams.get(&route.upstream.value).filter(|_| upstream_known)?;
-        let credentials = Credentials::new(accepted.iter().flatten().map(|authenticator| (authenticator.name(), authenticator.locations())));
+        let credentials =
+            Credentials::new(accepted.iter().flatten().map(|authenticator| (authenticator.name(), authenticator.locations())));
         Some(Arc::new(Route {
             name: Arc::clone(&route.name.value),
             ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
@@ -275,8 +275,11 @@ impl Compiler<'_> {
         if !identified {
             for (name, _) in limits.iter().filter(|(_, limit)| RateLimits::refuses_the_public(limit)) {
                 self.problems.push(
-                    Problem::at(&name.place, format!("limit `{}` counts per identity, and route `{}` is public", name.value, route.name.value))
-                        .expected("a limit per client_ip, header, host, route or path, or `when_missing: skip` or `client_ip`"),
+                    Problem::at(
+                        &name.place,
+                        format!("limit `{}` counts per identity, and route `{}` is public", name.value, route.name.value),
+                    )
+                    .expected("a limit per client_ip, header, host, route or path, or `when_missing: skip` or `client_ip`"),
                 );
             }
         }
@@ -308,9 +311,10 @@ impl Compiler<'_> {
         };
         for fault in faults {
             let problem = match fault {
-                Fault::Host { entry, host, expected } => {
-                    config.get(entry).and_then(|route| route.hosts.get(host)).map(|host| Problem::at(&host.place, "is no host").expected(expected))
-                }
+                Fault::Host { entry, host, expected } => config
+                    .get(entry)
+                    .and_then(|route| route.hosts.get(host))
+                    .map(|host| Problem::at(&host.place, "is no host").expected(expected)),
                 Fault::Path { entry, expected } => {
                     config.get(entry).map(|route| Problem::at(&route.path.place, "is no path pattern").expected(expected))
                 }

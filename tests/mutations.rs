@@ -286,9 +286,27 @@ fn scalars(text: &str) -> Vec<std::ops::Range<usize>> {
 
 fn breakages(value: &str) -> Vec<String> {
     let bare = value.trim_matches('"');
-    let mut broken: Vec<String> = ["", "\"\"", "~", "0", "-1", "1", "99999999999999999999", "true", "false", "*", "[]", "{}", "[x]", "{x: y}", "!!str x", "&a x", "*a"]
-        .map(str::to_owned)
-        .into();
+    let mut broken: Vec<String> = [
+        "",
+        "\"\"",
+        "~",
+        "0",
+        "-1",
+        "1",
+        "99999999999999999999",
+        "true",
+        "false",
+        "*",
+        "[]",
+        "{}",
+        "[x]",
+        "{x: y}",
+        "!!str x",
+        "&a x",
+        "*a",
+    ]
+    .map(str::to_owned)
+    .into();
     broken.extend(["x", " ", "/", ".", "0", "\u{e9}", "\\u0000", "\\n"].map(|tail| format!("\"{bare}{tail}\"")));
     broken.extend(["x", "!", "/", "-", "0"].map(|start| format!("\"{start}{bare}\"")));
     broken.push(format!("\"{}\"", bare.to_uppercase()));

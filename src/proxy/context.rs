@@ -56,7 +56,12 @@ pub struct Target {
 
 impl Target {
     /// The path that was matched or its rewrite, never what came in, and the query without credentials.
-    pub fn new(message: &Message<'_>, route: &Route, parameters: Parameters<'_>, identity: Option<&Arc<Identity>>) -> Result<Self, Rejection> {
+    pub fn new(
+        message: &Message<'_>,
+        route: &Route,
+        parameters: Parameters<'_>,
+        identity: Option<&Arc<Identity>>,
+    ) -> Result<Self, Rejection> {
         let mut path_and_query = match &route.rewrite {
             Some(rewrite) => rewrite.apply(parameters)?,
             None => message.path.clone().into_owned(),

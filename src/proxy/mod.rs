@@ -26,10 +26,10 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
-use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::admit::{Refusal, admit};
@@ -193,7 +193,14 @@ impl ProxyHttp for Gateway {
         error
     }
 
-    fn error_while_proxy(&self, _: &HttpPeer, session: &mut Session, mut error: Box<Error>, context: &mut Context, reused: bool) -> Box<Error> {
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        context: &mut Context,
+        reused: bool,
+    ) -> Box<Error> {
         let repeatable = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
         if matches!(error.etype(), ErrorType::HTTPStatus(_)) {
             // An answer to retry was checked where it came in; our own refusals are final.
@@ -254,9 +261,9 @@ fn may_retry(session: &mut Session, context: &Context, cause: RetryOn) -> bool {
 /// What went wrong, in our words.
 fn failure(error: &Error) -> Rejection {
     use ErrorType::{
-        AcceptError, BindError, ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, ConnectionClosed, HTTPStatus,
-        HandshakeError, InternalError, InvalidCert, ReadError, ReadTimedout, SocketError, TLSHandshakeFailure, TLSHandshakeTimedout,
-        TLSWantX509Lookup, WriteError, WriteTimedout,
+        AcceptError, BindError, ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, ConnectionClosed,
+        HTTPStatus, HandshakeError, InternalError, InvalidCert, ReadError, ReadTimedout, SocketError, TLSHandshakeFailure,
+        TLSHandshakeTimedout, TLSWantX509Lookup, WriteError, WriteTimedout,
     };
     match (error.esource(), error.etype()) {
         (ErrorSource::Downstream, ReadTimedout) => Rejection::RequestTimeout,
@@ -265,8 +272,8 @@ fn failure(error: &Error) -> Rejection {
         (ErrorSource::Upstream, ConnectTimedout | TLSHandshakeTimedout | ReadTimedout | WriteTimedout) => Rejection::UpstreamTimeout,
         (
             ErrorSource::Upstream,
-            ConnectError | ConnectRefused | ConnectNoRoute | ConnectProxyFailure | SocketError | BindError | AcceptError | TLSHandshakeFailure
-            | HandshakeError | TLSWantX509Lookup | InvalidCert,
+            ConnectError | ConnectRefused | ConnectNoRoute | ConnectProxyFailure | SocketError | BindError | AcceptError
+            | TLSHandshakeFailure | HandshakeError | TLSWantX509Lookup | InvalidCert,
         ) => Rejection::UpstreamUnreachable,
         (ErrorSource::Upstream, InternalError) => Rejection::Internal("upstream"),
         (ErrorSource::Upstream, HTTPStatus(_)) => Rejection::UpstreamUnreachable,

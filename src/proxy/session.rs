@@ -2,8 +2,8 @@
 
 use http::HeaderName;
 use http::header;
-use pingora::{Error, ErrorType, Result};
 use pingora::http::RequestHeader;
+use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::context::Context;
@@ -34,7 +34,8 @@ pub(super) fn prepare(session: &mut Session, rules: &ServerRules) {
 
 /// Rewrites the head for the upstream. Pingora has by now removed what `Connection` nominated, so nothing set here can be taken away.
 pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, context: &Context) -> Result<()> {
-    let (Some(route), Some(admission), Some(target), Some(client)) = (&context.route, &context.admission, &context.target, context.client) else {
+    let (Some(route), Some(admission), Some(target), Some(client)) = (&context.route, &context.admission, &context.target, context.client)
+    else {
         return Error::e_explain(ErrorType::HTTPStatus(500), "no permit");
     };
     // An HTTP/2 URI carries an authority of its own; what the upstream is told comes from `Host` alone.
