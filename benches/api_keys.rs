@@ -1,5 +1,7 @@
 //! What API keys cost: the look-up among ten, a thousand and a million, and starting with a million (the figures of docs/api-keys.md).
 
+#![expect(clippy::expect_used, clippy::disallowed_methods, reason = "a measurement reads the clock, and ends where it fails")]
+
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};

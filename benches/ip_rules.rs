@@ -1,5 +1,7 @@
 //! The address rules of a policy at ten and at a hundred thousand prefixes.
 
+#![allow(clippy::expect_used, reason = "a bench that cannot be set up should stop")]
+
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

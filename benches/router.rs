@@ -1,5 +1,7 @@
 //! The router at ten and at ten thousand routes, beside `matchit` on the paths that both can match.
 
+#![allow(clippy::expect_used, reason = "a bench that cannot be set up should stop")]
+
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};

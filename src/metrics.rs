@@ -7,8 +7,10 @@ use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, I
 use crate::request::rejection::CODES;
 
 /// Seconds; from a cached decision to a slow upstream.
-const BUCKETS: &[f64] =
-    &[0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const BUCKETS: &[f64] = &[
+    0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0,
+];
 
 /// The process's metrics, made once in `server` and handed down.
 #[derive(Debug)]
@@ -80,11 +82,17 @@ impl Metrics {
             own_time: histogram("edgeward_own_seconds", "Time edgeward took before the upstream was asked or the request refused.")?,
             upstream_time: histogram("edgeward_upstream_seconds", "Time from asking the upstream to the head of its answer.")?,
             in_flight: gauge("edgeward_requests_in_flight", "Requests being served.")?,
-            access_log_dropped: counter("edgeward_access_log_dropped_total", "Access log lines dropped because stdout was slower than traffic.")?,
+            access_log_dropped: counter(
+                "edgeward_access_log_dropped_total",
+                "Access log lines dropped because stdout was slower than traffic.",
+            )?,
             panics: counter("edgeward_panics_total", "Panics caught in a decision; each refused its request.")?,
             reloads_applied: counter("edgeward_config_reloads_applied_total", "Configurations applied after the first.")?,
             reloads_refused: counter("edgeward_config_reloads_refused_total", "Candidate configurations refused.")?,
-            config_current: gauge("edgeward_config_current", "1 while what is on disk is what serves, 0 while a refused candidate stands there.")?,
+            config_current: gauge(
+                "edgeward_config_current",
+                "1 while what is on disk is what serves, 0 while a refused candidate stands there.",
+            )?,
             config_generation: gauge("edgeward_config_generation", "The number of the configuration that serves, from 1.")?,
             config_applied: gauge("edgeward_config_applied_timestamp_seconds", "When the configuration that serves was applied.")?,
             registry,

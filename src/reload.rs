@@ -201,7 +201,11 @@ impl Fixed {
             ("admin", self.admin != other.admin),
         ];
         let changed = parts.iter().filter(|(_, changed)| *changed);
-        changed.map(|(path, _)| Problem::at(&place(path), "changed, which needs a restart").expected("the values this process was started with")).collect()
+        changed
+            .map(|(path, _)| {
+                Problem::at(&place(path), "changed, which needs a restart").expected("the values this process was started with")
+            })
+            .collect()
     }
 }
 

@@ -59,7 +59,8 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     })?;
     snapshot.activate();
     let slot = Arc::new(Slot::new(snapshot));
-    let access_log = AccessLog::start(Arc::clone(&clock), std::io::stdout()).map_err(|error| StartError::System("access log", error.to_string()))?;
+    let access_log =
+        AccessLog::start(Arc::clone(&clock), std::io::stdout()).map_err(|error| StartError::System("access log", error.to_string()))?;
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
@@ -86,14 +87,28 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     let proxy_service = server.add_service(service);
 
     let files = candidate.files;
-    let reloader =
-        Arc::new(Reloader::new(path, Box::new(System), (&config, files), Arc::clone(&live), Arc::clone(&slot), Arc::clone(&metrics), Arc::clone(&clock)));
+    let reloader = Arc::new(Reloader::new(
+        path,
+        Box::new(System),
+        (&config, files),
+        Arc::clone(&live),
+        Arc::clone(&slot),
+        Arc::clone(&metrics),
+        Arc::clone(&clock),
+    ));
     let admin = match &config.admin {
         Some(admin) => {
             let listener = TcpListener::bind(*admin.address).map_err(|error| StartError::Listen { address: *admin.address, error })?;
             let address = listener.local_addr().map_err(|error| StartError::Listen { address: *admin.address, error })?;
             tracing::info!(%address, listener = "admin", "listening");
-            let state = Admin::new(Arc::clone(&slot), Arc::clone(&live), Arc::clone(&metrics), Arc::clone(&reloader), admin.token.clone(), Arc::clone(&clock));
+            let state = Admin::new(
+                Arc::clone(&slot),
+                Arc::clone(&live),
+                Arc::clone(&metrics),
+                Arc::clone(&reloader),
+                admin.token.clone(),
+                Arc::clone(&clock),
+            );
             Some((listener, Arc::new(state)))
         }
         None => None,

@@ -18,6 +18,7 @@ use crate::metrics::{Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
 use crate::request::Client;
 use crate::request::cidr::CidrSet;
+use crate::request::message::HeadLimits;
 use crate::route::forward::{Credentials, Forward};
 use crate::route::ip_rules::IpRules;
 use crate::route::rate_limits::RateLimits;
@@ -87,10 +88,8 @@ impl Snapshot {
 pub struct ServerRules {
     trusted: CidrSet,
     client_ip_header: HeaderName,
-    /// Longest header section, in bytes.
-    pub header_bytes: u64,
-    /// Most header fields.
-    pub headers: usize,
+    /// How long a request head may be.
+    pub head: HeadLimits,
     /// Longest body, in bytes.
     pub body_limit: u64,
     /// Longest wait for the next piece of a body.
@@ -104,8 +103,7 @@ impl ServerRules {
         Self {
             trusted: CidrSet::new(&server.trusted_proxies),
             client_ip_header: server.client_ip_header.clone(),
-            header_bytes: server.limits.header_bytes,
-            headers: server.limits.headers,
+            head: HeadLimits { bytes: server.limits.header_bytes, fields: server.limits.headers },
             body_limit: server.limits.body,
             body_timeout: server.timeouts.body,
             idle: server.timeouts.idle,
@@ -142,7 +140,8 @@ impl Compiler<'_> {
     fn snapshot(&mut self) -> Option<Snapshot> {
         let config = self.config;
         let certificates = config.listeners.iter().map(|listener| self.certificates(listener)).collect();
-        let authenticators = self.table(&config.authenticators, |compiler, name, authenticator| compiler.authenticator(name, authenticator));
+        let authenticators =
+            self.table(&config.authenticators, |compiler, name, authenticator| compiler.authenticator(name, authenticator));
         let upstreams = self.table(&config.upstreams, |compiler, name, upstream| Upstream::compile(name, upstream, compiler.live));
         // A name that only a policy without a route uses must be right as well: the next edit may bring the route.
         for (_, policy) in &config.policies {
@@ -164,11 +163,7 @@ impl Compiler<'_> {
         })
     }
 
-    fn table<C, T>(
-        &mut self,
-        named: &Named<C>,
-        mut compile: impl FnMut(&mut Self, &Arc<str>, &C) -> Result<T, Vec<Problem>>,
-    ) -> Table<T> {
+    fn table<C, T>(&mut self, named: &Named<C>, mut compile: impl FnMut(&mut Self, &Arc<str>, &C) -> Result<T, Vec<Problem>>) -> Table<T> {
         let mut table = HashMap::with_capacity(named.len());
         for (name, item) in named {
             match compile(self, &name.value, item) {
@@ -186,7 +181,9 @@ impl Compiler<'_> {
         for certificate in listener.tls.iter().flat_map(|tls| &tls.certificates) {
             match Certificate::parse(&certificate.chain.bytes, certificate.key.value.expose()) {
                 Ok(certificate) => parsed.push(certificate),
-                Err(what) => self.problems.push(Problem::at(&certificate.chain.place, format!("{}: {what}", certificate.chain.path.display()))),
+                Err(what) => {
+                    self.problems.push(Problem::at(&certificate.chain.place, format!("{}: {what}", certificate.chain.path.display())))
+                }
             }
         }
         Certificates::new(parsed)
@@ -249,7 +246,8 @@ impl Compiler<'_> {
         };
         let rate_limits = self.rate_limits(route, policy, accepted.is_some())?;
         let upstream = upstreams.get(&route.upstream.value).filter(|_| upstream_known)?;
-        let credentials = Credentials::new(accepted.iter().flatten().map(|authenticator| (authenticator.name(), authenticator.locations())));
+        let credentials =
+            Credentials::new(accepted.iter().flatten().map(|authenticator| (authenticator.name(), authenticator.locations())));
         Some(Arc::new(Route {
             name: Arc::clone(&route.name.value),
             ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
@@ -277,8 +275,11 @@ impl Compiler<'_> {
         if !identified {
             for (name, _) in limits.iter().filter(|(_, limit)| RateLimits::refuses_the_public(limit)) {
                 self.problems.push(
-                    Problem::at(&name.place, format!("limit `{}` counts per identity, and route `{}` is public", name.value, route.name.value))
-                        .expected("a limit per client_ip, header, host, route or path, or `when_missing: skip` or `client_ip`"),
+                    Problem::at(
+                        &name.place,
+                        format!("limit `{}` counts per identity, and route `{}` is public", name.value, route.name.value),
+                    )
+                    .expected("a limit per client_ip, header, host, route or path, or `when_missing: skip` or `client_ip`"),
                 );
             }
         }
@@ -310,9 +311,10 @@ impl Compiler<'_> {
         };
         for fault in faults {
             let problem = match fault {
-                Fault::Host { entry, host, expected } => {
-                    config.get(entry).and_then(|route| route.hosts.get(host)).map(|host| Problem::at(&host.place, "is no host").expected(expected))
-                }
+                Fault::Host { entry, host, expected } => config
+                    .get(entry)
+                    .and_then(|route| route.hosts.get(host))
+                    .map(|host| Problem::at(&host.place, "is no host").expected(expected)),
                 Fault::Path { entry, expected } => {
                     config.get(entry).map(|route| Problem::at(&route.path.place, "is no path pattern").expected(expected))
                 }

@@ -1,5 +1,14 @@
 //! Keeps the house tidy: rules that a comment would have to beg for.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that meets the unexpected stops there, and lives in real time"
+)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,8 +28,11 @@ const FLOORS: &[&[&str]] = &[
     &["cli"],
 ];
 
-/// Longer, and a file holds two things.
+/// Longer, before its tests begin, and a file holds two things.
 const LONGEST_FILE: usize = 800;
+
+/// Where the tests at the foot of a file begin.
+const TESTS: &str = "#[cfg(test)]\nmod ";
 
 struct Source {
     path: PathBuf,
@@ -36,7 +48,7 @@ impl Source {
 
     /// The lines that are compiled into the library: no comments, and nothing from the tests at the foot on.
     fn code(&self) -> String {
-        let code = self.text.split("#[cfg(test)]\nmod ").next().unwrap();
+        let code = self.text.split(TESTS).next().unwrap();
         code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
     }
 }
@@ -149,7 +161,7 @@ fn each_source_file_opens_with_what_it_is() {
 #[test]
 fn no_file_is_so_long_that_it_holds_two_things() {
     for source in sources() {
-        let lines = source.text.lines().count();
+        let lines = source.text.split(TESTS).next().unwrap().lines().count();
         assert!(lines <= LONGEST_FILE, "{} has {lines} lines", source.path.display());
     }
 }

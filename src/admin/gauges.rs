@@ -73,7 +73,9 @@ fn key_sets(families: &mut Families<'_>, live: &LiveState, now: Now) {
     families.add("edgeward_jwks_keys", "Usable keys of an issuer.", &keys);
     let skipped: Vec<_> = statuses
         .iter()
-        .flat_map(|(source, status)| status.skipped.iter().map(move |(reason, count)| (labels(&[("source", source), ("reason", reason)]), *count as f64)))
+        .flat_map(|(source, status)| {
+            status.skipped.iter().map(move |(reason, count)| (labels(&[("source", source), ("reason", reason)]), *count as f64))
+        })
         .collect();
     families.add("edgeward_jwks_skipped_keys", "Keys of an issuer that are not used, by reason.", &skipped);
     let ages: Vec<_> = statuses

@@ -258,12 +258,8 @@ impl Keys {
         let client = Client::new(&Tls { ca: ca.map(|bytes| bytes.to_vec()), ..Tls::default() })?;
         let id = KeySetId { source, ca: ca.map(|bytes| sha256(bytes)) };
         let set = live.key_sets.find_or_create(&id, || KeySet::new(id.clone(), Arc::new(client)));
-        let upkeep = set.keep_up(Upkeep {
-            timeout: fetch.timeout,
-            refresh: fetch.refresh,
-            max_stale: fetch.max_stale,
-            store: fetch.store.clone(),
-        });
+        let upkeep =
+            set.keep_up(Upkeep { timeout: fetch.timeout, refresh: fetch.refresh, max_stale: fetch.max_stale, store: fetch.store.clone() });
         Ok(Self::Remote { set, upkeep })
     }
 

@@ -1,4 +1,4 @@
-//! The written form of our API keys, `<prefix><id>_<secret><checksum>`: made to be told from other text by a scanner, and from a typo by us.
+//! The written form of our API keys, `<prefix><id>_<secret><checksum>`: told from other text by a scanner, and from a typo by us.
 //!
 //! The secret has 256 random bits, so one fast hash at rest is enough: there is nothing to guess that a slow one would protect.
 

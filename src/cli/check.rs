@@ -122,7 +122,11 @@ fn dependencies(config: &Config) -> Vec<String> {
             },
             Authenticator::ApiKey(api_key) => {
                 if let config::KeyStore::Database(path) = &api_key.keys.value {
-                    plans.push(format!("{}: keys from {}; while it cannot be read the last known keys serve, before the first reading 503", name.value, path.display()));
+                    plans.push(format!(
+                        "{}: keys from {}; while it cannot be read the last known keys serve, before the first reading 503",
+                        name.value,
+                        path.display()
+                    ));
                 }
             }
         }
@@ -130,7 +134,9 @@ fn dependencies(config: &Config) -> Vec<String> {
     for (name, upstream) in &config.upstreams {
         let plan = match (&upstream.builtin, &upstream.health) {
             (Some(_), _) => continue,
-            (None, Some(health)) => format!("a server that fails {} checks of {} is left out; with none left, 503", health.unhealthy, health.path),
+            (None, Some(health)) => {
+                format!("a server that fails {} checks of {} is left out; with none left, 503", health.unhealthy, health.path)
+            }
             (None, None) => "no health checks: a server that is away answers 502".to_owned(),
         };
         plans.push(format!("{}: {plan}", name.value));

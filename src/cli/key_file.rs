@@ -31,7 +31,7 @@ pub(super) fn written(records: &[Record]) -> String {
 fn line(record: &Record) -> String {
     let mut fields = vec![("id", json!(&*record.id)), ("sha256", json!(hex(&record.sha256)))];
     if let Some(previous) = &record.previous {
-        fields.push(("previous", json!({"sha256": hex(&previous.sha256), "until": rfc3339(previous.ends)})));
+        fields.push(("previous", json!({"sha256": hex(&previous.sha256), "ends": rfc3339(previous.ends)})));
     }
     fields.push(("consumer", json!(&*record.consumer)));
     for (name, list) in [("scopes", &record.scopes), ("routes", &record.routes)] {

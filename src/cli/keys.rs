@@ -666,7 +666,8 @@ mod tests {
     fn a_new_key_stands_alone_on_standard_output_and_opens_what_it_was_made_for() {
         let operator = Operator::new();
         for store in ["partners", "staff"] {
-            let options = "--consumer acme --scope orders:read --scope orders:write --route orders --allow 203.0.113.0/24 --allow 192.0.2.7 --plan gold";
+            let options = "--consumer acme --scope orders:read --scope orders:write --route orders --plan gold \
+                           --allow 203.0.113.0/24 --allow 192.0.2.7";
             let (out, err) = operator.done(store, &format!("create {options}"));
             let key = out.strip_suffix('\n').unwrap();
             assert!(key.lines().count() == 1 && key_format::checksum_holds(key), "{out}");

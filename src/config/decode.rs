@@ -216,6 +216,9 @@ impl<'n> Fields<'n> {
             if keys.contains(&text.as_str()) || text == "<<" {
                 continue;
             }
+            if context.problems.are_full() {
+                break;
+            }
             let message = format!("unknown key{}", nearest_of(text, keys));
             context.key(text, |context| context.refuse::<()>(key, message, listed(keys)));
         }

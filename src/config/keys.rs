@@ -54,7 +54,7 @@ grammar! {
         /// The SHA-256 of the key before.
         sha256: [u8; 32] as Sha256,
         /// It opens nothing from then on.
-        until: u64 as Time,
+        ends: u64 as Time,
     }
 }
 
@@ -95,7 +95,7 @@ impl Decode for KeyEntry {
         Some(Self {
             id: key.id,
             sha256: key.sha256,
-            previous_sha256: key.previous.map(|previous| (previous.sha256, previous.until)),
+            previous_sha256: key.previous.map(|previous| (previous.sha256, previous.ends)),
             consumer: key.consumer,
             scopes: key.scopes,
             routes: key.routes,

@@ -33,7 +33,7 @@ pub use server::{AccessLog, Admin, Certificate, Listener, ListenerTls, Server, S
 pub use source::{Source, System};
 pub use upstream::{Balance, Builtin, Health, Retries, RetryOn, Upstream, UpstreamServer, UpstreamTimeouts, UpstreamTls};
 use values::Name;
-pub use values::Rate;
+pub use values::{Rate, duration};
 
 /// What became of reading a configuration.
 #[derive(Debug)]

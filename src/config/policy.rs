@@ -15,13 +15,13 @@ use super::{At, Named, Problem, header};
 grammar! {
     /// What a request must be to enter.
     pub struct Policy {
-        /// Networks that may not enter, asked before `allow`. The longest prefix of both decides.
+        /// Networks that may not enter, asked before `allow`: who is in one is refused, whatever `allow` says.
         deny: Vec<IpNet> as Networks = "[]",
         /// The only networks that may enter. Absent: all.
         allow: Option<Vec<IpNet>> as Option<NonEmpty<Networks>> = absent,
         /// The limits that apply, by name: one whose key needs the identity is checked after it, the others before.
         limits: Vec<At<Arc<str>>> as Vec<At<Name>> = "[]",
-        /// Who may prove the caller: `public` for nobody, or authenticators by name, any one of which is enough.
+        /// Who proves the caller: authenticators by name, any one of which is enough; or `public`: anyone may enter.
         authenticate: Authenticate,
         /// What the proven caller must hold.
         authorize: Authorize = "{}",
@@ -227,6 +227,45 @@ fn check_forward(forward: &Forward, _: &Fields<'_>, context: &mut Context<'_>) {
             );
         } else if !seen.insert(header::folded(name)) {
             context.report(Problem::at(&name.place, "the same header twice, but for case or `_`").expected("each header once"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_is_cut_into_its_parts() {
+        let text = |text: &str| TemplatePart::Text(text.into());
+        for (template, parts) in [
+            ("plain", vec![text("plain")]),
+            ("{subject}", vec![TemplatePart::Subject]),
+            (
+                "u:{subject} at {claims.org.id}!",
+                vec![text("u:"), TemplatePart::Subject, text(" at "), TemplatePart::Claim("org.id".into()), text("!")],
+            ),
+            ("{{subject}}", vec![text("{subject}")]),
+            ("{{{client}}}", vec![text("{"), TemplatePart::Client, text("}")]),
+        ] {
+            assert_eq!(Template::parse(template), Ok(parts), "{template}");
+        }
+        for template in [
+            "",
+            " a",
+            "{",
+            "}",
+            "{subject",
+            "{}",
+            "{Subject}",
+            "{claims}",
+            "{claims.}",
+            "{claims.a..b}",
+            "{subject}}",
+            "a\r\nX-Admin: 1",
+            "\u{e9}",
+        ] {
+            assert!(Template::parse(template).is_err(), "{template}");
         }
     }
 }

@@ -105,6 +105,11 @@ impl Problems {
         }
     }
 
+    /// Whether more would not be shown: then it need not be looked for.
+    pub(crate) fn are_full(&self) -> bool {
+        self.0.len() > MOST_PROBLEMS
+    }
+
     pub(crate) fn into_vec(self) -> Vec<Problem> {
         self.0
     }

@@ -11,6 +11,7 @@ use super::policy::Policy;
 use super::values::{self, HOUR, Lasting, Method, Name};
 use super::yaml::{Kind, Node};
 use super::{At, Problem};
+use crate::request::path;
 
 grammar! {
     /// A route: the requests it takes and what becomes of them. The most specific one wins; the order of the file does not matter.
@@ -59,7 +60,8 @@ impl Decode for RoutePolicy {
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
         match &node.kind {
             Kind::Mapping(_) => Policy::decode(node, context).map(|policy| Self::Inline(Box::new(policy))),
-            _ => At::<Name>::decode(node, context).map(Self::Named),
+            Kind::Sequence(_) => context.refuse_kind(node, Self::expected()),
+            Kind::Scalar { .. } => At::<Name>::decode(node, context).map(Self::Named),
         }
     }
 
@@ -121,13 +123,11 @@ fn segments(pattern: &str) -> Result<Vec<Segment<'_>>, String> {
 
 fn segment(text: &str) -> Result<Segment<'_>, String> {
     let parameter = text.strip_prefix('{').and_then(|inner| inner.strip_suffix('}'));
-    let name_of = |name: &'static str| {
-        move |rest: &str| if is_parameter(rest) { Ok(()) } else { Err(format!("{name} needs a name of letters, digits and `_`")) }
-    };
     match parameter {
         Some(inner) => match inner.strip_prefix('*') {
-            Some(rest) => name_of("`{*...}`")(rest).map(|()| Segment::Rest(rest)),
-            None => name_of("`{...}`")(inner).map(|()| Segment::Parameter(inner)),
+            Some(rest) if is_parameter(rest) => Ok(Segment::Rest(rest)),
+            None if is_parameter(inner) => Ok(Segment::Parameter(inner)),
+            _ => Err("the name of a parameter is of letters, digits and `_`".to_owned()),
         },
         None if text.is_empty() => Err("an empty segment (`//`, or `/` at the end)".to_owned()),
         None if matches!(text, "." | "..") => Err("a dot segment".to_owned()),
@@ -140,31 +140,14 @@ fn is_parameter(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-/// A literal that no canonical path can equal would be a route that never matches.
+/// A literal that no canonical path can hold would make a route that never matches.
 fn canonical(segment: &str) -> Result<(), String> {
-    let mut bytes = segment.bytes();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'%' => {
-                let digits = [bytes.next().unwrap_or_default(), bytes.next().unwrap_or_default()];
-                let hex = std::str::from_utf8(&digits).ok().filter(|_| digits.iter().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F')));
-                let decoded = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-                match decoded {
-                    None => return Err("`%` without two upper-case hexadecimal digits".to_owned()),
-                    Some(b'/' | b'\\' | b'%' | b';' | 0..=0x1f | 0x7f) => {
-                        return Err("an encoded character that is always refused".to_owned());
-                    }
-                    Some(b) if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => {
-                        return Err("an encoded character that needs no encoding".to_owned());
-                    }
-                    Some(_) => {}
-                }
-            }
-            b if b.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&b) => {}
-            _ => return Err("a character that a canonical path never holds".to_owned()),
-        }
+    let written = format!("/{segment}");
+    match path::canonical(written.as_bytes()) {
+        Ok(canonical) if canonical.path == written && canonical.query.is_none() => Ok(()),
+        Ok(canonical) if canonical.query.is_none() => Err(format!("the canonical form of this is {}", values::quoted(&canonical.path))),
+        _ => Err("a character that no canonical path holds".to_owned()),
     }
-    Ok(())
 }
 
 /// The path of a route.

@@ -49,7 +49,9 @@ impl<const LEAST: u64, const MOST: u64> Scalar for Lasting<LEAST, MOST> {
     }
 }
 
-fn shown(milliseconds: u64) -> String {
+/// A duration as the grammar writes it, in the largest unit that divides it; less than a millisecond is left out.
+pub fn duration(duration: Duration) -> String {
+    let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     match milliseconds {
         0 => "0s".to_owned(),
         n if n % DAY == 0 => format!("{}d", n / DAY),
@@ -58,6 +60,10 @@ fn shown(milliseconds: u64) -> String {
         n if n % SECOND == 0 => format!("{}s", n / SECOND),
         n => format!("{n}ms"),
     }
+}
+
+fn shown(milliseconds: u64) -> String {
+    duration(Duration::from_millis(milliseconds))
 }
 
 fn seconds(unit: &str) -> Option<u64> {
@@ -478,11 +484,15 @@ impl Scalar for Network {
     type Value = IpNet;
 
     fn parse(text: &str) -> Result<IpNet, String> {
-        let network = match text.parse::<IpAddr>() {
-            Ok(address) => IpNet::from(address),
-            Err(_) => text.parse::<IpNet>().map_err(|_| format!("{} is not a network", quoted(text)))?,
+        // The parser of `ipnet` reads `010.0.0.0/8` as 10, where others read octal; the standard library's refuses it.
+        let parsed = match text.split_once('/') {
+            None => text.parse::<IpAddr>().ok().map(IpNet::from),
+            Some((address, prefix)) if prefix.bytes().all(|byte| byte.is_ascii_digit()) => {
+                address.parse::<IpAddr>().ok().and_then(|address| IpNet::new(address, prefix.parse().ok()?).ok())
+            }
+            Some(_) => None,
         };
-        let network = unmapped(network);
+        let network = unmapped(parsed.ok_or_else(|| format!("{} is not a network", quoted(text)))?);
         match network.trunc() {
             whole if whole.addr() == network.addr() => Ok(network),
             whole => Err(format!("{} has bits set beyond its prefix; the network is `{whole}`", quoted(text))),
@@ -640,10 +650,15 @@ impl Decode for Secret {
                 {
                     return context.refuse(value, "not the name of an environment variable", "letters, digits and `_`");
                 }
+                // Only what looks like a variable's name is quoted: the secret itself may have been written here.
+                let variable = match name.bytes().any(|b| b.is_ascii_lowercase()) {
+                    true => "the environment variable".to_owned(),
+                    false => format!("the environment variable `{name}`"),
+                };
                 match context.env(name) {
                     Some(secret) if !secret.is_empty() => Some(Secret::new(secret.into_bytes())),
-                    Some(_) => context.refuse(value, format!("the environment variable `{name}` is empty"), "a secret in it"),
-                    None => context.refuse(value, format!("the environment variable `{name}` is not set"), "a secret in it"),
+                    Some(_) => context.refuse(value, format!("{variable} is empty"), "a secret in it"),
+                    None => context.refuse(value, format!("{variable} is not set"), "a secret in it"),
                 }
             }),
             Some(("file", path, value)) => context.key("file", |context| {
@@ -705,4 +720,113 @@ pub(crate) fn quoted(text: &str) -> String {
     let shown: String = text.chars().take(64).flat_map(char::escape_debug).collect();
     let more = if text.chars().nth(64).is_some() { "..." } else { "" };
     format!("`{shown}{more}`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type AnyDuration = Lasting<0, { u64::MAX }>;
+    type AnySize = Sized<0, { u64::MAX }>;
+
+    fn refuses<S: Scalar>(texts: &[&str]) {
+        for text in texts {
+            assert!(S::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn durations_sizes_and_rates_mean_what_they_say() {
+        for (text, milliseconds) in
+            [("250ms", 250), ("10s", 10_000), ("5m", 300_000), ("12h", 43_200_000), ("90d", 7_776_000_000), ("0s", 0)]
+        {
+            assert_eq!(AnyDuration::parse(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for (text, bytes) in [("0B", 0), ("64KiB", 65_536), ("10MiB", 10_485_760), ("2GiB", 2_147_483_648)] {
+            assert_eq!(AnySize::parse(text), Ok(bytes), "{text}");
+        }
+        let rates = [
+            ("100/s", 100, 1),
+            ("5000/m", 5_000, 60),
+            ("7/h", 7, 3_600),
+            ("10000/d", 10_000, 86_400),
+            ("50/15m", 50, 900),
+            ("1/366d", 1, 31_622_400),
+        ];
+        for (text, count, seconds) in rates {
+            assert_eq!(Rate::parse(text), Ok(Rate { count, window: Duration::from_secs(seconds) }), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_almost_a_duration_a_size_or_a_rate_is_refused() {
+        refuses::<AnyDuration>(&["", "s", "10", "10 s", " 10s", "+1s", "-1s", "01s", "1e3s", "1us", "1S", "1s1s", "\u{661}s"]);
+        refuses::<AnyDuration>(&["99999999999999999999s", "18446744073709551615d"]);
+        refuses::<AnySize>(&["", "B", "1", "1K", "1kB", "1MB", "1 KiB", "01B", "18446744073709551615GiB"]);
+        refuses::<Rate>(&["", "/", "1", "/s", "1/", "0/s", "01/s", "1/0s", "1/01s", "1/ms", "1/367d", "1//s", "1/s/s"]);
+        refuses::<Rate>(&["1000000000001/s", "1/18446744073709551615d"]);
+    }
+
+    #[test]
+    fn networks_are_folded_to_their_one_form() {
+        for (text, network) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("192.0.2.7", "192.0.2.7/32"),
+            ("2001:db8::1", "2001:db8::1/128"),
+            ("::ffff:192.0.2.7", "192.0.2.7/32"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("::/0", "::/0"),
+        ] {
+            assert_eq!(Network::parse(text), Ok(network.parse().unwrap()), "{text}");
+        }
+        refuses::<Network>(&[
+            "",
+            "10.0.0.1/8",
+            "10.0.0.0/33",
+            "10.0.0",
+            "010.0.0.1",
+            "010.0.0.0/8",
+            "10.0.0.0/+8",
+            "10.0.0.0/",
+            "10.0.0.0/-1",
+            "fe80::1%eth0",
+            "a.example",
+        ]);
+    }
+
+    #[test]
+    fn hosts_have_one_form_and_nothing_that_a_resolver_takes_for_an_address() {
+        let hosts = [
+            ("API.Example.com", "api.example.com"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("[2001:DB8:0::1]", "2001:db8::1"),
+            ("::1", "::1"),
+            ("a_b", "a_b"),
+        ];
+        for (text, form) in hosts {
+            assert_eq!(host(text).as_deref(), Some(form), "{text}");
+        }
+        refuses::<Host>(&["", ".", "a.", ".a", "a..b", "-a", "a-", "a b", "a:80", "a/b", "a@b", "\u{e9}", "[a]", "[10.0.0.1]"]);
+        refuses::<Host>(&["10.0.0.300", "0x7f.1", "127.1", "2130706433", "0x7f000001"]);
+        assert_eq!(HostAndPort::parse("[::1]:80"), Ok(("::1".into(), 80)));
+        refuses::<HostAndPort>(&["a", "a:", ":80", "a:0", "a:65536", "a:080", "::1:80", "[::1]", "a:b:80"]);
+    }
+
+    #[test]
+    fn urls_are_absolute_and_hold_no_password() {
+        for text in ["https://login.example.com/", "http://127.0.0.1:9000/jwks?x=1", "https://[::1]:8443/"] {
+            assert_eq!(Url::parse(text), Ok(text.into()));
+        }
+        refuses::<Url>(&["", "/jwks", "login.example.com", "login.example.com:443", "ftp://a/", "https://", "https:///a", "https://a b/"]);
+        refuses::<Url>(&["https://me@a/", "https://me:x@a/", "https://a/#b", "https://a:/", "https://a:0/", "https://a:99999/"]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_duration_is_shown_as_it_would_be_written(milliseconds in 0..10_000_000_000_u64) {
+            prop_assert_eq!(AnyDuration::parse(&shown(milliseconds)), Ok(Duration::from_millis(milliseconds)));
+        }
+    }
 }

@@ -169,11 +169,11 @@ impl Builder<'_> {
                 }
                 Event::SequenceEnd | Event::MappingEnd => self.close(),
                 Event::Alias(anchor) => {
+                    self.refuse_key(mark)?;
                     // Not there yet when the alias stands inside what it names.
                     let Some((node, measure)) = self.anchors.get(&anchor).cloned() else {
-                        return Err(flaw(mark, "an alias to the value it stands in"));
+                        return Err(flaw(mark, "an alias to a key, or to the value it stands in"));
                     };
-                    self.refuse_key(mark)?;
                     self.count(mark, measure)?;
                     self.place(node, measure);
                 }

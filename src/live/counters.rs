@@ -148,8 +148,8 @@ struct Count {
 }
 
 impl Windows {
-    /// Turns to the window in which `monotonic` lies, and says how much of it has passed.
-    fn turn_to(&mut self, window: Duration, monotonic: Duration) -> Duration {
+    /// Turns to the window in which `monotonic` lies, and says how many nanoseconds of it have passed.
+    fn turn_to(&mut self, window: Duration, monotonic: Duration) -> u64 {
         let index = index_of(window, monotonic);
         if window != self.window {
             // Counts stand when the length of the window changes, as if they had been counted in the new one: nothing is given away.
@@ -165,7 +165,7 @@ impl Windows {
             }
         }
         self.index = self.index.max(index);
-        if index < self.index { Duration::ZERO } else { nanos(monotonic.as_nanos() % window.as_nanos().max(1)) }
+        if index < self.index { 0 } else { nanos(monotonic) % nanos(window).max(1) }
     }
 
     fn turn(&mut self) {
@@ -179,7 +179,7 @@ impl Windows {
         self.overflow = Count { current: 0, previous: self.overflow.current };
     }
 
-    fn charge(&mut self, key: &Key, quota: Quota, elapsed: Duration, shard_keys: usize) -> Standing {
+    fn charge(&mut self, key: &Key, quota: Quota, elapsed: u64, shard_keys: usize) -> Standing {
         if let Some(count) = self.current.get_mut(key) {
             return count.charge(quota, elapsed);
         }
@@ -216,41 +216,49 @@ impl Windows {
 }
 
 impl Count {
-    fn charge(&mut self, Quota { limit, window }: Quota, elapsed: Duration) -> Standing {
-        let (window, elapsed) = (window.as_nanos().max(1), elapsed.as_nanos());
+    fn charge(&mut self, Quota { limit, window }: Quota, elapsed: u64) -> Standing {
+        let window = nanos(window).max(1);
+        let left = window - elapsed;
         // The share of the previous window that the sliding one still covers, rounded up: never in the caller's favour.
-        let covered = (u128::from(self.previous) * (window - elapsed)).div_ceil(window);
-        let used = self.current.saturating_add(covered as u64);
+        let covered = match self.previous {
+            0 => 0,
+            previous => (u128::from(previous) * u128::from(left)).div_ceil(window.into()) as u64,
+        };
+        let used = self.current.saturating_add(covered);
         let admitted = used < limit;
         self.current += u64::from(admitted);
         let remaining = limit.saturating_sub(used.saturating_add(u64::from(admitted)));
         let reset = match (self.current, self.previous) {
             (0, 0) => 0,
-            (0, _) => window - elapsed,
-            _ => 2 * window - elapsed,
+            (0, _) => left,
+            _ => left.saturating_add(window),
         };
-        let retry_after = if remaining > 0 { 0 } else { self.wait_for_one(limit, window, elapsed) };
-        Standing { admitted, remaining, reset: nanos(reset), retry_after: nanos(retry_after) }
+        let retry_after = if remaining > 0 { 0 } else { self.wait_for_one(limit, window, left) };
+        Standing { admitted, remaining, reset: Duration::from_nanos(reset), retry_after: Duration::from_nanos(retry_after) }
     }
 
     /// Nanoseconds until the used part is below the limit.
-    fn wait_for_one(&self, limit: u64, window: u128, elapsed: u128) -> u128 {
-        let Some(below) = limit.checked_sub(1) else { return 2 * window - elapsed };
-        // The instant of a window at which no more than `spare` of `count` is still covered.
-        let instant = |spare: u64, count: u64| window - (u128::from(spare) * window / u128::from(count.max(1))).min(window);
+    fn wait_for_one(&self, limit: u64, window: u64, left: u64) -> u64 {
+        let Some(below) = limit.checked_sub(1) else { return left.saturating_add(window) };
+        // How much of a window may be left for no more than `spare` of `count` to be covered still.
+        let may_be_left = |spare: u64, count: u64| {
+            let may = u128::from(spare) * u128::from(window) / u128::from(count.max(1));
+            u64::try_from(may).map_or(window, |may| may.min(window))
+        };
         match below.checked_sub(self.current) {
-            Some(spare) => instant(spare, self.previous).saturating_sub(elapsed),
-            None => window - elapsed + instant(below, self.current),
+            Some(spare) => left.saturating_sub(may_be_left(spare, self.previous)),
+            None => left.saturating_add(window - may_be_left(below, self.current)),
         }
     }
 }
 
 fn index_of(window: Duration, monotonic: Duration) -> u64 {
-    (monotonic.as_nanos() / window.as_nanos().max(1)) as u64
+    nanos(monotonic) / nanos(window).max(1)
 }
 
-fn nanos(nanos: u128) -> Duration {
-    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+/// Nanoseconds, of which 64 bits last for centuries: dividing 128 of them is what a charge would cost most.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// As much of a key as is kept as it is; a longer one is kept as its SHA-256. With its count, a key fills a cache line.
@@ -304,12 +312,12 @@ impl KeyBuilder {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        if self.digest.is_none() {
-            if let Some(room) = self.bytes.get_mut(self.length..self.length + bytes.len()) {
-                room.copy_from_slice(bytes);
-                self.length += bytes.len();
-                return;
-            }
+        if self.digest.is_none()
+            && let Some(room) = self.bytes.get_mut(self.length..self.length + bytes.len())
+        {
+            room.copy_from_slice(bytes);
+            self.length += bytes.len();
+            return;
         }
         let written = self.bytes.get(..self.length).unwrap_or_default();
         let digest = self.digest.get_or_insert_with(|| {
@@ -449,7 +457,7 @@ mod tests {
         let known = number(u64::MAX);
         assert!((0..3).all(|_| admits(&counters, &known, quota, 0)));
         let mut strangers = 0;
-        for (second, keys) in [(0, 0..50_000), (1, 50_000..100_000), (2, 100_000..150_000)] {
+        for (second, keys) in [(0, 0..400_000), (1, 400_000..800_000), (2, 800_000..1_200_000)] {
             for stranger in keys {
                 strangers += u64::from(admits(&counters, &number(stranger), quota, second * 1_000 + 500));
             }
@@ -460,8 +468,16 @@ mod tests {
         }
         assert!(strangers < 3 * (400 + 4 * 3), "{strangers}");
         // One that had to share is held to the shared count when it gets room of its own.
-        let late = number(149_999);
+        let late = number(1_199_999);
         assert!((0..10).filter(|_| admits(&counters, &late, quota, 3_000)).count() <= 3);
+    }
+
+    #[test]
+    fn a_key_and_its_count_fill_a_cache_line_and_a_full_shard_its_table() {
+        assert_eq!(size_of::<(Key, Count)>(), 64);
+        let mut table = HashMap::<Key, Count>::new();
+        table.extend((0..SHARD_KEYS as u64).map(|at| (number(at), Count::default())));
+        assert_eq!(table.capacity(), SHARD_KEYS);
     }
 
     #[test]

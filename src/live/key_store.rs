@@ -273,7 +273,7 @@ impl KeyStore {
         Ok(row.optional()?)
     }
 
-    /// One change under the next revision. SQLite lets one writer in at a time, so a reader never sees a later revision before an earlier one.
+    /// One change under the next revision. SQLite lets one writer in at a time: no reader sees a later revision before an earlier one.
     fn change<T>(&mut self, work: impl FnOnce(&Transaction<'_>, i64) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let sql = "UPDATE api_key_change SET revision = revision + 1 RETURNING revision";
@@ -343,7 +343,8 @@ fn known(connection: &Connection, record: &Record) -> rusqlite::Result<Option<St
 fn write(connection: &Connection, record: &Record, revision: i64) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(&format!(
         "INSERT INTO api_key ({COLUMNS}, revision) VALUES
-         (:id, :sha256, :previous_sha256, :previous_ends, :consumer, :scopes, :routes, :allow, :plan, :created, :not_before, :expires, :revoked, :revision)"
+         (:id, :sha256, :previous_sha256, :previous_ends, :consumer, :scopes, :routes, :allow, :plan,
+          :created, :not_before, :expires, :revoked, :revision)"
     ))?;
     statement.execute(named_params! {
         ":id": record.id,
@@ -383,7 +384,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     })
 }
 
-/// A JSON array of strings. One member that is not understood spoils the list: an `allow` that lost a member, and is empty, would allow all.
+/// A JSON array of strings. One member that is not understood spoils the list: an `allow` that lost its only member would allow all.
 fn list<T>(row: &Row<'_>, column: usize, read: impl Fn(&str) -> Option<T>) -> rusqlite::Result<Vec<T>> {
     let text = row.get_ref(column)?.as_str()?;
     let members: Option<Vec<String>> = serde_json::from_str(text).ok();

@@ -64,9 +64,6 @@ impl<K: Eq + Hash + Clone, V> Registry<K, V> {
     /// The facts that nobody maintains yet; each is handed out once, to the housekeeper that starts its upkeep.
     pub fn unmaintained(&self) -> Vec<Weak<V>> {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        entries
-            .values_mut()
-            .filter_map(|entry| (!std::mem::replace(&mut entry.maintained, true)).then(|| entry.value.clone()))
-            .collect()
+        entries.values_mut().filter_map(|entry| (!std::mem::replace(&mut entry.maintained, true)).then(|| entry.value.clone())).collect()
     }
 }

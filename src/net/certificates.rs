@@ -52,8 +52,7 @@ impl Certificate {
             return Vec::new();
         };
         let alternative = leaf.subject_alt_names();
-        let mut names: Vec<String> =
-            alternative.iter().flatten().filter_map(|name| name.dnsname()).map(str::to_ascii_lowercase).collect();
+        let mut names: Vec<String> = alternative.iter().flatten().filter_map(|name| name.dnsname()).map(str::to_ascii_lowercase).collect();
         if names.is_empty() {
             let common = leaf.subject_name().entries_by_nid(openssl::nid::Nid::COMMONNAME);
             names.extend(common.filter_map(|entry| Some(entry.data().to_string().ok()?.to_ascii_lowercase())));

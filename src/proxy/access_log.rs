@@ -85,7 +85,12 @@ impl AccessLog {
         if let Some(identity) = admitted.or(context.refused.as_ref()) {
             line.text("authenticator", &identity.authenticator);
             line.text("auth_method", identity.method.label());
-            let named = [("consumer", &identity.consumer), ("subject", &identity.subject), ("client_id", &identity.client), ("key_id", &identity.key_id)];
+            let named = [
+                ("consumer", &identity.consumer),
+                ("subject", &identity.subject),
+                ("client_id", &identity.client),
+                ("key_id", &identity.key_id),
+            ];
             for (name, value) in named {
                 if let Some(value) = value {
                     line.text(name, value);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::admit::Admission;
-use crate::request::{Client, Identity, Rejection};
+use crate::request::message::Message;
+use crate::request::{Client, Identity, Parameters, Rejection};
 use crate::route::Route;
 use crate::snapshot::Snapshot;
 use crate::upstream::Chosen;
@@ -51,6 +52,27 @@ pub struct Target {
     pub path_and_query: String,
     /// The canonical host, with the port the caller named.
     pub authority: String,
+}
+
+impl Target {
+    /// The path that was matched or its rewrite, never what came in, and the query without credentials.
+    pub fn new(
+        message: &Message<'_>,
+        route: &Route,
+        parameters: Parameters<'_>,
+        identity: Option<&Arc<Identity>>,
+    ) -> Result<Self, Rejection> {
+        let mut path_and_query = match &route.rewrite {
+            Some(rewrite) => rewrite.apply(parameters)?,
+            None => message.path.clone().into_owned(),
+        };
+        let query = message.query.map(|query| route.forward.query(query, identity.map(|identity| &**identity)));
+        if let Some(query) = query.filter(|query| !query.is_empty()) {
+            path_and_query.push('?');
+            path_and_query.push_str(&query);
+        }
+        Ok(Self { path_and_query, authority: message.authority() })
+    }
 }
 
 /// A request id: what a trusted proxy sent, or 32 hexadecimal digits.

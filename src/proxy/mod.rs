@@ -13,7 +13,6 @@
 
 mod access_log;
 mod context;
-mod normalise;
 mod peer;
 mod respond;
 mod session;
@@ -27,20 +26,21 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
-use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::admit::{Refusal, admit};
 use crate::config::{Builtin, RetryOn};
 use crate::metrics::Metrics;
+use crate::request::message::Message;
 use crate::request::{Clock, Rejection};
 use crate::snapshot::Slot;
 
 pub use access_log::AccessLog;
-use context::{Context, InFlight, RequestId};
+use context::{Context, InFlight, RequestId, Target};
 
 /// The proxy: one per process, shared by every listener.
 pub struct Gateway {
@@ -70,7 +70,8 @@ impl Gateway {
             let received = session.req_header().headers.get("x-request-id").and_then(RequestId::received);
             *request_id = received.unwrap_or_else(|| request_id.clone());
         }
-        let message = normalise::Message::read(session, &snapshot.server)?;
+        let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
+        let message = Message::read(session::head(session, raw.as_deref()), snapshot.server.head)?;
         let mut parameters = crate::route::router::ParametersBuffer::default();
         let route = snapshot.router.find(&message.host, &message.path, message.method, &mut parameters)?;
         *matched = Some(Arc::clone(route));
@@ -86,7 +87,7 @@ impl Gateway {
             parameters: parameters.parameters(),
         };
         let permit = admit(route, &request, now).await?;
-        *target = Some(message.target(route, request.parameters, permit.identity().map(|identity| &**identity))?);
+        *target = Some(Target::new(&message, route, request.parameters, permit.identity())?);
         *admission = Some(permit);
         Ok(())
     }
@@ -192,7 +193,14 @@ impl ProxyHttp for Gateway {
         error
     }
 
-    fn error_while_proxy(&self, _: &HttpPeer, session: &mut Session, mut error: Box<Error>, context: &mut Context, reused: bool) -> Box<Error> {
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        context: &mut Context,
+        reused: bool,
+    ) -> Box<Error> {
         let repeatable = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
         if matches!(error.etype(), ErrorType::HTTPStatus(_)) {
             // An answer to retry was checked where it came in; our own refusals are final.
@@ -253,9 +261,9 @@ fn may_retry(session: &mut Session, context: &Context, cause: RetryOn) -> bool {
 /// What went wrong, in our words.
 fn failure(error: &Error) -> Rejection {
     use ErrorType::{
-        AcceptError, BindError, ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, ConnectionClosed, HTTPStatus,
-        HandshakeError, InternalError, InvalidCert, ReadError, ReadTimedout, SocketError, TLSHandshakeFailure, TLSHandshakeTimedout,
-        TLSWantX509Lookup, WriteError, WriteTimedout,
+        AcceptError, BindError, ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, ConnectionClosed,
+        HTTPStatus, HandshakeError, InternalError, InvalidCert, ReadError, ReadTimedout, SocketError, TLSHandshakeFailure,
+        TLSHandshakeTimedout, TLSWantX509Lookup, WriteError, WriteTimedout,
     };
     match (error.esource(), error.etype()) {
         (ErrorSource::Downstream, ReadTimedout) => Rejection::RequestTimeout,
@@ -264,8 +272,8 @@ fn failure(error: &Error) -> Rejection {
         (ErrorSource::Upstream, ConnectTimedout | TLSHandshakeTimedout | ReadTimedout | WriteTimedout) => Rejection::UpstreamTimeout,
         (
             ErrorSource::Upstream,
-            ConnectError | ConnectRefused | ConnectNoRoute | ConnectProxyFailure | SocketError | BindError | AcceptError | TLSHandshakeFailure
-            | HandshakeError | TLSWantX509Lookup | InvalidCert,
+            ConnectError | ConnectRefused | ConnectNoRoute | ConnectProxyFailure | SocketError | BindError | AcceptError
+            | TLSHandshakeFailure | HandshakeError | TLSWantX509Lookup | InvalidCert,
         ) => Rejection::UpstreamUnreachable,
         (ErrorSource::Upstream, InternalError) => Rejection::Internal("upstream"),
         (ErrorSource::Upstream, HTTPStatus(_)) => Rejection::UpstreamUnreachable,

@@ -2,13 +2,27 @@
 
 use http::HeaderName;
 use http::header;
-use pingora::{Error, ErrorType, Result};
 use pingora::http::RequestHeader;
+use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::context::Context;
+use crate::request::message::Head;
 use crate::route::forward::UpstreamHeaders;
 use crate::snapshot::ServerRules;
+
+/// The head as it was parsed, and for HTTP/1 the bytes it was parsed from.
+pub(super) fn head<'a>(session: &'a Session, raw: Option<&'a [u8]>) -> Head<'a> {
+    let header = session.req_header();
+    Head {
+        version: header.version,
+        method: &header.method,
+        authority: header.uri.authority().map(http::uri::Authority::as_str),
+        target: header.raw_path(),
+        headers: &header.headers,
+        raw,
+    }
+}
 
 /// Deadlines of the connection. Pingora forgets the keep-alive time after the first request, so it is said on each.
 pub(super) fn prepare(session: &mut Session, rules: &ServerRules) {
@@ -20,7 +34,8 @@ pub(super) fn prepare(session: &mut Session, rules: &ServerRules) {
 
 /// Rewrites the head for the upstream. Pingora has by now removed what `Connection` nominated, so nothing set here can be taken away.
 pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, context: &Context) -> Result<()> {
-    let (Some(route), Some(admission), Some(target), Some(client)) = (&context.route, &context.admission, &context.target, context.client) else {
+    let (Some(route), Some(admission), Some(target), Some(client)) = (&context.route, &context.admission, &context.target, context.client)
+    else {
         return Error::e_explain(ErrorType::HTTPStatus(500), "no permit");
     };
     // An HTTP/2 URI carries an authority of its own; what the upstream is told comes from `Host` alone.

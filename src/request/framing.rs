@@ -194,7 +194,9 @@ mod tests {
     fn a_length_that_the_parser_dropped_is_found_in_the_raw_head() {
         let parsed = headers(&[("host", "a"), ("transfer-encoding", "chunked")]);
         let raw = |lines: &str| format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n{lines}\r\n").into_bytes();
-        for (lines, refused) in [("", false), ("X-Content-Length: 5\r\n", false), ("Content-Length: 5\r\n", true), ("CONTENT-LENGTH: 5\r\n", true)] {
+        for (lines, refused) in
+            [("", false), ("X-Content-Length: 5\r\n", false), ("Content-Length: 5\r\n", true), ("CONTENT-LENGTH: 5\r\n", true)]
+        {
             let verdict = check(Version::HTTP_11, &Method::POST, &parsed, Some(&raw(lines)));
             assert_eq!(verdict.is_err(), refused, "{lines:?}");
         }

@@ -5,6 +5,7 @@ pub mod client;
 pub mod framing;
 pub mod host;
 pub mod identity;
+pub mod message;
 pub mod path;
 pub mod rejection;
 

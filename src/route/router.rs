@@ -531,7 +531,7 @@ mod tests {
             let target = BASE64_STANDARD.decode(row.target_b64).unwrap();
             let outcome = path::canonical(&target).and_then(|canonical| {
                 let mut buffer = ParametersBuffer::default();
-                router.find("gw.test", &canonical.path, &Method::GET, &mut buffer).map(|found| *found)
+                router.find("gw.test", &canonical.path, &Method::GET, &mut buffer).copied()
             });
             if !row.reaches_admin_under.is_empty() {
                 dangerous += 1;

@@ -1,3 +1,17 @@
 //! The real binary as a child process, driven over real sockets; the modules mirror `src`.
 
+#![allow(unreachable_pub, reason = "a test target is nobody's library")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that meets the unexpected stops there, and lives in real time"
+)]
+
 mod harness;
+
+mod authenticators;
+mod cli;
+mod upstream;

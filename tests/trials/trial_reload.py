@@ -122,7 +122,7 @@ def a_reload_every_second_under_mixed_traffic_makes_no_wrong_answer_and_fails_no
         generation += 1
         if generation % BROKEN_EVERY == 0:
             broken += 1
-            gateway.write(json.dumps(configuration(nginx, generation) | {"rotues": []}))
+            gateway.configure(configuration(nginx, generation) | {"rotues": []})
         else:
             gateway.configure(configuration(nginx, generation))
         gateway.reload()

@@ -155,9 +155,8 @@ async fn every_hostile_token_gets_the_verdict_of_its_row() {
             OneOrMany::One(line) => vec![line],
             OneOrMany::Many(lines) => lines,
         };
-        let readable = lines.iter().all(|line| {
-            HeaderValue::from_bytes(line.as_bytes()).map(|value| headers.append("authorization", value)).is_ok()
-        });
+        let readable =
+            lines.iter().all(|line| HeaderValue::from_bytes(line.as_bytes()).map(|value| headers.append("authorization", value)).is_ok());
         assert!(readable || row.expect == "reject", "{}", row.id);
         let authenticator = Jwt::new("a".into(), &settings, &LiveState::default());
         let expect = |strict: bool| if strict { row.strict_typ.as_deref() } else { Some(row.expect.as_str()) };

@@ -74,10 +74,5 @@ pub(crate) fn id() -> KeySetId {
 }
 
 pub(crate) fn upkeep() -> Upkeep {
-    Upkeep {
-        timeout: Duration::from_secs(5),
-        refresh: Duration::from_secs(300),
-        max_stale: Duration::from_secs(3600),
-        store: None,
-    }
+    Upkeep { timeout: Duration::from_secs(5), refresh: Duration::from_secs(300), max_stale: Duration::from_secs(3600), store: None }
 }

@@ -1,8 +1,8 @@
 //! The gateway as operators run it: the binary, a file, signals, and what it prints.
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -47,10 +47,6 @@ impl Folder {
         self.0.path()
     }
 
-    pub fn config(&self) -> PathBuf {
-        self.path().join(CONFIG)
-    }
-
     /// Writes a file as editors do: beside it, then renamed over it, so that no reader sees half of it.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
         let path = self.path().join(name);
@@ -88,8 +84,12 @@ impl Gateway {
             assert!(gateway.child.try_wait().unwrap().is_none(), "the gateway ended at its start");
             gateway.listening("admin").first().map(|address| gateway.admin = *address).is_some()
         });
-        until("the gateway is ready", || client::get(gateway.admin, "/readyz", &[]).status == 200);
         gateway.data = gateway.listening("data");
+        let open = |address: &SocketAddr| TcpStream::connect(address).is_ok();
+        until("the gateway is ready", || {
+            assert!(gateway.child.try_wait().unwrap().is_none(), "the gateway ended at its start");
+            open(&gateway.admin) && client::get(gateway.admin, "/readyz", &[]).status == 200 && gateway.data.iter().all(open)
+        });
         gateway
     }
 
@@ -110,10 +110,6 @@ impl Gateway {
 
     pub fn admin(&self) -> SocketAddr {
         self.admin
-    }
-
-    pub fn folder(&self) -> &Folder {
-        &self.folder
     }
 
     #[track_caller]

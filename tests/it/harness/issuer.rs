@@ -32,7 +32,6 @@ struct State {
     signing: Mutex<Arc<SigningKey>>,
     published: Mutex<Vec<Value>>,
     mood: Mutex<Mood>,
-    cache_control: Mutex<String>,
     fetches: AtomicUsize,
 }
 
@@ -44,7 +43,6 @@ impl Issuer {
             published: Mutex::new(vec![key.to_public_jwk().unwrap()]),
             signing: Mutex::new(Arc::new(key)),
             mood: Mutex::new(Mood::Well),
-            cache_control: Mutex::new("max-age=300".to_owned()),
             fetches: AtomicUsize::new(0),
         });
         let answering = state.clone();
@@ -72,10 +70,6 @@ impl Issuer {
 
     pub fn is(&self, mood: Mood) {
         *self.state.mood.lock().unwrap() = mood;
-    }
-
-    pub fn cache_control(&self, value: &str) {
-        *self.state.cache_control.lock().unwrap() = value.to_owned();
     }
 
     /// Signs with another key from now on, and publishes it beside the old ones or, when the old ones are withdrawn, alone.
@@ -122,8 +116,7 @@ impl State {
             Mood::Failing(status) => status,
             Mood::Dead => return Reply::Last(Vec::new()),
         };
-        let cache_control = self.cache_control.lock().unwrap().clone();
-        Reply::Bytes(answer(status, &[("Content-Type", "application/json"), ("Cache-Control", &cache_control)], &body.to_string()))
+        Reply::Bytes(answer(status, &[("Content-Type", "application/json"), ("Cache-Control", "max-age=300")], &body.to_string()))
     }
 }
 

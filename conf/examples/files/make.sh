@@ -1,0 +1,36 @@
+#!/bin/sh
+# Makes the files that the examples name. THROW-AWAY: these private keys are public and protect nothing; never use them.
+set -eu
+cd "$(dirname "$0")"
+
+certificate() { # name, subject's name
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -sha256 \
+        -subj "/O=edgeward examples, throw-away/CN=$2" -addext "subjectAltName=DNS:$2" -keyout "$1.key" -out "$1.pem" 2>/dev/null
+}
+certificate api api.example.com
+certificate wildcard '*.example.com'
+certificate client edgeward.example.com
+certificate ca orders.internal
+rm ca.key
+
+# An EC public key as a key set (RFC 7517): the last 64 bytes of its DER are x and y.
+base64url() { openssl base64 -A | tr '+/' '-_' | tr -d '='; }
+point() { openssl ec -in api.key -pubout -outform DER 2>/dev/null | tail -c 64; }
+x=$(point | head -c 32 | base64url)
+y=$(point | tail -c 32 | base64url)
+printf '{"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": "example", "x": "%s", "y": "%s"}]}\n' "$x" "$y" >jwks.json
+
+echo 'throw-away secret of the examples: it is public and protects nothing, and is 64 bytes or longer' >hmac.secret
+
+hash=$(printf 'ck_robot_example' | openssl dgst -sha256 -r | cut -d' ' -f1)
+cat >keys.yaml <<YAML
+# The key is \`ck_robot_example\`: public, and good for nothing.
+keys:
+  - {id: example, sha256: "$hash", consumer: acme, scopes: [orders:read], routes: [orders], allow: [127.0.0.0/8]}
+YAML
+
+cat >offices.txt <<TEXT
+# One network or address per line.
+198.51.100.0/24   # Berlin
+2001:db8:8::/48   # Lisbon
+TEXT

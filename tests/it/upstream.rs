@@ -1,0 +1,161 @@
+//! Backends behind the real gateway: which one is asked, over what, and what becomes of a request when one is away.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use crate::harness::certificates::Authority;
+use crate::harness::client::request;
+use crate::harness::gateway::{Folder, Gateway};
+use crate::harness::origin::{Origin, Recorded, Reply, answer};
+use crate::harness::until;
+
+/// A configuration in which every path leads to one upstream.
+fn config(upstream: &str) -> String {
+    format!(
+        r#"
+listeners: [{{address: "127.0.0.1:0"}}]
+admin: {{address: "127.0.0.1:0"}}
+upstreams: {{orders: {{{upstream}}}}}
+routes: [{{name: all, path: "/{{*rest}}", upstream: orders, policy: {{authenticate: public}}}}]
+"#
+    )
+}
+
+fn closed_port() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn named(name: &'static str) -> Origin {
+    Origin::scripted(move |_| Reply::Bytes(answer(200, &[], name)))
+}
+
+#[test]
+fn requests_are_shared_by_weight() {
+    let (light, heavy) = (named("light"), named("heavy"));
+    let gateway = Gateway::start(&config(&format!(r#"servers: ["{}", {{address: "{}", weight: 3}}]"#, light.address, heavy.address)));
+    for _ in 0..40 {
+        assert_eq!(gateway.get("/", &[]).status, 200);
+    }
+    assert_eq!((light.requests().len(), heavy.requests().len()), (10, 30));
+}
+
+#[test]
+fn connections_to_a_backend_are_kept() {
+    let origin = named("kept");
+    let gateway = Gateway::start(&config(&format!(r#"servers: ["{}"], timeouts: {{idle: 60s}}"#, origin.address)));
+    for _ in 0..20 {
+        assert_eq!(gateway.get("/", &[]).text(), "kept");
+    }
+    assert!(origin.connections() < 10, "{} connections for 20 requests", origin.connections());
+}
+
+#[test]
+fn an_unwell_backend_is_left_out_and_comes_back() {
+    let status = Arc::new(AtomicU16::new(200));
+    let said = status.clone();
+    let sick = Origin::scripted(move |request: &Recorded| match request.target() {
+        "/health" => Reply::Bytes(answer(said.load(Ordering::Relaxed), &[], "")),
+        _ => Reply::Bytes(answer(200, &[], "sick")),
+    });
+    let well = named("well");
+    let health = "health: {path: /health, interval: 500ms, timeout: 500ms, healthy: 2, unhealthy: 2}";
+    let gateway = Gateway::start(&config(&format!(r#"servers: ["{}", "{}"], {health}"#, sick.address, well.address)));
+    let answers = || -> Vec<String> { (0..10).map(|_| gateway.get("/", &[]).text().to_owned()).collect() };
+    assert!(answers().contains(&"sick".to_owned()), "both are asked at first");
+    status.store(500, Ordering::Relaxed);
+    until("the sick one is left out", || answers().iter().all(|name| name == "well"));
+    status.store(200, Ordering::Relaxed);
+    until("it comes back", || answers().contains(&"sick".to_owned()));
+}
+
+#[test]
+fn without_a_well_backend_the_answer_is_503_and_nothing_is_forwarded() {
+    let sick = Origin::scripted(|request| match request.target() {
+        "/health" => Reply::Bytes(answer(500, &[], "")),
+        _ => Reply::Bytes(answer(200, &[], "sick")),
+    });
+    let gateway =
+        Gateway::start(&config(&format!(r#"servers: ["{}"], health: {{path: /health, interval: 500ms, timeout: 500ms}}"#, sick.address)));
+    until("it is known to be unwell", || gateway.get("/", &[]).status == 503);
+    let before = sick.requests().iter().filter(|request| request.target() != "/health").count();
+    let refused = gateway.get("/", &[]);
+    assert_eq!((refused.status, refused.code().as_str()), (503, "no_healthy_upstream"));
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(sick.requests().iter().filter(|request| request.target() != "/health").count(), before);
+}
+
+#[test]
+fn a_backend_that_cannot_be_reached_is_502_and_a_silent_one_is_504() {
+    let silent = Origin::scripted(|_| Reply::Silence(Duration::from_secs(30)));
+    let broken = Origin::scripted(|_| Reply::Last(b"not HTTP at all\r\n\r\n".to_vec()));
+    let timeouts = "timeouts: {connect: 1s, response: 300ms}";
+    for (address, status, code) in
+        [(closed_port(), 502, "upstream_unreachable"), (broken.address, 502, "upstream_invalid"), (silent.address, 504, "upstream_timeout")]
+    {
+        let gateway = Gateway::start(&config(&format!(r#"servers: ["{address}"], {timeouts}"#)));
+        let answer = gateway.get("/", &[]);
+        assert_eq!((answer.status, answer.code().as_str()), (status, code));
+    }
+}
+
+#[test]
+fn a_backend_that_is_away_is_passed_over_by_a_retry() {
+    let here = named("here");
+    let retries = "retries: {attempts: 1, on: [connect_failure]}";
+    let gateway = Gateway::start(&config(&format!(r#"servers: ["{}", "{}"], {retries}"#, closed_port(), here.address)));
+    for _ in 0..10 {
+        assert_eq!(gateway.get("/", &[]).text(), "here");
+    }
+    assert_eq!(here.requests().len(), 10);
+}
+
+#[test]
+fn an_answer_is_retried_only_when_asking_twice_does_no_harm() {
+    let busy = Origin::scripted(|_| Reply::Bytes(answer(503, &[], "busy")));
+    let retries = "retries: {attempts: 2, on: [503]}";
+    let gateway = Gateway::start(&config(&format!(r#"servers: ["{}", "{}"], {retries}"#, busy.address, busy.address)));
+    assert_eq!(gateway.get("/", &[]).status, 503);
+    let tries = busy.requests().len();
+    assert!((1..=3).contains(&tries), "{tries}");
+    assert_eq!(gateway.ask(request("POST", "/", &[], b"pay")).status, 503);
+    assert_eq!(busy.requests().len(), tries + 1, "a payment is made once");
+}
+
+#[test]
+fn a_backend_over_tls_is_verified_and_shown_our_certificate() {
+    let (authority, clients, other) = (Authority::new("authority"), Authority::new("clients"), Authority::new("other"));
+    let origin = Origin::tls(&authority.issue(&["orders.test"]), Some(&clients.pem()), |_| Reply::Bytes(answer(200, &[], "verified")));
+    let client = clients.issue(&["edgeward"]);
+    let client_tls = "client: {chain: client.pem, key: {file: client.key}}";
+    let cases = [
+        (format!("server_name: orders.test, ca: ca.pem, {client_tls}"), 200),
+        (format!("server_name: evil.test, ca: ca.pem, {client_tls}"), 502),
+        (format!("server_name: orders.test, ca: other.pem, {client_tls}"), 502),
+        (format!("server_name: orders.test, {client_tls}"), 502),
+        ("server_name: orders.test, ca: ca.pem".to_owned(), 502),
+    ];
+    for (tls, status) in cases {
+        let folder = Folder::new();
+        folder.write("ca.pem", authority.pem());
+        folder.write("other.pem", other.pem());
+        folder.write("client.pem", &client.chain);
+        folder.write("client.key", &client.key);
+        let gateway = Gateway::start_in(folder, &config(&format!(r#"servers: ["{}"], tls: {{{tls}}}"#, origin.address)));
+        let before = origin.requests().len();
+        assert_eq!(gateway.get("/", &[]).status, status, "{tls}");
+        assert_eq!(origin.requests().len() - before, usize::from(status == 200), "{tls}: only a verified backend sees the request");
+    }
+}
+
+#[test]
+fn a_name_is_resolved_and_other_servers_take_effect_by_a_reload() {
+    let (first, second) = (named("first"), named("second"));
+    let by_name = |origin: &Origin| config(&format!(r#"servers: ["localhost:{}"]"#, origin.address.port()));
+    let gateway = Gateway::start(&by_name(&first));
+    until("the name is resolved", || gateway.get("/", &[]).status == 200);
+    assert_eq!(gateway.get("/", &[]).text(), "first");
+    gateway.rewrite(&by_name(&second));
+    until("the second is asked", || gateway.get("/", &[]).body == b"second");
+}
