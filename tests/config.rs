@@ -2,6 +2,15 @@
 //!
 //! `tests/config/invalid/NAME.yaml` must be refused with exactly the problems in `NAME.problems`. `EDGEWARD_BLESS=1` writes them anew.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that meets the unexpected stops there, and lives in real time"
+)]
+
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind, Result};
 use std::path::{Path, PathBuf};

@@ -35,7 +35,7 @@ grammar! {
     }
 
     /// A server with a weight.
-    struct WrittenServer {
+    struct WrittenWeightedServer {
         /// Its host and port.
         address: (Arc<str>, u16) as HostAndPort,
         /// Its share of the requests, in proportion to the other weights.
@@ -119,9 +119,9 @@ impl Decode for UpstreamServer {
     type Value = Self;
 
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
-        let WrittenServer { address: (host, port), weight } = match &node.kind {
-            Kind::Mapping(_) => WrittenServer::decode(node, context)?,
-            _ => WrittenServer { address: HostAndPort::decode(node, context)?, weight: 1 },
+        let WrittenWeightedServer { address: (host, port), weight } = match &node.kind {
+            Kind::Mapping(_) => WrittenWeightedServer::decode(node, context)?,
+            _ => WrittenWeightedServer { address: HostAndPort::decode(node, context)?, weight: 1 },
         };
         Some(Self { host: At { value: host, place: context.place(node) }, port, weight })
     }
@@ -131,7 +131,7 @@ impl Decode for UpstreamServer {
     }
 
     fn schema(definitions: &mut Object<String, Value>) -> Value {
-        json!({"anyOf": [<HostAndPort as Scalar>::schema(), WrittenServer::schema(definitions)]})
+        json!({"anyOf": [<HostAndPort as Scalar>::schema(), WrittenWeightedServer::schema(definitions)]})
     }
 }
 
