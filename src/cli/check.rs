@@ -148,7 +148,7 @@ fn dependencies(config: &Config) -> Vec<String> {
 fn spell(duration: Duration) -> String {
     const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
     let seconds = duration.as_secs();
-    match UNITS.iter().find(|(unit, _)| seconds > 0 && seconds % unit == 0) {
+    match UNITS.iter().find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit)) {
         Some((unit, name)) if duration.subsec_nanos() == 0 => format!("{}{name}", seconds / unit),
         _ => format!("{}ms", duration.as_millis()),
     }

@@ -21,7 +21,6 @@ pub mod tls;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -99,7 +98,7 @@ impl ProxyHttp for Gateway {
 
     fn new_ctx(&self) -> Context {
         Context {
-            started: Instant::now(),
+            started: (self.clock)().monotonic,
             snapshot: self.slot.load(),
             request_id: RequestId::random(),
             client: None,
@@ -164,7 +163,7 @@ impl ProxyHttp for Gateway {
                 }
             },
         };
-        context.asked.get_or_insert_with(Instant::now);
+        context.asked.get_or_insert_with(|| (self.clock)().monotonic);
         context.tried.push(address);
         Ok(peer::build(route, address))
     }
@@ -174,7 +173,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn upstream_response_filter(&self, session: &mut Session, answer: &mut ResponseHeader, context: &mut Context) -> Result<()> {
-        context.answered.get_or_insert_with(Instant::now);
+        context.answered.get_or_insert_with(|| (self.clock)().monotonic);
         let status = answer.status.as_u16();
         if !may_retry(session, context, RetryOn::Status(status)) {
             return Ok(());
@@ -224,14 +223,11 @@ impl ProxyHttp for Gateway {
         }
         // Pingora closes the connection after a failure; unannounced, the caller's next request would be lost with it.
         session.set_keepalive(None);
-        let mut code = rejection.status().as_u16();
-        if rejection == Rejection::ClientClosed || session.response_written().is_some() {
-            code = 0;
-        } else if respond::refuse(session, context, &rejection).await.is_err() {
-            code = 0;
-        }
+        let answerable = rejection != Rejection::ClientClosed && session.response_written().is_none();
+        let answered = answerable && respond::refuse(session, context, &rejection).await.is_ok();
+        let error_code = if answered { rejection.status().as_u16() } else { 0 };
         context.rejection = Some(rejection);
-        FailToProxy { error_code: code, can_reuse_downstream: false }
+        FailToProxy { error_code, can_reuse_downstream: false }
     }
 
     /// Every failure is in the access log with its code, and upstream failures are logged once in `fail_to_proxy`.

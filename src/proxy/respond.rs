@@ -46,7 +46,7 @@ fn closes(session: &mut Session, rejection: &Rejection) -> bool {
         return false;
     }
     let length = session.req_header().headers.get(header::CONTENT_LENGTH);
-    !length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).is_some_and(|length| length <= DRAINED_BODY)
+    length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).is_none_or(|length| length > DRAINED_BODY)
 }
 
 fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<ResponseHeader> {
