@@ -8,7 +8,6 @@
     clippy::disallowed_methods,
     reason = "a test that meets the unexpected stops there"
 )]
-#![allow(clippy::expect_used, reason = "a bench that cannot be set up should stop")]
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
