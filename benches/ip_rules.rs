@@ -1,6 +1,13 @@
 //! The address rules of a policy at ten and at a hundred thousand prefixes.
 
-#![allow(clippy::expect_used, reason = "a bench that cannot be set up should stop")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that meets the unexpected stops there"
+)]
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

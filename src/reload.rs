@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -214,16 +214,32 @@ fn listener(listener: &config::Listener) -> String {
     format!("{} {}", *listener.address, if listener.tls.is_some() { "tls" } else { "plain" })
 }
 
-/// Which files stand there, as `stat` tells: device, inode, length, and the times of content and inode. Symbolic links are followed, so that
-/// an editor's rename and the swap of a mounted volume both show.
+/// Which files stand there. Symbolic links are followed, so that an editor's rename and the swap of a mounted volume both show.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Fingerprint(Vec<Option<(u64, u64, u64, SystemTime, i64, i64)>>);
+struct Fingerprint(Vec<Option<Stat>>);
+
+/// What tells one state of a file from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stat {
+    device: u64,
+    inode: u64,
+    length: u64,
+    /// Seconds and nanoseconds: of the content, and of the inode, which no tool can set back.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
 
 fn fingerprint(files: &BTreeSet<PathBuf>) -> Fingerprint {
     use std::os::unix::fs::MetadataExt;
-    let of = |path: &PathBuf| {
+    let stat = |path: &PathBuf| {
         let found = std::fs::metadata(path).ok()?;
-        Some((found.dev(), found.ino(), found.len(), found.modified().ok()?, found.ctime(), found.ctime_nsec()))
+        Some(Stat {
+            device: found.dev(),
+            inode: found.ino(),
+            length: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
     };
-    Fingerprint(files.iter().map(of).collect())
+    Fingerprint(files.iter().map(stat).collect())
 }

@@ -1,6 +1,6 @@
 //! The only wiring: listeners, the proxy, the administration, and the housekeeper that keeps live facts fresh.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -65,10 +65,11 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
 
-    let echo = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("echo", error.to_string()))?;
+    let echo = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("echo", error.to_string()))?;
     let echo_address = echo.local_addr().map_err(|error| StartError::System("echo", error.to_string()))?;
     let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock), echo_address);
     let mut service = pingora_proxy::http_proxy_service_with_name(&server.configuration, gateway, "edgeward");
+    let mut addresses = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         let address = settle(*listener.address)?;
         if listener.tls.is_some() {
@@ -77,7 +78,7 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
         } else {
             service.add_tcp(&address.to_string());
         }
-        tracing::info!(%address, listener = "data", tls = listener.tls.is_some(), "listening");
+        addresses.push(address);
     }
     if let Some(proxy) = service.app_logic_mut() {
         let mut options = HttpServerOptions::default();
@@ -113,7 +114,7 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
         }
         None => None,
     };
-    let mut housekeeper = background_service("housekeeper", Housekeeper { live: Arc::clone(&live), reloader, admin, echo, clock });
+    let mut housekeeper = background_service("housekeeper", Housekeeper { live: Arc::clone(&live), reloader, admin, echo, addresses, clock });
     housekeeper.threads = Some(1);
     let housekeeper = server.add_service(housekeeper);
     // Nobody is served before upkeep has begun.
@@ -189,6 +190,8 @@ struct Housekeeper {
     reloader: Arc<Reloader>,
     admin: Option<(TcpListener, Arc<Admin>)>,
     echo: TcpListener,
+    /// Where callers are listened for.
+    addresses: Vec<SocketAddr>,
     clock: Clock,
 }
 
@@ -205,6 +208,7 @@ impl BackgroundService for Housekeeper {
                 tracing::error!(%error, "the configuration is not watched");
             }
         });
+        tokio::spawn(announce(self.addresses.clone(), self.admin.as_ref().map(|(_, admin)| Arc::clone(admin))));
         let mut rounds = tokio::time::interval(Duration::from_millis(200));
         loop {
             tokio::select! {
@@ -212,6 +216,24 @@ impl BackgroundService for Housekeeper {
                 _ = shutdown.changed() => return,
             }
         }
+    }
+}
+
+/// Says where callers are listened for, once they are: the framework binds its sockets after all services have started, and does not tell.
+async fn announce(addresses: Vec<SocketAddr>, admin: Option<Arc<Admin>>) {
+    for address in addresses {
+        let reachable = match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+            IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
+            _ => address,
+        };
+        while tokio::net::TcpStream::connect(reachable).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tracing::info!(%address, listener = "data", "listening");
+    }
+    if let Some(admin) = admin {
+        admin.listening();
     }
 }
 

@@ -147,7 +147,9 @@ impl Compiler<'_> {
         for (_, policy) in &config.policies {
             self.policy_names(policy);
         }
-        let routes: Vec<Option<Arc<Route>>> = config.routes.iter().map(|route| self.route(route, &authenticators, &upstreams)).collect();
+        let identity_headers = self.identity_headers();
+        let routes: Vec<Option<Arc<Route>>> =
+            config.routes.iter().map(|route| self.route(route, &authenticators, &upstreams, &identity_headers)).collect();
         let routes: Vec<Arc<Route>> = routes.into_iter().collect::<Option<_>>()?;
         let router = self.router(&routes)?;
         let credential_locations = authenticators.values().flat_map(|authenticator| authenticator.locations().iter().cloned()).collect();
@@ -222,7 +224,13 @@ impl Compiler<'_> {
         None
     }
 
-    fn route(&mut self, route: &config::Route, authenticators: &Table<Authenticator>, upstreams: &Table<Upstream>) -> Option<Arc<Route>> {
+    fn route(
+        &mut self,
+        route: &config::Route,
+        authenticators: &Table<Authenticator>,
+        upstreams: &Table<Upstream>,
+        identity_headers: &Arc<[HeaderName]>,
+    ) -> Option<Arc<Route>> {
         let config = self.config;
         let policy = match &route.policy {
             config::RoutePolicy::Named(name) => self.known("policy", name, &config.policies),
@@ -255,7 +263,7 @@ impl Compiler<'_> {
             challenges: accepted.as_deref().map(challenges).unwrap_or_default(),
             authenticators: accepted.map(Authenticators::any),
             authorizers: Authorizers::compile(&policy.authorize),
-            forward: Forward::compile(&policy.forward, credentials, self.identity_headers()),
+            forward: Forward::compile(&policy.forward, credentials, Arc::clone(identity_headers)),
             rewrite: rewrite.transpose().ok()?,
             upstream: Arc::clone(upstream),
             websocket: route.websocket,

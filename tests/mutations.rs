@@ -1,5 +1,14 @@
 //! Breaks each value and each key of a full configuration in turn: whatever still compiles must refuse what the sound one refuses.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that meets the unexpected stops there"
+)]
+
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
 use std::net::IpAddr;

@@ -5,6 +5,7 @@
 mod gauges;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -26,6 +27,8 @@ pub struct Admin {
     reloader: Arc<Reloader>,
     /// SHA-256 of the token, so that a comparison tells nothing of its length.
     token: Option<[u8; 32]>,
+    /// Whether callers are listened for.
+    listening: AtomicBool,
     clock: Clock,
 }
 
@@ -40,7 +43,12 @@ impl Admin {
         clock: Clock,
     ) -> Self {
         let token = token.map(|token| openssl::sha::sha256(token.expose()));
-        Self { slot, live, metrics, reloader, token, clock }
+        Self { slot, live, metrics, reloader, token, listening: AtomicBool::new(false), clock }
+    }
+
+    /// Callers are listened for from now on.
+    pub fn listening(&self) {
+        self.listening.store(true, Ordering::Relaxed);
     }
 
     /// Answers one request.
@@ -76,7 +84,10 @@ impl Admin {
     /// routes must not be taken out of rotation for one.
     fn ready(&self) -> Response<Full<Bytes>> {
         let status = self.reloader.status();
-        let (waiting, amiss) = gauges::dependencies(&self.live);
+        let (mut waiting, amiss) = gauges::dependencies(&self.live);
+        if !self.listening.load(Ordering::Relaxed) {
+            waiting.push("listeners".to_owned());
+        }
         let config = if status.problems.is_empty() { "current" } else { "stale" };
         let word = match (waiting.is_empty(), amiss.is_empty() && status.problems.is_empty()) {
             (false, _) => "starting",

@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -116,7 +115,7 @@ fn dependencies(config: &Config) -> Vec<String> {
                 KeySource::Discovery { url, fetch } | KeySource::JwksUrl { url, fetch } => plans.push(format!(
                     "{}: keys from {url}; while it is away the last good keys serve for {}, then 503",
                     name.value,
-                    spell(fetch.max_stale)
+                    config::duration(fetch.max_stale)
                 )),
                 KeySource::JwksFile(_) | KeySource::Secret(_) => {}
             },
@@ -142,16 +141,6 @@ fn dependencies(config: &Config) -> Vec<String> {
         plans.push(format!("{}: {plan}", name.value));
     }
     plans
-}
-
-/// A duration as the grammar writes it.
-fn spell(duration: Duration) -> String {
-    const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
-    let seconds = duration.as_secs();
-    match UNITS.iter().find(|(unit, _)| seconds > 0 && seconds % unit == 0) {
-        Some((unit, name)) if duration.subsec_nanos() == 0 => format!("{}{name}", seconds / unit),
-        _ => format!("{}ms", duration.as_millis()),
-    }
 }
 
 fn join<T: std::fmt::Display>(items: impl IntoIterator<Item = T>, separator: &str) -> String {

@@ -112,7 +112,7 @@ grammar! {
     /// Where API keys are kept.
     #[one_of(database, file)]
     struct WrittenKeyStore {
-        /// The embedded store. It is made when it is not there.
+        /// The embedded store; `edgeward keys create` makes it.
         database: Option<PathBuf> = absent,
         /// A file of keys, read with the configuration.
         file: Option<File> = absent,

@@ -1,8 +1,7 @@
-//! Headers that are edgeward's own or the connection's, which neither a policy nor a credential may use.
+//! Headers that are edgeward's own or the transport's, which no credential or limit may use.
 
-/// Set by edgeward for the upstream, or by HTTP itself for the connection and the framing.
-const RESERVED: [&str; 34] = [
-    // Who the caller was proven to be.
+/// Who the caller was proven to be: a caller can bring none of them, a policy may fill them otherwise.
+const IDENTITY: [&str; 12] = [
     "x-user-id",
     "x-consumer-id",
     "x-client-id",
@@ -15,7 +14,10 @@ const RESERVED: [&str; 34] = [
     "x-client-cert-san",
     "x-client-cert-fingerprint",
     "x-identity-token",
-    // Where the request came from.
+];
+
+/// Where the request came from, the connection (RFC 9110 section 7.6.1) and the framing: neither a caller's nor a policy's.
+const TRANSPORT: [&str; 22] = [
     "x-request-id",
     "x-forwarded-for",
     "x-forwarded-proto",
@@ -23,7 +25,6 @@ const RESERVED: [&str; 34] = [
     "forwarded",
     "traceparent",
     "tracestate",
-    // The connection (RFC 9110 section 7.6.1) and the framing.
     "host",
     "connection",
     "keep-alive",
@@ -41,10 +42,14 @@ const RESERVED: [&str; 34] = [
     "via",
 ];
 
-/// Whether a header is reserved, in any spelling that a server behind us may take for it (`_` for `-`).
+/// Whether a caller's word in this header is never heard, in any spelling that a server behind us may take for it (`_` for `-`).
 pub(crate) fn is_reserved(name: &http::HeaderName) -> bool {
-    let folded = folded(name);
-    RESERVED.contains(&folded.as_str())
+    is_transport(name) || IDENTITY.contains(&folded(name).as_str())
+}
+
+/// Whether a header belongs to the transport of the request, in any such spelling.
+pub(crate) fn is_transport(name: &http::HeaderName) -> bool {
+    TRANSPORT.contains(&folded(name).as_str())
 }
 
 /// A header's name as CGI-like servers see it: `X_Tenant` and `X-Tenant` are one.

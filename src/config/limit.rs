@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map as Object, Value, json};
 
 use super::decode::{Context, Decode, Fields, NonEmpty, OneOrMany, Scalar, grammar, unknown_word, words};
+use super::header;
 use super::values::{HeaderName, Rate, Text, Within};
 use super::yaml::{Kind, Node};
 
@@ -26,6 +27,7 @@ grammar! {
 
     /// A key that is not a word of its own.
     #[one_of(header, claim, path)]
+    #[checked(check_key)]
     struct WrittenLimitKey {
         /// A request header.
         header: Option<http::HeaderName> as Option<HeaderName> = absent,
@@ -75,6 +77,12 @@ pub enum LimitKey {
     Claim(Arc<str>),
     /// A parameter of the route's path.
     Path(Arc<str>),
+}
+
+fn check_key(key: &WrittenLimitKey, fields: &Fields<'_>, context: &mut Context<'_>) {
+    if let Some(name) = key.header.as_ref().filter(|name| header::is_reserved(name)) {
+        fields.refuse(context, format!("a caller's `{name}` is never heard"), "a header that is the caller's to set");
+    }
 }
 
 const WORDS: [&str; 6] = ["client_ip", "consumer", "subject", "credential", "route", "host"];

@@ -221,9 +221,12 @@ fn placeholder(name: &str) -> Result<TemplatePart, String> {
 fn check_forward(forward: &Forward, _: &Fields<'_>, context: &mut Context<'_>) {
     let mut seen = HashSet::new();
     for (name, _) in &forward.headers {
-        if header::is_reserved(name) || matches!(name.as_str(), "authorization" | "cookie") {
+        // `X_User_Id` beside our own `X-User-Id` would be two values of one name to some servers.
+        let alias = header::is_reserved(name) && header::folded(name) != name.as_str();
+        if alias || header::is_transport(name) || matches!(name.as_str(), "authorization" | "cookie") {
             context.report(
-                Problem::at(&name.place, "this header is not a policy's to set").expected("a header of your own, such as `X-Tenant`"),
+                Problem::at(&name.place, "this header is not a policy's to set")
+                    .expected("an identity header, or one of your own such as `X-Tenant`"),
             );
         } else if !seen.insert(header::folded(name)) {
             context.report(Problem::at(&name.place, "the same header twice, but for case or `_`").expected("each header once"));

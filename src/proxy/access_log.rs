@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::Instant;
+use std::time::Duration;
 
 use pingora_proxy::Session;
 
@@ -33,7 +33,7 @@ impl AccessLog {
 
     /// Counts the request, and writes its line: every refusal, and the configured share of the rest.
     pub(super) fn record(&self, metrics: &Metrics, session: &Session, context: &Context) {
-        let times = Times::of(context, Instant::now());
+        let times = Times::of(context, (self.clock)().monotonic);
         let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
         metrics.own_time.observe(times.own.as_secs_f64());
         if let Some(upstream) = times.upstream {
@@ -118,22 +118,22 @@ impl AccessLog {
 /// Where the time of a request went.
 struct Times {
     /// Until the upstream was asked, or until the end where it was not.
-    own: std::time::Duration,
+    own: Duration,
     /// From asking to the head of the answer.
-    upstream: Option<std::time::Duration>,
-    total: std::time::Duration,
+    upstream: Option<Duration>,
+    total: Duration,
 }
 
 impl Times {
-    fn of(context: &Context, now: Instant) -> Self {
-        let total = now.saturating_duration_since(context.started);
-        let own = context.asked.map_or(total, |asked| asked.saturating_duration_since(context.started));
-        let upstream = context.asked.map(|asked| context.answered.unwrap_or(now).saturating_duration_since(asked));
+    fn of(context: &Context, now: Duration) -> Self {
+        let total = now.saturating_sub(context.started);
+        let own = context.asked.map_or(total, |asked| asked.saturating_sub(context.started));
+        let upstream = context.asked.map(|asked| context.answered.unwrap_or(now).saturating_sub(asked));
         Self { own, upstream, total }
     }
 }
 
-fn micros(duration: std::time::Duration) -> u64 {
+fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -145,7 +145,7 @@ fn protocol(version: http::Version) -> &'static str {
     }
 }
 
-fn rfc3339(unix: std::time::Duration) -> String {
+fn rfc3339(unix: Duration) -> String {
     let time = time::OffsetDateTime::UNIX_EPOCH + unix;
     time.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
 }

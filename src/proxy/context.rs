@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use crate::admit::Admission;
 use crate::request::message::Message;
@@ -13,8 +13,8 @@ use crate::upstream::Chosen;
 
 /// The state of one request.
 pub struct Context {
-    /// When the request head had been read.
-    pub started: Instant,
+    /// When the request head had been read. Times are since the start of the process.
+    pub started: Duration,
     /// The configuration that this request keeps, whatever is applied meanwhile.
     pub snapshot: Arc<Snapshot>,
     /// Ours, unless a trusted proxy sent one.
@@ -38,9 +38,9 @@ pub struct Context {
     /// Body bytes that came from the caller.
     pub body_received: u64,
     /// When the upstream was asked.
-    pub asked: Option<Instant>,
+    pub asked: Option<Duration>,
     /// When the head of its answer came.
-    pub answered: Option<Instant>,
+    pub answered: Option<Duration>,
     /// Counts this request as being served until it is dropped, a panic included.
     pub in_flight: InFlight,
 }

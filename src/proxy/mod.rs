@@ -19,9 +19,9 @@ mod session;
 pub mod tls;
 
 use std::net::SocketAddr;
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -29,8 +29,10 @@ use futures_util::FutureExt;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{BError, Error, ErrorSource, ErrorType};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+
+use prometheus::IntCounter;
 
 use crate::admit::{Refusal, admit};
 use crate::config::{Builtin, RetryOn};
@@ -59,7 +61,7 @@ impl Gateway {
     }
 
     /// Everything between the request's head and the permit to forward it.
-    async fn decide(&self, session: &mut Session, context: &mut Context) -> std::result::Result<(), Refusal> {
+    async fn decide(&self, session: &mut Session, context: &mut Context) -> Result<(), Refusal> {
         let now = (self.clock)();
         let Context { snapshot, client, request_id, route: matched, admission, target, .. } = context;
         session::prepare(session, &snapshot.server);
@@ -99,7 +101,7 @@ impl ProxyHttp for Gateway {
 
     fn new_ctx(&self) -> Context {
         Context {
-            started: Instant::now(),
+            started: (self.clock)().monotonic,
             snapshot: self.slot.load(),
             request_id: RequestId::random(),
             client: None,
@@ -120,13 +122,8 @@ impl ProxyHttp for Gateway {
     /// None: the compression module that Pingora would add costs every request and serves none of ours.
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
-    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
-        // A panic in a decision must refuse this request and no other, and still reach the log.
-        let decision = AssertUnwindSafe(self.decide(session, context)).catch_unwind().await;
-        let Err(refusal) = decision.unwrap_or_else(|_| {
-            self.metrics.panics.inc();
-            Err(Rejection::Internal("panic").into())
-        }) else {
+    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool, BError> {
+        let Err(refusal) = refuse_on_panic(self.decide(session, context), &self.metrics.panics).await else {
             return Ok(false);
         };
         context.admission = None;
@@ -137,7 +134,7 @@ impl ProxyHttp for Gateway {
         answered.map(|()| true)
     }
 
-    async fn request_body_filter(&self, _: &mut Session, body: &mut Option<Bytes>, _: bool, context: &mut Context) -> Result<()> {
+    async fn request_body_filter(&self, _: &mut Session, body: &mut Option<Bytes>, _: bool, context: &mut Context) -> Result<(), BError> {
         context.body_received += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
         if context.body_received > context.snapshot.server.body_limit {
             context.rejection = Some(Rejection::BodyTooLarge);
@@ -146,7 +143,7 @@ impl ProxyHttp for Gateway {
         Ok(())
     }
 
-    async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>, BError> {
         let (Some(route), Some(_)) = (&context.route, &context.admission) else {
             context.rejection = Some(Rejection::Internal("no_permit"));
             return Err(Error::new_in(ErrorType::HTTPStatus(500)));
@@ -164,17 +161,17 @@ impl ProxyHttp for Gateway {
                 }
             },
         };
-        context.asked.get_or_insert_with(Instant::now);
+        context.asked.get_or_insert_with(|| (self.clock)().monotonic);
         context.tried.push(address);
         Ok(peer::build(route, address))
     }
 
-    async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Context) -> Result<()> {
+    async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Context) -> Result<(), BError> {
         session::prepare_upstream(session, upstream, context)
     }
 
-    async fn upstream_response_filter(&self, session: &mut Session, answer: &mut ResponseHeader, context: &mut Context) -> Result<()> {
-        context.answered.get_or_insert_with(Instant::now);
+    async fn upstream_response_filter(&self, session: &mut Session, answer: &mut ResponseHeader, context: &mut Context) -> Result<(), BError> {
+        context.answered.get_or_insert_with(|| (self.clock)().monotonic);
         let status = answer.status.as_u16();
         if !may_retry(session, context, RetryOn::Status(status)) {
             return Ok(());
@@ -184,7 +181,7 @@ impl ProxyHttp for Gateway {
         Err(error)
     }
 
-    async fn response_filter(&self, _: &mut Session, answer: &mut ResponseHeader, context: &mut Context) -> Result<()> {
+    async fn response_filter(&self, _: &mut Session, answer: &mut ResponseHeader, context: &mut Context) -> Result<(), BError> {
         respond::decorate(answer, context)
     }
 
@@ -228,14 +225,11 @@ impl ProxyHttp for Gateway {
         }
         // Pingora closes the connection after a failure; unannounced, the caller's next request would be lost with it.
         session.set_keepalive(None);
-        let mut code = rejection.status().as_u16();
-        if rejection == Rejection::ClientClosed || session.response_written().is_some() {
-            code = 0;
-        } else if respond::refuse(session, context, &rejection).await.is_err() {
-            code = 0;
-        }
+        let answerable = rejection != Rejection::ClientClosed && session.response_written().is_none();
+        let answered = answerable && respond::refuse(session, context, &rejection).await.is_ok();
+        let error_code = if answered { rejection.status().as_u16() } else { 0 };
         context.rejection = Some(rejection);
-        FailToProxy { error_code: code, can_reuse_downstream: false }
+        FailToProxy { error_code, can_reuse_downstream: false }
     }
 
     /// Every failure is in the access log with its code, and upstream failures are logged once in `fail_to_proxy`.
@@ -255,6 +249,14 @@ impl ProxyHttp for Gateway {
     fn request_summary(&self, _: &Session, context: &Context) -> String {
         format!("request {}", context.request_id.as_str())
     }
+}
+
+/// A panic in a decision refuses this request and no other, and still reaches the log.
+async fn refuse_on_panic(decision: impl Future<Output = Result<(), Refusal>>, panics: &IntCounter) -> Result<(), Refusal> {
+    AssertUnwindSafe(decision).catch_unwind().await.unwrap_or_else(|_| {
+        panics.inc();
+        Err(Rejection::Internal("panic").into())
+    })
 }
 
 /// Whether the upstream may be asked once more: the configuration says so, the method is idempotent, the body can be sent again.
@@ -289,5 +291,21 @@ fn failure(error: &Error) -> Rejection {
         (ErrorSource::Upstream, HTTPStatus(_)) => Rejection::UpstreamUnreachable,
         (ErrorSource::Upstream, _) => Rejection::UpstreamInvalid,
         _ => Rejection::Internal("proxy"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_refuses_and_is_counted() {
+        let panics = IntCounter::new("panics", "panics").unwrap();
+        let panicking = async { if panics.get() == 0 { panic!("as a test") } else { Ok(()) } };
+        let refusal = refuse_on_panic(panicking, &panics).await.unwrap_err();
+        assert_eq!(refusal.rejection, Rejection::Internal("panic"));
+        assert_eq!(panics.get(), 1);
+        assert!(refuse_on_panic(async { Ok(()) }, &panics).await.is_ok());
+        assert_eq!(panics.get(), 1);
     }
 }

@@ -51,7 +51,7 @@ fn closes(session: &mut Session, rejection: &Rejection) -> bool {
         return false;
     }
     let length = session.req_header().headers.get(header::CONTENT_LENGTH);
-    !length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).is_some_and(|length| length <= DRAINED_BODY)
+    length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).is_none_or(|length| length > DRAINED_BODY)
 }
 
 /// Waits after an early answer until the caller has ended its body or given it up. An HTTP/2 stream that is dropped before is reset (RFC 9113

@@ -51,6 +51,7 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
         upstream.remove_header(&header::CONNECTION);
     }
     merge_cookies(upstream)?;
+    continue_trace(upstream)?;
     let secure = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
     let connection = crate::route::forward::Connection {
         client: client.address,
@@ -62,6 +63,36 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
     };
     route.forward.apply(upstream, admission.identity().map(|identity| &**identity), &connection);
     Ok(())
+}
+
+/// Passes on the caller's trace, or begins one (W3C Trace Context): without a sampling flag, for nobody here records spans.
+fn continue_trace(upstream: &mut RequestHeader) -> Result<()> {
+    if upstream.headers.get("traceparent").is_some_and(is_trace_parent) {
+        return Ok(());
+    }
+    // The state of a trace that was not understood must not be tied to another.
+    upstream.remove_header("tracestate");
+    // Zero would be no id.
+    upstream.insert_header("traceparent", format!("00-{:032x}-{:016x}-00", fastrand::u128(1..), fastrand::u64(1..)))
+}
+
+/// `version-trace_id-parent_id-flags`, hexadecimal and lower case; ids of zeros and version `ff` are invalid (section 3.2.2).
+fn is_trace_parent(value: &http::HeaderValue) -> bool {
+    let hexadecimal = |part: &[u8], length: usize| part.len() == length && part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let mut parts = value.as_bytes().split(|byte| *byte == b'-');
+    let (Some(version), Some(trace), Some(parent), Some(flags)) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return false;
+    };
+    let known = parts.next().is_none() || version != b"00";
+    let zero = |part: &[u8]| part.iter().all(|byte| *byte == b'0');
+    known
+        && hexadecimal(version, 2)
+        && version != b"ff"
+        && hexadecimal(trace, 32)
+        && !zero(trace)
+        && hexadecimal(parent, 16)
+        && !zero(parent)
+        && hexadecimal(flags, 2)
 }
 
 /// HTTP/2 may split cookies over several fields; an HTTP/1 upstream is owed one (RFC 9113 section 8.2.3).
@@ -93,5 +124,46 @@ impl UpstreamHeaders for RequestHeader {
             tracing::error!(%error, %name, "a header could not be set");
             self.remove_header(name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_is_continued_when_it_is_one_and_begun_otherwise() {
+        let sound = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        for (given, kept) in [
+            (sound, true),
+            ("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", true),
+            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", false),
+            ("ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", false),
+            ("00-00000000000000000000000000000000-b7ad6b7169203331-01", false),
+            ("00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01", false),
+            ("00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", false),
+            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331", false),
+            ("", false),
+        ] {
+            let mut upstream = RequestHeader::build("GET", b"/", None).unwrap();
+            upstream.insert_header("traceparent", given).unwrap();
+            upstream.insert_header("tracestate", "a=b").unwrap();
+            continue_trace(&mut upstream).unwrap();
+            let now = upstream.headers.get("traceparent").unwrap();
+            assert_eq!(now == given, kept, "{given}");
+            assert!(is_trace_parent(now));
+            assert_eq!(upstream.headers.contains_key("tracestate"), kept, "{given}");
+        }
+    }
+
+    #[test]
+    fn cookies_of_several_fields_become_one() {
+        let mut upstream = RequestHeader::build("GET", b"/", None).unwrap();
+        for cookie in ["a=1", "b=2; c=3", "d=4"] {
+            upstream.append_header(header::COOKIE, cookie).unwrap();
+        }
+        merge_cookies(&mut upstream).unwrap();
+        let cookies: Vec<_> = upstream.headers.get_all(header::COOKIE).iter().collect();
+        assert_eq!(cookies, ["a=1; b=2; c=3; d=4"]);
     }
 }

@@ -170,9 +170,7 @@ async fn every_hostile_token_gets_the_verdict_of_its_row() {
         strict.typ = Some("at+jwt".into());
         for (authenticator, expect) in [(authenticator, expect(false)), (jwt(&strict), expect(true))] {
             let Some(expect) = expect else { continue };
-            let began = std::time::Instant::now();
             let verdict = present(&authenticator, &headers, now(NOW)).await;
-            assert!(began.elapsed() < Duration::from_millis(200), "{} took {:?}", row.id, began.elapsed());
             *counts.entry(word(&verdict)).or_default() += 1;
             match &verdict {
                 Verdict::Accept(identity) => {

@@ -286,7 +286,7 @@ async fn the_last_good_keys_survive_a_restart_at_their_true_age_and_for_their_so
     at_age(1000, &mut at);
     let other = KeySetId { source: Source::Jwks("https://other.test/jwks".into()), ca: None };
     assert!(kids(&run(other, stored.clone(), &[]).await.set).is_empty(), "keys of another issuer");
-    for garbage in ["", "{", "null", &text.replace("EdDSA", "none"), &text.get(..text.len() / 2).unwrap()] {
+    for garbage in ["", "{", "null", &text.replace("EdDSA", "none"), text.get(..text.len() / 2).unwrap()] {
         std::fs::write(&path, garbage).unwrap();
         assert!(kids(&run(id(), stored.clone(), &[(URL, Answer::Away)]).await.set).is_empty(), "{garbage:.40}");
     }
