@@ -84,12 +84,13 @@ impl Gateway {
             assert!(gateway.child.try_wait().unwrap().is_none(), "the gateway ended at its start");
             gateway.listening("admin").first().map(|address| gateway.admin = *address).is_some()
         });
-        gateway.data = gateway.listening("data");
         let open = |address: &SocketAddr| TcpStream::connect(address).is_ok();
         until("the gateway is ready", || {
             assert!(gateway.child.try_wait().unwrap().is_none(), "the gateway ended at its start");
-            open(&gateway.admin) && client::get(gateway.admin, "/readyz", &[]).status == 200 && gateway.data.iter().all(open)
+            open(&gateway.admin) && client::get(gateway.admin, "/readyz", &[]).status == 200
         });
+        until("the gateway says what it serves", || gateway.log().iter().any(|line| line["message"] == "serving"));
+        gateway.data = gateway.listening("data");
         gateway
     }
 
