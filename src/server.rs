@@ -114,7 +114,8 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
         }
         None => None,
     };
-    let mut housekeeper = background_service("housekeeper", Housekeeper { live: Arc::clone(&live), reloader, admin, echo, addresses, clock });
+    let mut housekeeper =
+        background_service("housekeeper", Housekeeper { live: Arc::clone(&live), reloader, admin, echo, addresses, clock });
     housekeeper.threads = Some(1);
     let housekeeper = server.add_service(housekeeper);
     // Nobody is served before upkeep has begun.

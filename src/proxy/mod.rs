@@ -18,8 +18,8 @@ mod respond;
 mod session;
 pub mod tls;
 
-use std::net::SocketAddr;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -166,11 +166,21 @@ impl ProxyHttp for Gateway {
         Ok(peer::build(route, address))
     }
 
-    async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Context) -> Result<(), BError> {
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        context: &mut Context,
+    ) -> Result<(), BError> {
         session::prepare_upstream(session, upstream, context)
     }
 
-    async fn upstream_response_filter(&self, session: &mut Session, answer: &mut ResponseHeader, context: &mut Context) -> Result<(), BError> {
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        answer: &mut ResponseHeader,
+        context: &mut Context,
+    ) -> Result<(), BError> {
         context.answered.get_or_insert_with(|| (self.clock)().monotonic);
         let status = answer.status.as_u16();
         if !may_retry(session, context, RetryOn::Status(status)) {

@@ -50,7 +50,12 @@ fn closes(session: &mut Session, rejection: &Rejection) -> bool {
     if session.is_body_done() {
         return false;
     }
-    let length = session.req_header().headers.get(header::CONTENT_LENGTH);
+    let headers = &session.req_header().headers;
+    // Whoever waits for 100 may keep the body back now that it is refused (RFC 9110, 10.1.1): what comes next could be either.
+    if headers.contains_key(header::EXPECT) {
+        return true;
+    }
+    let length = headers.get(header::CONTENT_LENGTH);
     length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).is_none_or(|length| length > DRAINED_BODY)
 }
 

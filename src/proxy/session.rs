@@ -78,7 +78,8 @@ fn continue_trace(upstream: &mut RequestHeader) -> Result<()> {
 
 /// `version-trace_id-parent_id-flags`, hexadecimal and lower case; ids of zeros and version `ff` are invalid (section 3.2.2).
 fn is_trace_parent(value: &http::HeaderValue) -> bool {
-    let hexadecimal = |part: &[u8], length: usize| part.len() == length && part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let hexadecimal =
+        |part: &[u8], length: usize| part.len() == length && part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let mut parts = value.as_bytes().split(|byte| *byte == b'-');
     let (Some(version), Some(trace), Some(parent), Some(flags)) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
         return false;

@@ -65,7 +65,8 @@ impl<'a> Message<'a> {
             Some(authority) => authority,
             None => head.headers.get(header::HOST).and_then(|value| value.to_str().ok()).ok_or(Rejection::BadRequest("host"))?,
         };
-        let canonical = path::canonical(origin_form(head.target))?;
+        let target = head.raw.map_or(Ok(head.target), target_as_sent)?;
+        let canonical = path::canonical(origin_form(target))?;
         let port = authority.rsplit_once(':').map(|(_, port)| port);
         Ok(Self {
             method: head.method,
@@ -89,6 +90,17 @@ impl<'a> Message<'a> {
             Some(port) => format!("{}:{port}", self.host),
             None => self.host.clone().into_owned(),
         }
+    }
+}
+
+/// The target between the two spaces of the request line: parsers drop a fragment, which a request has no business to carry (RFC 9112,
+/// 3.2), and which another server may take for a part of the path.
+fn target_as_sent(head: &[u8]) -> Result<&[u8], Rejection> {
+    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ');
+    match (words.next(), words.next(), words.next(), words.next()) {
+        (Some(_), Some(target), Some(_), None) => Ok(target),
+        _ => Err(Rejection::BadRequest("request_line")),
     }
 }
 
@@ -138,6 +150,25 @@ mod tests {
         }
         for target in ["http://a.test?x", "http://a.test#x", "ftp://a.test/", "a.test/x", "*", ""] {
             assert!(matches!(Message::read(head(target, &headers), LIMITS), Err(Rejection::AmbiguousPath(_))), "{target}");
+        }
+    }
+
+    #[test]
+    fn the_target_is_read_as_it_was_sent_and_not_as_it_was_parsed() {
+        let headers = headers(&[("host", "a.test")]);
+        for (line, path) in [
+            ("GET /a/../b HTTP/1.1", Ok("/b")),
+            ("GET /a#b HTTP/1.1", Err("fragment")),
+            ("GET /a?b#c HTTP/1.1", Err("fragment")),
+            ("GET http://a.test/a#b HTTP/1.1", Err("fragment")),
+            ("GET /a", Err("request_line")),
+            ("GET  /a HTTP/1.1", Err("request_line")),
+            ("GET /a b HTTP/1.1", Err("request_line")),
+        ] {
+            let raw = format!("{line}\r\nHost: a.test\r\n\r\n");
+            let message = Message::read(Head { raw: Some(raw.as_bytes()), ..head("/a", &headers) }, LIMITS);
+            let found = message.as_ref().map(|message| &*message.path).map_err(|rejection| rejection.reason().unwrap_or_default());
+            assert_eq!(found, path, "{line}");
         }
     }
 

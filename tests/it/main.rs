@@ -14,4 +14,9 @@ mod harness;
 
 mod authenticators;
 mod cli;
+mod proxy;
+mod reload;
+mod request;
+mod route;
+mod server;
 mod upstream;

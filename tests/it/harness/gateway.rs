@@ -84,10 +84,23 @@ impl Gateway {
             assert!(gateway.child.try_wait().unwrap().is_none(), "the gateway ended at its start");
             gateway.listening("admin").first().map(|address| gateway.admin = *address).is_some()
         });
+<<<<<<< HEAD
         let open = |address: &SocketAddr| TcpStream::connect(address).is_ok();
         until("the gateway is ready", || {
             assert!(gateway.child.try_wait().unwrap().is_none(), "the gateway ended at its start");
             open(&gateway.admin) && client::get(gateway.admin, "/readyz", &[]).status == 200
+=======
+        until("the gateway is ready", || {
+            assert!(gateway.child.try_wait().unwrap().is_none(), "the gateway ended at its start");
+            let open = TcpStream::connect(gateway.admin).is_ok();
+            open && client::get(gateway.admin, "/readyz", &[]).status == 200
+        });
+        // What was said before is read by a thread that may be behind.
+        let sockets = yaml.matches("127.0.0.1:0").count() - 1;
+        until("the gateway says where callers are listened for", || {
+            gateway.data = gateway.listening("data");
+            gateway.data.len() == sockets
+>>>>>>> room/attacks
         });
         until("the gateway says what it serves", || gateway.log().iter().any(|line| line["message"] == "serving"));
         gateway.data = gateway.listening("data");
@@ -147,6 +160,16 @@ impl Gateway {
         let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
         let series = page.text().lines().filter(of_name).filter(|line| labels.iter().all(|label| line.contains(label)));
         series.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+
+    /// The folder it runs in.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// Whether the process still runs.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Writes another configuration; the gateway sees it by itself.

@@ -4,6 +4,7 @@
 
 pub mod certificates;
 pub mod client;
+pub mod framing;
 pub mod gateway;
 pub mod issuer;
 pub mod origin;

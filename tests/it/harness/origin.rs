@@ -46,7 +46,8 @@ pub struct Origin {
 
 struct Records {
     requests: Mutex<Vec<Recorded>>,
-    connections: Mutex<usize>,
+    /// What came on each connection, byte by byte.
+    received: Mutex<Vec<Vec<u8>>>,
     script: Script,
     tls: Option<SslAcceptor>,
 }
@@ -85,7 +86,7 @@ impl Origin {
 
     fn on(listener: TcpListener, tls: Option<SslAcceptor>, script: Script) -> Self {
         let address = listener.local_addr().unwrap();
-        let records = Arc::new(Records { requests: Mutex::default(), connections: Mutex::default(), script, tls });
+        let records = Arc::new(Records { requests: Mutex::default(), received: Mutex::default(), script, tls });
         let stop = Arc::new(AtomicBool::new(false));
         let accepting = std::thread::spawn({
             let (records, stop) = (records.clone(), stop.clone());
@@ -115,7 +116,12 @@ impl Origin {
 
     /// How many connections were accepted.
     pub fn connections(&self) -> usize {
-        *self.records.connections.lock().unwrap()
+        self.records.received.lock().unwrap().len()
+    }
+
+    /// What came on each connection so far, byte by byte.
+    pub fn received(&self) -> Vec<Vec<u8>> {
+        self.records.received.lock().unwrap().clone()
     }
 }
 
@@ -133,9 +139,9 @@ impl Drop for Origin {
 impl Records {
     fn serve(&self, stream: TcpStream) {
         let connection = {
-            let mut connections = self.connections.lock().unwrap();
-            *connections += 1;
-            *connections - 1
+            let mut received = self.received.lock().unwrap();
+            received.push(Vec::new());
+            received.len() - 1
         };
         let _ = stream.set_nodelay(true);
         match &self.tls {
@@ -149,7 +155,7 @@ impl Records {
     }
 
     fn converse(&self, connection: usize, mut stream: impl Read + Write) {
-        let mut input = Input { stream: &mut stream, read: Vec::new() };
+        let mut input = Input { stream: &mut stream, read: Vec::new(), connection, records: self };
         while let Some((head, body)) = input.request() {
             let recorded = Recorded { connection, head, body };
             self.requests.lock().unwrap().push(recorded.clone());
@@ -175,6 +181,8 @@ impl Records {
 struct Input<'a, S> {
     stream: &'a mut S,
     read: Vec<u8>,
+    connection: usize,
+    records: &'a Records,
 }
 
 impl<S: Read> Input<'_, S> {
@@ -218,6 +226,7 @@ impl<S: Read> Input<'_, S> {
     fn fill(&mut self) -> Option<()> {
         let mut bytes = [0; 16 * 1024];
         let length = self.stream.read(&mut bytes).ok().filter(|length| *length > 0)?;
+        self.records.received.lock().unwrap()[self.connection].extend_from_slice(&bytes[..length]);
         self.read.extend_from_slice(&bytes[..length]);
         Some(())
     }
@@ -242,9 +251,9 @@ impl Recorded {
         header(&self.head, name)
     }
 
-    /// Every value of every header whose name, with `_` for `-` and in any case, is this one: as a lax service would read it.
+    /// Every value of every header whose name is this one in any case and with any sign for `-`: as the laxest service would read it.
     pub fn headers_like(&self, name: &str) -> Vec<&str> {
-        let alike = |known: &str| known.trim().replace('_', "-").eq_ignore_ascii_case(name);
+        let alike = |known: &str| known.trim().replace(|c: char| !c.is_ascii_alphanumeric(), "-").eq_ignore_ascii_case(name);
         self.head
             .lines()
             .skip(1)
