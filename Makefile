@@ -6,7 +6,7 @@ export CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
 
-.PHONY: run test vectors lint bench help
+.PHONY: run test vectors trials lint bench help
 
 run: ## build, make throw-away keys and tokens, serve the demo on 127.0.0.1:8080 (PROFILE=dev builds faster)
 	@scripts/prepare
@@ -19,6 +19,10 @@ test: ## run all tests; none may be skipped
 
 vectors: ## run the test vectors of others (EDGEWARD_SUITES names their folder)
 	@scripts/vectors
+
+trials: ## try the binary against software of others: an OpenID provider, nginx, gRPC, wrk (TRIALS_SECONDS=60)
+	@scripts/prepare
+	@tests/trials/run
 
 lint: ## check format, lints, docs and dependencies
 	cargo fmt --check

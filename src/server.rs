@@ -233,6 +233,7 @@ async fn announce(addresses: Vec<SocketAddr>, admin: Option<Arc<Admin>>) {
         }
         tracing::info!(%address, listener = "data", "listening");
     }
+    tracing::info!("serving");
     if let Some(admin) = admin {
         admin.listening();
     }

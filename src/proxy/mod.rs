@@ -208,18 +208,22 @@ impl ProxyHttp for Gateway {
         context: &mut Context,
         reused: bool,
     ) -> Box<Error> {
-        let repeatable = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
         if matches!(error.etype(), ErrorType::HTTPStatus(_)) {
             // An answer to retry was checked where it came in; our own refusals are final.
-        } else if repeatable && reused && context.answered.is_none() {
+            return error;
+        }
+        let repeatable = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
+        if repeatable && reused && context.answered.is_none() {
             // A pooled connection that the upstream had closed: the try says nothing about the backend.
             error.retry.decide_reuse(reused);
             if error.retry() {
                 context.tried.pop();
+                return error;
             }
-        } else {
-            error.set_retry(false);
         }
+        // It broke off before it answered, or was silent: the caller's 502 or 504 is retried as the upstream's own would be.
+        let status = failure(&error).status().as_u16();
+        error.set_retry(context.answered.is_none() && may_retry(session, context, RetryOn::Status(status)));
         error
     }
 
@@ -248,6 +252,12 @@ impl ProxyHttp for Gateway {
             context.rejection = error.map(failure);
         }
         self.access_log.record(&self.metrics, session, context);
+        respond::linger(session).await;
+    }
+
+    /// What Pingora calls a request in its own log lines; its default shows the query, which may hold a credential.
+    fn request_summary(&self, _: &Session, context: &Context) -> String {
+        format!("request {}", context.request_id.as_str())
     }
 }
 

@@ -1,5 +1,7 @@
 //! The one table from refusals to HTTP: problem details (RFC 9457), challenges, limit headers.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use pingora::Result;
@@ -19,6 +21,9 @@ static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// A body up to this is read and thrown away so that the connection can serve the next request; a longer one closes it.
 const DRAINED_BODY: u64 = 64 * 1024;
 
+/// How long an HTTP/2 stream that was answered early is kept for its body.
+const LINGER: Duration = Duration::from_millis(500);
+
 /// Answers a refused request.
 pub(super) async fn refuse(session: &mut Session, context: &Context, rejection: &Rejection) -> Result<()> {
     let body = body(rejection, &context.request_id);
@@ -27,7 +32,7 @@ pub(super) async fn refuse(session: &mut Session, context: &Context, rejection: 
         session.set_keepalive(None);
     } else {
         session.set_close_on_response_before_downstream_finish(false);
-        session.set_total_drain_timeout(Some(std::time::Duration::from_secs(2)));
+        session.set_total_drain_timeout(Some(Duration::from_secs(2)));
     }
     let head_only = session.req_header().method == http::Method::HEAD;
     session.write_response_header(Box::new(header), head_only).await?;
@@ -52,6 +57,24 @@ fn closes(session: &mut Session, rejection: &Rejection) -> bool {
     }
     let length = headers.get(header::CONTENT_LENGTH);
     length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).is_none_or(|length| length > DRAINED_BODY)
+}
+
+/// Waits after an early answer until the caller has ended its body or given it up. An HTTP/2 stream that is dropped before is reset (RFC 9113
+/// section 8.1), and curl, for one, fails when the reset comes together with the answer. What is not read is not sent either: beyond
+/// the first piece the flow-control window stays shut.
+pub(super) async fn linger(session: &mut Session) {
+    if !session.is_http2() || session.response_written().is_none() || session.is_body_done() {
+        return;
+    }
+    let ended = async {
+        let mut received = 0;
+        while !session.is_body_done() {
+            let Ok(Some(chunk)) = session.read_body_or_idle(received > DRAINED_BODY).await else { return };
+            received += chunk.len() as u64;
+        }
+    };
+    // Late or never makes no difference: the reset is due then.
+    let _ = tokio::time::timeout(LINGER, ended).await;
 }
 
 fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<ResponseHeader> {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,9 @@ GATEWAY = os.environ["EDGEWARD_BIN"]
 # Trials end early when a check fails, so these only say how long a broken gateway may keep us waiting.
 START = 20.0
 STOP = 10.0
+
+# How a JWT begins, and an API key up to where its secret begins.
+CREDENTIAL = re.compile(r"eyJ[\w-]+\.|ck_live_\w+_")
 
 TRIALS = []
 
@@ -218,7 +222,13 @@ class Gateway:
         except subprocess.TimeoutExpired as error:
             raise Failure(f"the gateway still runs {STOP} s after SIGTERM") from error
         check(code == 0, f"the gateway ended with {code}")
-        check("panicked" not in self.log.read_text(errors="replace"), "the gateway panicked")
+        told = self.log.read_text(errors="replace")
+        check("panicked" not in told, "the gateway panicked")
+        with open(self.stage.folder / "access.json") as access:
+            for line in access:
+                json.loads(line)
+                check(not CREDENTIAL.search(line), f"a credential in the access log: {line}")
+        check(not CREDENTIAL.search(told), "a credential in the log")
 
     def _up(self):
         check(self.process.poll() is None, f"the gateway ended at its start with {self.process.poll()}")

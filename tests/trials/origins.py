@@ -6,7 +6,7 @@ from harness import HERE, free_port, kill, listens, within
 class Nginx:
     """One nginx process, which can be killed and started again on the same port."""
 
-    def __init__(self, stage, name="one"):
+    def __init__(self, stage, name="one", changes=None):
         self.name = name
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
@@ -17,8 +17,8 @@ class Nginx:
             folder.chmod(0o777)
         self._stage = stage
         text = (HERE / "nginx.conf").read_text()
-        for word, value in {"HERE": self.folder, "PORT": self.port, "NAME": name}.items():
-            text = text.replace(word, str(value))
+        for old, new in ((changes or {}) | {"HERE": self.folder, "PORT": self.port, "NAME": name}).items():
+            text = text.replace(old, str(new))
         (self.folder / "nginx.conf").write_text(text)
         self.start()
 

@@ -1,6 +1,7 @@
 """gRPC through the gateway: every kind of call, metadata, trailers and statuses, over TLS and in the clear."""
 
 import json
+import threading
 from concurrent import futures
 from queue import SimpleQueue
 
@@ -12,6 +13,9 @@ from harness import check, equal, free_port, trial, within
 
 LARGE = 2 * 1024 * 1024
 
+# Set by the service when a caller that it waited for has gone.
+GONE = threading.Event()
+
 
 class Service(grpc.GenericRpcHandler):
     """Bytes in, bytes out; no generated code. Each call tells in its trailers who the gateway says is calling."""
@@ -22,6 +26,7 @@ class Service(grpc.GenericRpcHandler):
             "/trial.Orders/Count": grpc.unary_stream_rpc_method_handler(self.count),
             "/trial.Orders/Sum": grpc.stream_unary_rpc_method_handler(self.sum),
             "/trial.Orders/Talk": grpc.stream_stream_rpc_method_handler(self.talk),
+            "/trial.Orders/Wait": grpc.unary_stream_rpc_method_handler(self.wait),
             "/trial.Orders/Fail": grpc.unary_unary_rpc_method_handler(self.fail),
         }
         return handlers.get(call.method)
@@ -43,6 +48,14 @@ class Service(grpc.GenericRpcHandler):
         name_the_caller(context)
         for request in requests:
             yield request.upper()
+
+    def wait(self, request, context):
+        """Goes on until the caller has gone."""
+        gone = threading.Event()
+        context.add_callback(gone.set)
+        yield b"here"
+        if gone.wait(10):
+            GONE.set()
 
     def fail(self, request, context):
         context.abort(grpc.StatusCode.NOT_FOUND, "no order of this number")
@@ -110,6 +123,13 @@ def try_every_call(channel, good):
     equal(status(lambda: unary(b"", timeout=10))[0], grpc.StatusCode.UNAUTHENTICATED, "without a credential")
     equal(status(lambda: unary(b"", metadata=[("authorization", "Bearer a.b.c")], timeout=10))[0], grpc.StatusCode.UNAUTHENTICATED, "with a bad one")
     equal(status(lambda: channel.unary_unary("/other/Unary")(b"", metadata=good, timeout=10))[0], grpc.StatusCode.UNIMPLEMENTED, "no route")
+    GONE.clear()
+    waiting = channel.unary_stream("/trial.Orders/Wait")(b"", metadata=good, timeout=20)
+    equal(next(waiting), b"here", "a call that waits")
+    waiting.cancel()
+    check(GONE.wait(5), "a cancelled call does not reach the service")
+    much = channel.stream_unary("/trial.Orders/Sum")
+    equal(status(lambda: much(iter([b"1" * 60_000] * 50), timeout=10))[0], grpc.StatusCode.UNAUTHENTICATED, "much without a credential")
     many = [unary.future(b"%d" % number, metadata=good, timeout=20) for number in range(200)]
     equal([int(answer.result()) for answer in many], list(range(200)), "calls side by side on one connection")
 

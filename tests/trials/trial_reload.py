@@ -1,4 +1,4 @@
-"""wrk with mixed good and bad traffic while the configuration is rewritten and reloaded every second."""
+"""wrk with mixed good and bad traffic, and h2load beside it, while the configuration is rewritten and reloaded every second."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import re
 import time
 
 import tokens
+from certificates import Authority
 from harness import bearer, check, equal, trial, within
 from origins import Nginx
 
@@ -34,6 +35,7 @@ def configuration(nginx, generation):
         route("origin", known, upstream="origin", rewrite="/{rest}"),
     ]
     return {
+        "tls": {"certificates": [{"chain": "edge.pem", "key": {"file": "edge.key"}}]},
         "upstreams": {"echo": {"builtin": "echo"}, "origin": {"servers": [nginx.address], "health": {"path": "/healthz"}}},
         "limits": {"one": {"per": "client_ip", "rate": "1/30d"}, f"unused-{generation}": {"per": "client_ip", "rate": f"{generation}/s"}},
         "authenticators": {
@@ -100,6 +102,7 @@ def a_reload_every_second_under_mixed_traffic_makes_no_wrong_answer_and_fails_no
     nginx = Nginx(stage)
     keys = tokens.Keys()
     (stage.folder / "jwks.json").write_text(json.dumps(keys.public()))
+    Authority(stage.folder).issue("edge.test", file="edge")
     gateway = stage.gateway(configuration(nginx, 1))
 
     def make_key():
@@ -115,6 +118,9 @@ def a_reload_every_second_under_mixed_traffic_makes_no_wrong_answer_and_fails_no
 
     command = ["wrk", "-t", THREADS, "-c", THREADS, "-d", f"{SECONDS}s", "--latency", "-s", "mixed.lua", f"http://127.0.0.1:{gateway.port}"]
     wrk = stage.spawn(*command, "--", stage.folder / "cases.lua", log="wrk.log")
+    token = tokens.by_pyjwt(keys, "ES256", tokens.claims(exp=int(time.time()) + 3600))
+    command = ["h2load", "-D", SECONDS, "-c", 4, "-m", 10, "--rps", 50, f"--connect-to=127.0.0.1:{gateway.tls_port}"]
+    h2load = stage.spawn(*command, "-H", f"authorization: Bearer {token}", f"https://edge.test:{gateway.tls_port}/orders/1", log="h2load.log")
     began = time.monotonic()
     generation = broken = 1
     while wrk.poll() is None:
@@ -132,8 +138,13 @@ def a_reload_every_second_under_mixed_traffic_makes_no_wrong_answer_and_fails_no
     result = re.search(r"RESULT right=(\d+) wrong=(\d+) connect=(\d+) read=(\d+) write=(\d+) timeout=(\d+) p99_us=(\d+)", said)
     check(result, f"wrk: {said}")
     right, wrong, *errors, p99 = map(int, result.groups())
+    h2load.wait(20)
+    streams = re.search(r"(\d+) failed, (\d+) errored, (\d+) timeout\nstatus codes: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx", (stage.folder / "h2load.log").read_text())
+    *fails, good, redirected, refused, broken_off = map(int, streams.groups())
+    equal(fails + [redirected, refused, broken_off], [0] * 6, "HTTP/2 requests over TLS that failed, and answers 3xx, 4xx, 5xx")
+    check(good > 100 * SECONDS, f"only {good} HTTP/2 requests")
     applied = gateway.metric("edgeward_config_generation")
-    print(f"    {right} right answers in {SECONDS} s, p99 {p99 / 1000:.1f} ms, {applied:.0f} configurations served")
+    print(f"    {right} right answers in {SECONDS} s, p99 {p99 / 1000:.1f} ms, {good} over HTTP/2, {applied:.0f} configurations served")
     equal((wrong, errors), (0, [0, 0, 0, 0]), "wrong answers, and failures to connect, read, write and in time")
     check(right > 50 * SECONDS, f"only {right} answers")
     check(applied > SECONDS / 2, f"only {applied} configurations in {SECONDS} s")

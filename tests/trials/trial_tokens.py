@@ -4,7 +4,7 @@ import json
 import time
 
 import tokens
-from harness import bearer, check, equal, refused, served, trial
+from harness import bearer, check, equal, free_port, refused, served, trial
 from tokens import ASYMMETRIC, SYMMETRIC, by_jose, by_joserfc, by_pyjwt, claims, tampered
 
 # Pairs of a name that the failure shows and what makes the tokens of a list of algorithms.
@@ -111,3 +111,25 @@ def a_token_never_chooses_how_it_is_judged(stage):
         answer = ask("RS256", token)
         check(answer.status_code == 401, f"{what}: {answer.status_code} {answer.text}")
         refused(answer, 401, "credential_invalid")
+
+
+@trial
+def a_token_in_the_query_is_in_no_log_though_its_upstream_fails_again_and_again(stage):
+    keys = tokens.Keys()
+    (stage.folder / "jwks.json").write_text(json.dumps(keys.public()))
+    accepted = {"issuer": tokens.ISSUER, "audiences": ["orders"], "keys": {"jwks_file": "jwks.json"}, "from": [{"query": "access_token"}]}
+    dead = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+    gateway = stage.gateway(
+        {
+            "upstreams": {"dead": {"servers": dead, "retries": {"attempts": 2, "on": ["connect_failure"]}}},
+            "authenticators": {"issuer": {"jwt": accepted}},
+            "routes": [{"name": "all", "path": "/", "policy": {"authenticate": ["issuer"]}, "upstream": "dead"}],
+        }
+    )
+    token = by_pyjwt(keys, "ES256", claims())
+    for credential in [token, tampered(token)]:
+        answer = gateway.get("/", params={"before": "1", "access_token": credential, "after": "2"})
+        check(answer.status_code in (401, 502), f"{answer.status_code} {answer.text}")
+    # The end of every trial reads the logs; here it is known that they have something to tell.
+    stage.end(gateway)
+    check("after=2" in (stage.folder / "access.json").read_text(), "the rest of the query is logged")
