@@ -183,6 +183,10 @@ impl ProxyHttp for Gateway {
     ) -> Result<(), BError> {
         context.answered.get_or_insert_with(|| (self.clock)().monotonic);
         let status = answer.status.as_u16();
+        // The framework refuses a switch to what was not passed on, and takes one that nobody asked for as one more hint.
+        if status == 101 && !session.req_header().headers.contains_key(http::header::UPGRADE) {
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "switches protocols unasked").into_up());
+        }
         if !may_retry(session, context, RetryOn::Status(status)) {
             return Ok(());
         }

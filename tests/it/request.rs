@@ -394,3 +394,51 @@ fn what_a_service_sends_too_much_is_nobody_elses_answer() {
         assert!(whole.is_err(), "an answer that was cut short is not made whole");
     }
 }
+
+#[test]
+fn one_address_is_ruled_on_limited_logged_and_forwarded() {
+    let origin = echo();
+    let start = |trusted: &str| {
+        Gateway::start(&format!(
+            r#"
+server: {{trusted_proxies: {trusted}}}
+listeners: [{{address: "127.0.0.1:0"}}]
+admin: {{address: "127.0.0.1:0"}}
+upstreams: {{all: {{servers: ["{}"]}}}}
+limits: {{one: {{per: client_ip, rate: 1/h}}}}
+routes:
+  - {{name: inside, path: /inside, upstream: all, policy: {{authenticate: public, allow: [10.0.0.0/8]}}}}
+  - {{name: once, path: /once, upstream: all, policy: {{authenticate: public, limits: [one]}}}}
+  - {{name: open, path: /open, upstream: all, policy: {{authenticate: public}}}}
+"#,
+            origin.address
+        ))
+    };
+    let ask =
+        |gateway: &Gateway, target: &str, chain: &str| gateway.get(target, &[("X-Forwarded-For", chain), ("X-Real-IP", "10.9.9.9")]).status;
+    let logged = |gateway: &Gateway, client: &str| {
+        until("the access log names the caller", || {
+            gateway.access_log().iter().any(|line| line["client"] == client && line["path"] == "/open")
+        });
+    };
+
+    let alone = start("[]");
+    for chain in ["10.0.0.1", "127.0.0.1, 10.0.0.1", "::ffff:10.0.0.1"] {
+        assert_eq!(ask(&alone, "/inside", chain), 403, "a stranger's word on its address counts for nothing: {chain}");
+    }
+    assert_eq!([ask(&alone, "/once", "10.0.0.1"), ask(&alone, "/once", "10.0.0.2")], [200, 429], "nor does it make another caller of it");
+    assert_eq!(ask(&alone, "/open", "10.0.0.1"), 200);
+    assert_eq!((origin.last().header("x-forwarded-for"), origin.last().header("x-real-ip")), (Some("127.0.0.1"), None));
+    logged(&alone, "127.0.0.1");
+
+    let behind = start("[127.0.0.0/8]");
+    for (chain, status) in [("10.0.0.1", 200), ("::ffff:10.0.0.1", 200), ("10.0.0.1, 203.0.113.7", 403), ("10.0.0.1, x", 403), ("", 403)] {
+        assert_eq!(ask(&behind, "/inside", chain), status, "{chain}");
+    }
+    let once =
+        ["198.51.100.1", "203.0.113.9, 198.51.100.1", "198.51.100.1, 127.0.0.2", "198.51.100.2"].map(|chain| ask(&behind, "/once", chain));
+    assert_eq!(once, [200, 429, 429, 200]);
+    assert_eq!(ask(&behind, "/open", "10.0.0.1, 203.0.113.7"), 200);
+    assert_eq!(origin.last().header("x-forwarded-for"), Some("10.0.0.1, 203.0.113.7, 127.0.0.1"));
+    logged(&behind, "203.0.113.7");
+}

@@ -5,11 +5,11 @@ use edgeward::jose::Algorithm;
 use serde_json::json;
 
 use crate::harness::certificates::Authority;
-use crate::harness::client::{Connection, Http2, Tls, Verdict, request};
+use crate::harness::client::{Connection, Http2, Tls, Verdict};
 use crate::harness::framing::request_lines;
 use crate::harness::gateway::{Folder, Gateway};
 use crate::harness::issuer::Issuer;
-use crate::harness::origin::{Origin, Recorded};
+use crate::harness::origin::{Origin, Recorded, Reply};
 use crate::harness::until;
 
 /// Whom the caller says it is; nobody else is called that.
@@ -29,6 +29,8 @@ const IDENTITY: [&str; 11] = [
     "X-Client-Cert-CN",
     "X-Tenant",
 ];
+
+type Fields<'a> = &'a [(&'a str, &'a str)];
 
 fn config(issuer: &Issuer, origin: &Origin, tls: &str) -> String {
     format!(
@@ -76,7 +78,7 @@ impl Setting {
 }
 
 /// Who the service believes is calling.
-fn believed<'a>(seen: &'a Recorded) -> Vec<(&'static str, Vec<&'a str>)> {
+fn believed(seen: &Recorded) -> Vec<(&'static str, Vec<&str>)> {
     IDENTITY
         .into_iter()
         .map(|name| (name, seen.headers_like(&name.to_ascii_lowercase())))
@@ -188,6 +190,39 @@ fn an_upgrade_is_told_the_same_as_any_other_request() {
 }
 
 #[test]
+fn nothing_but_a_websocket_is_tunnelled() {
+    let setting = Setting::start();
+    let asks = |upgrade: &str| {
+        let (status, seen) = setting.send("/socket", true, format!("{upgrade}Connection: Upgrade, HTTP2-Settings\r\n").as_bytes());
+        assert_eq!(status, 200, "{upgrade}");
+        seen[0].headers_like("upgrade").join(" and ")
+    };
+    assert_eq!(asks("Upgrade: websocket\r\n"), "websocket");
+    assert_eq!(asks("Upgrade: WebSocket\r\n"), "websocket");
+    // Requests inside of h2c would pass every check unseen.
+    for upgrade in ["h2c", "H2C", "websocket, h2c", "h2c, websocket", "foo/1", "TLS/1.0", "websocket/13", ""] {
+        assert_eq!(asks(&format!("Upgrade: {upgrade}\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n")), "", "{upgrade}");
+    }
+    assert_eq!(asks("Upgrade: websocket\r\nUpgrade: h2c\r\n"), "websocket");
+}
+
+#[test]
+fn a_service_cannot_switch_protocols_unasked() {
+    const SWITCH: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let (issuer, origin) = (Issuer::start(Algorithm::EdDsa), Origin::scripted(|_| Reply::Bytes(SWITCH.to_vec())));
+    let gateway = Gateway::start(&config(&issuer, &origin, ""));
+    for upgrade in ["", "Upgrade: websocket\r\nConnection: Upgrade\r\n", "Upgrade: h2c\r\nConnection: Upgrade\r\n"] {
+        let mut connection = Connection::open(gateway.address());
+        connection
+            .send(format!("GET /public/1 HTTP/1.1\r\nHost: gw.test\r\n{upgrade}\r\nGET /me/smuggled HTTP/1.1\r\nHost: gw.test\r\n\r\n"));
+        let answer = connection.answer(false);
+        assert_eq!((answer.status, answer.code().as_str()), (502, "upstream_invalid"), "{upgrade}");
+        assert!(connection.is_closed());
+        assert!(origin.requests().iter().all(|request| request.target() == "/public/1"), "{upgrade}");
+    }
+}
+
+#[test]
 fn trailers_become_no_headers() {
     let setting = Setting::start();
     let trailers: String = IDENTITY.into_iter().chain(["Authorization"]).map(|name| format!("{name}: {FORGED}\r\n")).collect();
@@ -232,7 +267,7 @@ fn http_2_carries_nothing_into_a_request_that_http_1_could_not() {
 
     let asked = origin.requests().len();
     let public = |path| [(":method", "POST"), (":scheme", "https"), (":authority", "gw.test"), (":path", path)];
-    let cases: &[(&str, &str, &[(&str, &str)])] = &[
+    let cases: &[(&str, &str, Fields<'_>)] = &[
         ("a line break in a value", "/public/7", &[("x-a", "b\r\nX-User-Id: mallory-was-here")]),
         ("an LF in a value", "/public/7", &[("x-a", "b\nX-User-Id: mallory-was-here")]),
         ("a CR in a value", "/public/7", &[("x-a", "b\rc")]),
