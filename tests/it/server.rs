@@ -1,0 +1,125 @@
+//! The process: how it stops, what it must not lose when it does, and which socket serves what.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::client::{self, Connection, request};
+use crate::harness::gateway::{Folder, Gateway, command};
+use crate::harness::origin::{Origin, Reply, answer};
+use crate::harness::until;
+
+fn config(origin: &Origin) -> String {
+    format!(
+        r#"
+listeners: [{{address: "127.0.0.1:0"}}]
+admin: {{address: "127.0.0.1:0"}}
+upstreams: {{all: {{servers: ["{}"]}}}}
+authenticators: {{partners: {{api_key: {{keys: {{database: keys.db}}}}}}}}
+routes:
+  - {{name: slow, path: "/slow/{{*rest}}", upstream: all, policy: {{authenticate: public}}}}
+  - {{name: keyed, path: "/keyed/{{*rest}}", upstream: all, policy: {{authenticate: partners}}}}
+"#,
+        origin.address
+    )
+}
+
+/// An origin that takes this long for what is below `/slow`.
+fn slow(time: Duration) -> Origin {
+    Origin::scripted(move |request| {
+        if request.target().starts_with("/slow") {
+            std::thread::sleep(time);
+        }
+        Reply::Bytes(answer(200, &[], request.target()))
+    })
+}
+
+/// `edgeward keys ...` in a folder, as it prints.
+fn keys(folder: &Folder, arguments: &[&str]) -> Value {
+    let output = command(&[&["keys"], arguments, &["-c", "edgeward.yaml", "--json"]].concat()).current_dir(folder.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_gateway_that_is_told_to_stop_ends_what_has_begun_and_begins_nothing() {
+    let origin = slow(Duration::from_secs(2));
+    let mut gateway = Gateway::start(&config(&origin));
+    let mut idle = Connection::open(gateway.address());
+    assert_eq!(idle.ask(request("GET", "/nowhere", &[], b"")).status, 404);
+    let mut connection = Connection::open(gateway.address());
+    connection.send(request("GET", "/slow/1", &[], b""));
+    until("the service has been asked", || !origin.requests().is_empty());
+    gateway.signal("TERM");
+    until("new connections are refused", || TcpStream::connect(gateway.address()).is_err());
+    assert!(gateway.is_alive(), "the request in flight is waited for");
+    assert_eq!(connection.answer(false).text(), "/slow/1");
+    let answered = Instant::now();
+    assert!(gateway.wait().success());
+    assert!(answered.elapsed() < Duration::from_secs(2), "{:?} after the last answer", answered.elapsed());
+    assert!(idle.is_closed());
+    until("the last request is in the access log", || gateway.access_log().iter().any(|line| line["path"] == "/slow/1"));
+}
+
+#[test]
+fn an_idle_gateway_stops_soon_and_an_interrupted_one_at_once() {
+    for (signal, in_flight) in [("TERM", false), ("INT", false), ("INT", true)] {
+        let origin = slow(Duration::from_secs(10));
+        let mut gateway = Gateway::start(&config(&origin));
+        let mut connection = Connection::open(gateway.address());
+        if in_flight {
+            connection.send(request("GET", "/slow/1", &[], b""));
+            until("the service has been asked", || !origin.requests().is_empty());
+        }
+        let told = Instant::now();
+        gateway.signal(signal);
+        assert!(gateway.wait().success(), "{signal}");
+        assert!(told.elapsed() < Duration::from_secs(3), "{signal} took {:?}", told.elapsed());
+        assert!(connection.is_closed(), "{signal}");
+    }
+}
+
+#[test]
+fn the_usage_of_keys_survives_a_stop() {
+    for signal in ["TERM", "INT"] {
+        let origin = slow(Duration::ZERO);
+        let mut gateway = Gateway::start(&config(&origin));
+        let made = keys(gateway.folder(), &["create", "--consumer", "acme"]);
+        let key = made["key"].as_str().unwrap();
+        until("the key is known", || gateway.get("/keyed/1", &[("X-API-Key", key)]).status == 200);
+        let mut connection = Connection::open(gateway.address());
+        for _ in 0..6 {
+            assert_eq!(connection.ask(request("GET", "/keyed/2", &[("X-API-Key", key)], b"")).status, 200);
+        }
+        gateway.signal(signal);
+        assert!(gateway.wait().success());
+        let listed = keys(gateway.folder(), &["list"]);
+        assert_eq!(listed[0]["requests"], 7, "after {signal}: {listed}");
+    }
+}
+
+#[test]
+fn the_administration_is_on_its_own_socket_and_nothing_else_is() {
+    let origin = slow(Duration::ZERO);
+    let gateway = Gateway::start(&config(&origin));
+    let (data, admin) = (gateway.address(), gateway.admin());
+    for path in ["/healthz", "/readyz", "/metrics", "/admin", "/keys", "/config", "/debug", "/"] {
+        for target in [path.to_owned(), format!("/{path}"), format!("/keyed/..{path}"), format!("http://{admin}{path}")] {
+            for host in [data.to_string(), admin.to_string(), "localhost".to_owned(), format!("localhost:{}", admin.port())] {
+                let refused =
+                    client::get(data, &target, &[("Host", &host), ("X-Forwarded-Host", &admin.to_string()), ("X-Original-URL", path)]);
+                assert!([400, 404].contains(&refused.status), "{target} at {host}: {refused:?}");
+                assert!(!refused.text().contains("edgeward_"), "{target} at {host}");
+            }
+        }
+    }
+    for path in ["/slow/1", "/keyed/1", "//metrics", "/metrics/", "/%6detrics"] {
+        assert_eq!(client::get(admin, path, &[("Host", &data.to_string())]).status, 404, "{path}");
+    }
+    for method in ["POST", "PUT", "DELETE"] {
+        assert_eq!(client::ask(admin, request(method, "/metrics", &[], b"")).status, 405, "{method}");
+    }
+    assert_eq!(client::get(admin, "/metrics", &[]).status, 200);
+    assert!(origin.requests().is_empty());
+}
