@@ -41,15 +41,16 @@ impl From<Rejection> for Refusal {
 
 /// Whether this request may go on, and as whom.
 pub async fn admit(route: &Route, request: &Request<'_>, now: Now) -> Result<Admission, Refusal> {
-    route.ip_rules.check(request.client.address)?;
-    let charge = route.rate_limits.check_client(request, now)?;
-    let Some(authenticators) = &route.authenticators else {
-        let limit = route.rate_limits.check_identity(request, None, charge, now)?;
+    let policy = &*route.policy;
+    policy.ip_rules.check(request.client.address)?;
+    let charge = policy.rate_limits.check_client(request, now)?;
+    let Some(authenticators) = &policy.authenticators else {
+        let limit = policy.rate_limits.check_identity(request, None, charge, now)?;
         return Ok(Admission { identity: None, limit });
     };
     let identity = authenticators.identify(request, now).await?;
-    let judged = route.authorizers.authorize(&identity);
-    match judged.and_then(|()| route.rate_limits.check_identity(request, Some(&identity), charge, now)) {
+    let judged = policy.authorizers.authorize(&identity);
+    match judged.and_then(|()| policy.rate_limits.check_identity(request, Some(&identity), charge, now)) {
         Ok(limit) => Ok(Admission { identity: Some(identity), limit }),
         Err(rejection) => Err(Refusal { rejection, identity: Some(identity) }),
     }

@@ -24,7 +24,7 @@ use crate::route::ip_rules::IpRules;
 use crate::route::rate_limits::RateLimits;
 use crate::route::rewrite::Rewrite;
 use crate::route::router::{Entry, Fault, Router};
-use crate::route::{Challenges, Route};
+use crate::route::{Challenges, Policy, Route};
 use crate::upstream::Upstream;
 
 /// The snapshot that serves.
@@ -143,13 +143,25 @@ impl Compiler<'_> {
         let authenticators =
             self.table(&config.authenticators, |compiler, name, authenticator| compiler.authenticator(name, authenticator));
         let upstreams = self.table(&config.upstreams, |compiler, name, upstream| Upstream::compile(name, upstream, compiler.live));
-        // A name that only a policy without a route uses must be right as well: the next edit may bring the route.
-        for (_, policy) in &config.policies {
-            self.policy_names(policy);
-        }
         let identity_headers = self.identity_headers();
-        let routes: Vec<Option<Arc<Route>>> =
-            config.routes.iter().map(|route| self.route(route, &authenticators, &upstreams, &identity_headers)).collect();
+        // Also those that no route uses: the next edit may bring the route.
+        let policies = config.policies.iter().filter_map(|(name, policy)| {
+            let policy = self.policy(policy, &authenticators, &identity_headers)?;
+            Some((Arc::clone(&name.value), Arc::new(policy)))
+        });
+        let policies: Table<Policy> = policies.collect();
+        let routes: Vec<Option<Arc<Route>>> = config
+            .routes
+            .iter()
+            .map(|route| {
+                let policy = match &route.policy {
+                    config::RoutePolicy::Named(name) => self.named("policy", name, &policies, &config.policies),
+                    config::RoutePolicy::Inline(policy) => self.policy(policy, &authenticators, &identity_headers).map(Arc::new),
+                };
+                let upstream = self.named("upstream", &route.upstream, &upstreams, &config.upstreams);
+                self.route(route, policy, upstream)
+            })
+            .collect();
         let routes: Vec<Arc<Route>> = routes.into_iter().collect::<Option<_>>()?;
         let router = self.router(&routes)?;
         let credential_locations = authenticators.values().flat_map(|authenticator| authenticator.locations().iter().cloned()).collect();
@@ -198,18 +210,6 @@ impl Compiler<'_> {
         })
     }
 
-    /// Reports the names of a policy that stand for nothing.
-    fn policy_names(&mut self, policy: &config::Policy) {
-        if let config::Authenticate::Any(names) = &policy.authenticate {
-            for name in names {
-                self.known("authenticator", name, &self.config.authenticators);
-            }
-        }
-        for name in &policy.limits {
-            self.known("limit", name, &self.config.limits);
-        }
-    }
-
     /// What a name stands for; a name that stands for nothing is a problem, with the nearest right one.
     fn known<'n, T>(&mut self, what: &str, name: &config::At<Arc<str>>, named: &'n Named<T>) -> Option<&'n T> {
         if let Some((_, found)) = named.iter().find(|(known, _)| known.value == name.value) {
@@ -224,75 +224,93 @@ impl Compiler<'_> {
         None
     }
 
-    fn route(
-        &mut self,
-        route: &config::Route,
-        authenticators: &Table<Authenticator>,
-        upstreams: &Table<Upstream>,
-        identity_headers: &Arc<[HeaderName]>,
-    ) -> Option<Arc<Route>> {
-        let config = self.config;
-        let policy = match &route.policy {
-            config::RoutePolicy::Named(name) => self.known("policy", name, &config.policies),
-            config::RoutePolicy::Inline(policy) => {
-                self.policy_names(policy);
-                Some(&**policy)
-            }
-        };
-        let upstream_known = self.known("upstream", &route.upstream, &config.upstreams).is_some();
-        let rewrite = route.rewrite.as_ref().map(|rewrite| Rewrite::compile(&rewrite.value, &parameters(&route.path.value)));
-        if let (Some(rewrite), Some(Err(expected))) = (&route.rewrite, &rewrite) {
-            self.problems.push(Problem::at(&rewrite.place, "is no rewrite of this route's path").expected(*expected));
+    /// What was compiled under a name. What failed to compile has been reported.
+    fn named<C, T>(&mut self, what: &str, name: &config::At<Arc<str>>, compiled: &Table<T>, named: &Named<C>) -> Option<Arc<T>> {
+        let found = compiled.get(&name.value).cloned();
+        if found.is_none() {
+            self.known(what, name, named);
         }
-        let policy = policy?;
-        let accepted = match &policy.authenticate {
-            config::Authenticate::Public => None,
-            config::Authenticate::Any(names) => {
-                let found: Option<Vec<_>> = names.iter().map(|name| authenticators.get(&name.value).cloned()).collect();
-                Some(found?)
-            }
-        };
-        let rate_limits = self.rate_limits(route, policy, accepted.is_some())?;
-        let upstream = upstreams.get(&route.upstream.value).filter(|_| upstream_known)?;
-        let credentials =
-            Credentials::new(accepted.iter().flatten().map(|authenticator| (authenticator.name(), authenticator.locations())));
-        Some(Arc::new(Route {
-            name: Arc::clone(&route.name.value),
-            ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
-            rate_limits,
-            challenges: accepted.as_deref().map(challenges).unwrap_or_default(),
-            authenticators: accepted.map(Authenticators::any),
-            authorizers: Authorizers::compile(&policy.authorize),
-            forward: Forward::compile(&policy.forward, credentials, Arc::clone(identity_headers)),
-            rewrite: rewrite.transpose().ok()?,
-            upstream: Arc::clone(upstream),
-            websocket: route.websocket,
-            response_timeout: route.timeouts.response.unwrap_or(upstream.timeouts.response),
-            metrics: self.metrics.route(&route.name.value),
-        }))
+        found
     }
 
-    fn rate_limits(&mut self, route: &config::Route, policy: &config::Policy, identified: bool) -> Option<RateLimits> {
+    fn policy(
+        &mut self,
+        policy: &config::Policy,
+        authenticators: &Table<Authenticator>,
+        identity_headers: &Arc<[HeaderName]>,
+    ) -> Option<Policy> {
         let config = self.config;
-        let limits: Option<Vec<_>> = policy
-            .limits
-            .iter()
-            .map(|name| Some((name, config.limits.iter().find(|(known, _)| known.value == name.value).map(|(_, limit)| limit)?)))
-            .collect();
-        let limits = limits?;
-        if !identified {
+        let accepted = match &policy.authenticate {
+            config::Authenticate::Public => Some(None),
+            config::Authenticate::Any(names) => {
+                let found = names.iter().map(|name| self.named("authenticator", name, authenticators, &config.authenticators));
+                // Collected before it is judged, so that every wrong name is reported.
+                let found: Vec<_> = found.collect();
+                found.into_iter().collect::<Option<Vec<_>>>().map(Some)
+            }
+        };
+        let limits: Vec<_> = policy.limits.iter().map(|name| Some((name, self.known("limit", name, &config.limits)?))).collect();
+        let (accepted, limits) = (accepted?, limits.into_iter().collect::<Option<Vec<_>>>()?);
+        if accepted.is_none() {
             for (name, _) in limits.iter().filter(|(_, limit)| RateLimits::refuses_the_public(limit)) {
                 self.problems.push(
-                    Problem::at(
-                        &name.place,
-                        format!("limit `{}` counts per identity, and route `{}` is public", name.value, route.name.value),
-                    )
-                    .expected("a limit per client_ip, header, host, route or path, or `when_missing: skip` or `client_ip`"),
+                    Problem::at(&name.place, format!("limit `{}` counts per identity, and this policy is public", name.value))
+                        .expected("a limit per client_ip, header, host, route or path, or `when_missing: skip` or `client_ip`"),
                 );
             }
         }
         let counters = |name: &Arc<str>| self.live.counters.find_or_create(name, Counters::default);
-        Some(RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit, counters(&name.value)))))
+        let credentials =
+            Credentials::new(accepted.iter().flatten().map(|authenticator| (authenticator.name(), authenticator.locations())));
+        Some(Policy {
+            ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
+            rate_limits: RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit, counters(&name.value)))),
+            challenges: accepted.as_deref().map(challenges).unwrap_or_default(),
+            authenticators: accepted.map(Authenticators::any),
+            authorizers: Authorizers::compile(&policy.authorize),
+            forward: Forward::compile(&policy.forward, credentials, Arc::clone(identity_headers)),
+        })
+    }
+
+    fn route(&mut self, route: &config::Route, policy: Option<Arc<Policy>>, upstream: Option<Arc<Upstream>>) -> Option<Arc<Route>> {
+        let rewrite = route.rewrite.as_ref().map(|rewrite| Rewrite::compile(&rewrite.value, &parameters(&route.path.value)));
+        if let (Some(rewrite), Some(Err(expected))) = (&route.rewrite, &rewrite) {
+            self.problems.push(Problem::at(&rewrite.place, "is no rewrite of this route's path").expected(*expected));
+        }
+        self.check_path_limits(route);
+        let upstream = upstream?;
+        Some(Arc::new(Route {
+            name: Arc::clone(&route.name.value),
+            policy: policy?,
+            rewrite: rewrite.transpose().ok()?,
+            websocket: route.websocket,
+            response_timeout: route.timeouts.response.unwrap_or(upstream.timeouts.response),
+            upstream,
+            metrics: self.metrics.route(&route.name.value),
+        }))
+    }
+
+    /// A limit per path parameter refuses every request of a route without that parameter: better said now.
+    fn check_path_limits(&mut self, route: &config::Route) {
+        let config = self.config;
+        let policy = match &route.policy {
+            config::RoutePolicy::Named(name) => {
+                config.policies.iter().find(|(known, _)| known.value == name.value).map(|(_, policy)| policy)
+            }
+            config::RoutePolicy::Inline(policy) => Some(&**policy),
+        };
+        let names = policy.into_iter().flat_map(|policy| &policy.limits);
+        let limits = names.filter_map(|name| config.limits.iter().find(|(known, _)| known.value == name.value));
+        for (name, limit) in limits.filter(|(_, limit)| limit.when_missing == config::WhenMissing::Deny) {
+            for key in &limit.per {
+                if let config::LimitKey::Path(parameter) = key
+                    && !parameters(&route.path.value).contains(&&**parameter)
+                {
+                    let what = format!("limit `{}` counts per `{parameter}`, which this path does not have", name.value);
+                    self.problems.push(Problem::at(&route.path.place, what).expected(format!("`{{{parameter}}}` in the path")));
+                }
+            }
+        }
     }
 
     /// Every header that any policy sets, so that a caller can bring none of them to any route.
@@ -362,4 +380,86 @@ fn challenges(authenticators: &[Arc<Authenticator>]) -> Challenges {
         }
     }
     challenges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::System;
+
+    /// What is said of a configuration with these sections beside a demo upstream and a listener.
+    fn problems(sections: &str) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("edgeward.yaml");
+        let head = "listeners: [{address: 127.0.0.1:0}]\nupstreams: {demo: {builtin: echo}}\n";
+        std::fs::write(&path, format!("{head}{sections}")).unwrap();
+        let config = config::load(&path, &System).config.unwrap();
+        match compile(&config, &LiveState::default(), &Metrics::new().unwrap()) {
+            Ok(_) => Vec::new(),
+            Err(problems) => problems.iter().map(|problem| format!("{}: {}", problem.place.path, problem.message)).collect(),
+        }
+    }
+
+    #[test]
+    fn every_name_that_stands_for_nothing_is_reported_at_once() {
+        let found = problems(
+            "policies: {a: {authenticate: [nobody, noone], limits: [none]}}\n\
+             routes:\n  - {name: x, path: /x, policy: b, upstream: demi}\n  - {name: y, path: /y, policy: {authenticate: nobody}, upstream: demo}\n",
+        );
+        assert_eq!(
+            found,
+            [
+                "policies.a.authenticate[0]: there is no authenticator `nobody`",
+                "policies.a.authenticate[1]: there is no authenticator `noone`",
+                "policies.a.limits[0]: there is no limit `none`",
+                "routes[0].policy: there is no policy `b`",
+                "routes[0].upstream: there is no upstream `demi`",
+                "routes[1].policy.authenticate: there is no authenticator `nobody`",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_could_only_refuse_everybody_is_reported() {
+        let found = problems(
+            "limits: {who: {per: consumer, rate: 1/s}, item: {per: {path: id}, rate: 1/s}}\n\
+             routes:\n  - {name: x, path: /x, policy: {authenticate: public, limits: [who, item]}, upstream: demo}\n  \
+             - {name: y, path: \"/y/{id}\", policy: {authenticate: public, limits: [item]}, upstream: demo}\n",
+        );
+        assert_eq!(
+            found,
+            [
+                "routes[0].policy.limits[0]: limit `who` counts per identity, and this policy is public",
+                "routes[0].path: limit `item` counts per `id`, which this path does not have",
+            ]
+        );
+    }
+
+    #[test]
+    fn two_routes_for_the_same_request_are_reported() {
+        let route = |name: &str, path: &str, methods: &str| {
+            format!("  - {{name: {name}, path: \"{path}\", methods: [{methods}], policy: {{authenticate: public}}, upstream: demo}}\n")
+        };
+        let found = problems(&format!(
+            "routes:\n{}{}{}",
+            route("a", "/x/{id}", "GET"),
+            route("b", "/x/{name}", "GET, PUT"),
+            route("c", "/x/{id}", "POST")
+        ));
+        assert_eq!(found, ["routes[1].path: route `a` has this host, path and method already"]);
+    }
+
+    #[test]
+    fn routes_share_the_policy_they_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("edgeward.yaml");
+        let text = "listeners: [{address: 127.0.0.1:0}]\nupstreams: {demo: {builtin: echo}}\npolicies: {open: {authenticate: public}}\n\
+                    routes:\n  - {name: a, path: /a, policy: open, upstream: demo}\n  - {name: b, path: /b, policy: open, upstream: demo}\n";
+        std::fs::write(&path, text).unwrap();
+        let config = config::load(&path, &System).config.unwrap();
+        let snapshot = compile(&config, &LiveState::default(), &Metrics::new().unwrap()).unwrap();
+        let [a, b] = &snapshot.routes[..] else { panic!("two routes") };
+        // A list of 100,000 networks must not be held once per route.
+        assert!(Arc::ptr_eq(&a.policy, &b.policy));
+    }
 }

@@ -66,7 +66,7 @@ impl Target {
             Some(rewrite) => rewrite.apply(parameters)?,
             None => message.path.clone().into_owned(),
         };
-        let query = message.query.map(|query| route.forward.query(query, identity.map(|identity| &**identity)));
+        let query = message.query.map(|query| route.policy.forward.query(query, identity.map(|identity| &**identity)));
         if let Some(query) = query.filter(|query| !query.is_empty()) {
             path_and_query.push('?');
             path_and_query.push_str(&query);

@@ -84,9 +84,9 @@ fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<Respons
     header.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
     header.insert_header(&X_REQUEST_ID, context.request_id.value().clone())?;
     match rejection {
-        Rejection::CredentialMissing => challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.missing))?,
+        Rejection::CredentialMissing => challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.missing))?,
         Rejection::CredentialInvalid(_) | Rejection::CredentialExpired | Rejection::CredentialRevoked => {
-            challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.invalid))?;
+            challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.invalid))?;
         }
         Rejection::InsufficientScope(scopes) => {
             header.append_header(header::WWW_AUTHENTICATE, format!("Bearer error=\"insufficient_scope\", scope=\"{scopes}\""))?;

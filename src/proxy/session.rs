@@ -61,7 +61,7 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
         host: &target.authority,
         request_id: context.request_id.value(),
     };
-    route.forward.apply(upstream, admission.identity().map(|identity| &**identity), &connection);
+    route.policy.forward.apply(upstream, admission.identity().map(|identity| &**identity), &connection);
     Ok(())
 }
 

@@ -19,11 +19,28 @@ use ip_rules::IpRules;
 use rate_limits::RateLimits;
 use rewrite::Rewrite;
 
-/// One compiled route with its policy.
+/// One compiled route.
 #[derive(Debug)]
 pub struct Route {
     /// The name in the configuration.
     pub name: Arc<str>,
+    /// Who may enter, and as what; shared by every route that names it.
+    pub policy: Arc<Policy>,
+    /// Another path for the upstream.
+    pub rewrite: Option<Rewrite>,
+    /// Who serves.
+    pub upstream: Arc<Upstream>,
+    /// Whether an upgrade to WebSocket is passed on.
+    pub websocket: bool,
+    /// How long the upstream may take to answer.
+    pub response_timeout: Duration,
+    /// Counters.
+    pub metrics: RouteMetrics,
+}
+
+/// One compiled policy.
+#[derive(Debug)]
+pub struct Policy {
     /// Which addresses may ask at all.
     pub ip_rules: IpRules,
     /// How often.
@@ -36,16 +53,6 @@ pub struct Route {
     pub challenges: Challenges,
     /// What the upstream is told.
     pub forward: Forward,
-    /// Another path for the upstream.
-    pub rewrite: Option<Rewrite>,
-    /// Who serves.
-    pub upstream: Arc<Upstream>,
-    /// Whether an upgrade to WebSocket is passed on.
-    pub websocket: bool,
-    /// How long the upstream may take to answer.
-    pub response_timeout: Duration,
-    /// Counters.
-    pub metrics: RouteMetrics,
 }
 
 /// `WWW-Authenticate` values, one per accepted method.
