@@ -5,7 +5,7 @@ use edgeward::jose::Algorithm;
 use serde_json::json;
 
 use crate::harness::certificates::Authority;
-use crate::harness::client::{Connection, Http2, Tls, Verdict, request};
+use crate::harness::client::{Connection, Http2, Tls, Verdict};
 use crate::harness::framing::request_lines;
 use crate::harness::gateway::{Folder, Gateway};
 use crate::harness::issuer::Issuer;
@@ -76,7 +76,7 @@ impl Setting {
 }
 
 /// Who the service believes is calling.
-fn believed<'a>(seen: &'a Recorded) -> Vec<(&'static str, Vec<&'a str>)> {
+fn believed(seen: &Recorded) -> Vec<(&'static str, Vec<&str>)> {
     IDENTITY
         .into_iter()
         .map(|name| (name, seen.headers_like(&name.to_ascii_lowercase())))
