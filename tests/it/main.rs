@@ -7,6 +7,7 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::disallowed_methods,
+    clippy::type_complexity,
     reason = "a test that meets the unexpected stops there, and lives in real time"
 )]
 
