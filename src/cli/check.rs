@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::ConfigFile;
+use super::{ConfigFile, print};
 use crate::config::{self, Authenticate, Authenticator, Config, KeySource, RoutePolicy, System};
 use crate::live::LiveState;
 use crate::metrics::Metrics;
@@ -43,15 +43,15 @@ impl Check {
             Ok((config, _)) => {
                 let (routes, dependencies) = (routes(&config), dependencies(&config));
                 match self.format {
-                    Format::Text => print!("{}: sound\n\n{}\n{}", path.display(), lines(&routes), lines(&dependencies)),
-                    Format::Json => println!("{:#}", json!({"sound": true, "routes": routes, "dependencies": dependencies})),
+                    Format::Text => print(&format!("{}: sound\n\n{}\n{}", path.display(), lines(&routes), lines(&dependencies))),
+                    Format::Json => print(&format!("{:#}\n", json!({"sound": true, "routes": routes, "dependencies": dependencies}))),
                 }
                 ExitCode::SUCCESS
             }
             Err(problems) => {
                 match self.format {
-                    Format::Text => problems.iter().for_each(|problem| println!("{problem}")),
-                    Format::Json => println!("{:#}", json!({"sound": false, "problems": problems})),
+                    Format::Text => print(&problems.iter().map(|problem| format!("{problem}\n")).collect::<String>()),
+                    Format::Json => print(&format!("{:#}\n", json!({"sound": false, "problems": problems}))),
                 }
                 ExitCode::from(if candidate.readable { 1 } else { 2 })
             }

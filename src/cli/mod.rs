@@ -69,10 +69,16 @@ pub fn main() -> ExitCode {
         Command::Tokens(tokens) => tokens.run(),
         Command::Keys(keys) => keys.run(),
         Command::Schema => {
-            println!("{:#}", crate::config::schema());
+            print(&format!("{:#}\n", crate::config::schema()));
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Writes to standard output. A reader that has seen enough (`| head`) is no failure.
+pub(crate) fn print(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// For people on a terminal, for machines elsewhere. `RUST_LOG` chooses what is said.
