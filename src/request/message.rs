@@ -65,6 +65,10 @@ impl<'a> Message<'a> {
             Some(authority) => authority,
             None => head.headers.get(header::HOST).and_then(|value| value.to_str().ok()).ok_or(Rejection::BadRequest("host"))?,
         };
+        // A parser of URIs drops a fragment in silence, where another server takes it for a part of the path.
+        if head.raw.is_some_and(|raw| raw.split(|byte| *byte == b'\r').next().is_some_and(|line| line.contains(&b'#'))) {
+            return Err(Rejection::AmbiguousPath("fragment"));
+        }
         let canonical = path::canonical(origin_form(head.target))?;
         let port = authority.rsplit_once(':').map(|(_, port)| port);
         Ok(Self {
@@ -138,6 +142,19 @@ mod tests {
         }
         for target in ["http://a.test?x", "http://a.test#x", "ftp://a.test/", "a.test/x", "*", ""] {
             assert!(matches!(Message::read(head(target, &headers), LIMITS), Err(Rejection::AmbiguousPath(_))), "{target}");
+        }
+    }
+
+    #[test]
+    fn a_fragment_that_the_parser_dropped_is_found_in_the_raw_head() {
+        let headers = headers(&[("host", "a")]);
+        for (raw, refused) in [
+            (&b"GET /a HTTP/1.1\r\nHost: a\r\nX: #\r\n\r\n"[..], false),
+            (b"GET /a#/../b HTTP/1.1\r\nHost: a\r\n\r\n", true),
+            (b"GET /a?b#c HTTP/1.1\r\nHost: a\r\n\r\n", true),
+        ] {
+            let read = Message::read(Head { raw: Some(raw), ..head("/a", &headers) }, LIMITS);
+            assert_eq!(read.err(), refused.then_some(Rejection::AmbiguousPath("fragment")));
         }
     }
 
