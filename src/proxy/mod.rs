@@ -40,6 +40,7 @@ use crate::metrics::Metrics;
 use crate::request::message::Message;
 use crate::request::{Clock, Rejection};
 use crate::snapshot::Slot;
+use crate::upstream::{Chosen, Upstream};
 
 pub use access_log::AccessLog;
 use context::{Context, InFlight, RequestId, Target};
@@ -153,7 +154,7 @@ impl ProxyHttp for Gateway {
         }
         let address = match route.upstream.builtin {
             Some(Builtin::Echo) => self.echo,
-            None => match route.upstream.choose(&context.tried) {
+            None => match choose(&route.upstream, &context.tried) {
                 Ok(chosen) => context.backend.insert(chosen).address,
                 Err(rejection) => {
                     context.rejection = Some(rejection);
@@ -163,6 +164,8 @@ impl ProxyHttp for Gateway {
         };
         context.asked.get_or_insert_with(|| (self.clock)().monotonic);
         context.tried.push(address);
+        // What a try has read of the body is read again by the next.
+        context.body_received = 0;
         Ok(peer::build(route, address))
     }
 
@@ -273,6 +276,11 @@ fn may_retry(session: &mut Session, context: &Context, cause: RetryOn) -> bool {
         && context.tried.len() as u64 <= u64::from(retries.attempts)
         && session.req_header().method.is_idempotent()
         && !session.as_ref().retry_buffer_truncated()
+}
+
+/// A backend that is well, rather one that was not tried: where there is no other, the same one is asked again.
+fn choose(upstream: &Upstream, tried: &[SocketAddr]) -> Result<Chosen, Rejection> {
+    upstream.choose(tried).or_else(|_| upstream.choose(&[]))
 }
 
 /// What went wrong, for the log. A message that was not understood is quoted by Pingora's errors, cookies and bodies included, so of such a one
