@@ -1,6 +1,7 @@
 //! Watch, load, compile, swap; on any error the configuration that serves keeps serving.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use crate::config::{self, Config, Place, Problem, Source};
 use crate::live::LiveState;
 use crate::metrics::Metrics;
 use crate::request::Clock;
+use crate::secret::Secret;
 use crate::snapshot::{self, Slot, Snapshot};
 
 /// How often the watched files are looked at. Two looks must agree before a change counts, so that a half-written file is not read:
@@ -179,7 +181,8 @@ impl Reloader {
 struct Fixed {
     server: String,
     listeners: Vec<String>,
-    admin: Option<String>,
+    /// With the token: a new one that is not asked for would leave the old one good, and nobody told.
+    admin: Option<(SocketAddr, Option<Secret>)>,
 }
 
 impl Fixed {
@@ -187,7 +190,7 @@ impl Fixed {
         Self {
             server: format!("{:?}", config.server),
             listeners: config.listeners.iter().map(listener).collect(),
-            admin: config.admin.as_ref().map(|admin| admin.address.to_string()),
+            admin: config.admin.as_ref().map(|admin| (*admin.address, admin.token.clone())),
         }
     }
 

@@ -56,7 +56,7 @@ grammar! {
 
     /// TLS of a listener.
     pub struct ListenerTls {
-        /// The certificates. The caller's SNI chooses; the first serves callers that name no host or an unknown one.
+        /// The certificates. The caller's SNI chooses; the first serves callers that name no host. A host that no certificate has is refused.
         certificates: Vec<Certificate> as NonEmpty<Vec<Certificate>>,
     }
 

@@ -55,7 +55,7 @@ grammar! {
     /// Active health checks.
     #[checked(check_health)]
     pub struct Health {
-        /// What is asked for, with GET; a 2xx answer is healthy.
+        /// What is asked for, with GET; a 2xx or 3xx answer is healthy.
         path: Arc<str> as RequestPath,
         /// The time between two checks.
         interval: Duration as Lasting<100, HOUR> = "5s",

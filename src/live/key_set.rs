@@ -106,7 +106,8 @@ impl Held {
         &self.keys
     }
 
-    /// Counts the documents that were taken over; the same number means the same keys.
+    /// The number of the document; the same number means the same keys, also across sets: a token that is remembered must not meet the number
+    /// of its key again in a set that was left out of the configuration, came back and lacks that key.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -159,6 +160,13 @@ struct Asked {
 struct Failure {
     in_a_row: u64,
     error: String,
+}
+
+/// Documents that were taken over by all sets of the process.
+static GENERATIONS: AtomicU64 = AtomicU64::new(0);
+
+fn next_generation() -> u64 {
+    GENERATIONS.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 enum News {
@@ -351,14 +359,13 @@ impl KeySet {
 
     fn take_over(&self, news: News, now: Now) {
         let before = self.current();
-        let generation = before.as_ref().map_or(0, |held| held.generation);
         let held = match (news, before.as_ref()) {
             (News::Document { keys, document, etag }, _) => {
-                Held { keys: Arc::new(keys), generation: generation + 1, age: Duration::ZERO, since: now, document, etag }
+                Held { keys: Arc::new(keys), generation: next_generation(), age: Duration::ZERO, since: now, document, etag }
             }
             (News::Unchanged, Some(held)) => Held {
                 keys: held.keys.clone(),
-                generation,
+                generation: held.generation,
                 age: Duration::ZERO,
                 since: now,
                 document: held.document.clone(),
@@ -381,7 +388,8 @@ impl KeySet {
                     tracing::warn!(path = shown, "the stored key set is from the future and not used");
                     return;
                 };
-                self.held.store(Some(Arc::new(Held { keys: Arc::new(keys), generation: 1, age, since: now, document, etag: None })));
+                let generation = next_generation();
+                self.held.store(Some(Arc::new(Held { keys: Arc::new(keys), generation, age, since: now, document, etag: None })));
             }
             Ok(Ok(None)) => {}
             Ok(Err(error)) => tracing::warn!(path = shown, error, "the stored key set is not used"),

@@ -92,10 +92,11 @@ impl RequestId {
         Self(http::HeaderValue::from_bytes(&text).unwrap_or_else(|_| http::HeaderValue::from_static("0")))
     }
 
-    /// The id of a trusted proxy: visible ASCII, at most 128 bytes.
+    /// The id of a trusted proxy: visible ASCII, at most 128 bytes. Without what JSON would have to escape, as it stands in bodies as it is.
     pub fn received(value: &http::HeaderValue) -> Option<Self> {
         let bytes = value.as_bytes();
-        let usable = !bytes.is_empty() && bytes.len() <= 128 && bytes.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'"');
+        let usable =
+            !bytes.is_empty() && bytes.len() <= 128 && bytes.iter().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'));
         usable.then(|| Self(value.clone()))
     }
 
@@ -124,5 +125,19 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_taken_over_when_it_can_stand_in_json_as_it_is() {
+        for (given, taken) in
+            [("0af7-65:1/x", true), ("", false), ("a b", false), ("a\"b", false), ("ab\\", false), (&"x".repeat(129), false)]
+        {
+            assert_eq!(RequestId::received(&http::HeaderValue::from_str(given).unwrap()).is_some(), taken, "{given}");
+        }
     }
 }

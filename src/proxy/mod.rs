@@ -30,7 +30,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{BError, Error, ErrorSource, ErrorType};
-use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use prometheus::IntCounter;
 
@@ -40,6 +40,7 @@ use crate::metrics::Metrics;
 use crate::request::message::Message;
 use crate::request::{Clock, Rejection};
 use crate::snapshot::Slot;
+use crate::upstream::{Chosen, Upstream};
 
 pub use access_log::AccessLog;
 use context::{Context, InFlight, RequestId, Target};
@@ -153,7 +154,7 @@ impl ProxyHttp for Gateway {
         }
         let address = match route.upstream.builtin {
             Some(Builtin::Echo) => self.echo,
-            None => match route.upstream.choose(&context.tried) {
+            None => match choose(&route.upstream, &context.tried) {
                 Ok(chosen) => context.backend.insert(chosen).address,
                 Err(rejection) => {
                     context.rejection = Some(rejection);
@@ -163,6 +164,8 @@ impl ProxyHttp for Gateway {
         };
         context.asked.get_or_insert_with(|| (self.clock)().monotonic);
         context.tried.push(address);
+        // What a try has read of the body is read again by the next.
+        context.body_received = 0;
         Ok(peer::build(route, address))
     }
 
@@ -235,7 +238,7 @@ impl ProxyHttp for Gateway {
         let rejection = context.rejection.take().unwrap_or_else(|| failure(error));
         if *error.esource() == ErrorSource::Upstream {
             let upstream = context.tried.last().map(ToString::to_string);
-            tracing::warn!(request_id = context.request_id.as_str(), upstream, %error, "the upstream failed");
+            tracing::warn!(request_id = context.request_id.as_str(), upstream, error = shown(error), "the upstream failed");
         }
         // Pingora closes the connection after a failure; unannounced, the caller's next request would be lost with it.
         session.set_keepalive(None);
@@ -248,6 +251,11 @@ impl ProxyHttp for Gateway {
 
     /// Every failure is in the access log with its code, and upstream failures are logged once in `fail_to_proxy`.
     fn suppress_error_log(&self, _: &Session, _: &Context, _: &Error) -> bool {
+        true
+    }
+
+    /// A try that is repeated is counted. Pingora's line would quote an answer that was not understood.
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Context, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
     }
 
@@ -282,6 +290,20 @@ fn may_retry(session: &mut Session, context: &Context, cause: RetryOn) -> bool {
         && context.tried.len() as u64 <= u64::from(retries.attempts)
         && session.req_header().method.is_idempotent()
         && !session.as_ref().retry_buffer_truncated()
+}
+
+/// A backend that is well, rather one that was not tried: where there is no other, the same one is asked again.
+fn choose(upstream: &Upstream, tried: &[SocketAddr]) -> Result<Chosen, Rejection> {
+    upstream.choose(tried).or_else(|_| upstream.choose(&[]))
+}
+
+/// What went wrong, for the log. A message that was not understood is quoted by Pingora's errors, cookies and bodies included, so of such a one
+/// only the kind is said.
+fn shown(error: &Error) -> String {
+    match failure(error) {
+        Rejection::UpstreamUnreachable | Rejection::UpstreamTimeout => error.to_string(),
+        _ => format!("{} {}", error.esource().as_str(), error.etype().as_str()),
+    }
 }
 
 /// What went wrong, in our words.

@@ -135,6 +135,10 @@ impl Credentials {
     }
 
     fn strip(&self, upstream: &mut impl UpstreamHeaders, kept: Option<&Location>) {
+        let aliases: Vec<HeaderName> = upstream.headers().keys().filter(|name| self.is_alias(name)).cloned().collect();
+        for alias in &aliases {
+            upstream.remove(alias);
+        }
         let mut cookies = Vec::new();
         for location in self.all.iter().filter(|location| Some(*location) != kept) {
             match location {
@@ -150,6 +154,17 @@ impl Credentials {
         if !cookies.is_empty() {
             strip_cookies(upstream, &cookies);
         }
+    }
+
+    /// Whether a server behind us may take this header for one that holds a credential: what was never checked would stand for what was.
+    fn is_alias(&self, name: &HeaderName) -> bool {
+        let headers = || {
+            self.all.iter().filter_map(|location| match location {
+                Location::Header { name, .. } => Some(name),
+                Location::Query(_) | Location::Cookie(_) => None,
+            })
+        };
+        headers().any(|own| folds_to(name.as_str(), own.as_str())) && headers().all(|own| own != name)
     }
 }
 
@@ -242,8 +257,8 @@ const RESERVED: [&str; 52] = [
     "x-webauth-user",
 ];
 
-/// `X-SSL-Client-Verify`, `-Cert`, `-S-DN` and whatever else a terminator of TLS may add.
-const RESERVED_FAMILY: &str = "x-ssl-client-";
+/// `X-SSL-Client-Verify`, `-Cert`, `-S-DN`, `X-Client-Cert-Serial` and whatever else a terminator of TLS may add.
+const RESERVED_FAMILIES: [&str; 2] = ["x-ssl-client-", "x-client-cert-"];
 
 impl Reserved {
     fn new(named: Arc<[HeaderName]>) -> Self {
@@ -262,7 +277,7 @@ impl Reserved {
         let listed = self.lengths & length_bit(name) != 0
             && (RESERVED.iter().any(|reserved| folds_to(name, reserved))
                 || self.named.iter().any(|reserved| folds_to(name, reserved.as_str())));
-        listed || name.get(..RESERVED_FAMILY.len()).is_some_and(|start| folds_to(start, RESERVED_FAMILY))
+        listed || RESERVED_FAMILIES.iter().any(|family| name.get(..family.len()).is_some_and(|start| folds_to(start, family)))
     }
 }
 
@@ -513,6 +528,7 @@ mod tests {
             ("x-roles", ""),
             ("x-key-id", "k"),
             ("x-client-cert-cn", "admin"),
+            ("x_client_cert_serial", "1"),
             ("x_tenant", "other"),
             ("x-ssl-client-verify", "SUCCESS"),
             ("x_ssl_client_s_dn", "CN=admin"),
@@ -577,6 +593,10 @@ mod tests {
         assert_eq!(seen(&keep, &[("cookie", "session=s")], None), []);
         let hidden = &[("authorization", "Basic eDp5, Bearer abc")];
         assert_eq!(seen(&keep, hidden, None), []);
+        // To CGI these are the key that was checked, and nobody checked them.
+        let aliases = &[("x-api-key", "ck"), ("x_api_key", "other"), ("x-api_key", "other"), ("x.api.key", "other")];
+        assert_eq!(seen(&keep, aliases, Some(&by_key)), proven(&[("x-api-key", "ck")]));
+        assert_eq!(seen(&forward(&[], Token::Strip), aliases, None), []);
     }
 
     #[test]

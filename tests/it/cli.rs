@@ -1,7 +1,9 @@
 //! The command line, as an operator and an orchestrator use it.
 
-use crate::harness::gateway::{Gateway, command};
+use crate::harness::client;
+use crate::harness::gateway::{Folder, Gateway, command};
 use crate::harness::origin::{Origin, Reply, answer};
+use crate::harness::until;
 
 const DEMO: &str = r#"
 listeners: [{address: "127.0.0.1:0"}]
@@ -34,4 +36,19 @@ fn a_gateway_ends_when_it_is_told_to_and_says_what_it_serves_until_then() {
     assert_eq!((seen.json()["path"].as_str(), seen.json()["headers"]["x-any"].as_str()), (Some("/hello"), Some("thing")));
     gateway.signal("TERM");
     assert!(gateway.wait().success());
+}
+
+#[test]
+fn another_admin_token_is_not_taken_over_in_silence() {
+    let folder = Folder::new();
+    folder.write("token", "the-first-token-of-the-admin");
+    let token = folder.path().join("token");
+    let gateway = Gateway::start_in(
+        folder,
+        &DEMO.replace(r#"admin: {address: "127.0.0.1:0"}"#, r#"admin: {address: "127.0.0.1:0", token: {file: token}}"#),
+    );
+    let stale = || client::get(gateway.admin(), "/readyz", &[]).json()["config"] == "stale";
+    assert!(!stale());
+    std::fs::write(token, "the-second-token-of-the-admin").unwrap();
+    until("the operator is told that the old token is still good", stale);
 }

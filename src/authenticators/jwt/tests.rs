@@ -442,6 +442,10 @@ fn keys_that_can_verify_nothing_are_a_problem_of_the_configuration() {
 /// An authenticator whose issuer is a script, and the upkeep of its keys.
 fn remote(max_stale: u64) -> (Jwt, Arc<Issuer>, LiveState) {
     let (live, issuer) = (LiveState::default(), Arc::new(Issuer::default()));
+    (remote_in(&live, &issuer, max_stale), issuer, live)
+}
+
+fn remote_in(live: &LiveState, issuer: &Arc<Issuer>, max_stale: u64) -> Jwt {
     let fetch = KeyFetch {
         ca: None,
         timeout: Duration::from_secs(5),
@@ -450,9 +454,9 @@ fn remote(max_stale: u64) -> (Jwt, Arc<Issuer>, LiveState) {
         store: None,
     };
     let set = live.key_sets.find_or_create(&id(), || KeySet::new(id(), issuer.clone()));
-    let authenticator = Jwt::new("a".into(), &config(at(KeySource::JwksUrl { url: URL.into(), fetch })), &live).unwrap();
+    let authenticator = Jwt::new("a".into(), &config(at(KeySource::JwksUrl { url: URL.into(), fetch })), live).unwrap();
     drop(set);
-    (authenticator, issuer, live)
+    authenticator
 }
 
 fn maintain(live: &LiveState, clock: &crate::request::Clock) {
@@ -496,6 +500,26 @@ async fn a_key_that_is_rotated_out_ends_its_cached_tokens_and_a_new_one_is_found
     assert_eq!(said(&by_new).await, "signature");
     tokio::time::sleep(pause).await;
     assert_eq!(said(&by_new).await, "signature");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_was_withdrawn_while_its_issuer_was_left_out_of_the_configuration_ends_its_cached_tokens() {
+    let (before, issuer, live) = remote(3600);
+    let clock = clock();
+    let ((old, by_old), (new, by_new)) = (named("old"), named("new"));
+    issuer.answers(URL, Answer::Document(set_of(&[&old])));
+    maintain(&live, &clock);
+    assert_eq!(word(&bearer(&before, &by_old, clock()).await), "accept alice");
+    drop(before);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(live.key_sets.living().is_empty());
+    issuer.answers(URL, Answer::Document(set_of(&[&new])));
+    let after = remote_in(&live, &issuer, 3600);
+    maintain(&live, &clock);
+    assert_eq!(word(&bearer(&after, &by_new, clock()).await), "accept alice");
+    let (hits, _) = live.tokens.hits_and_misses();
+    assert_eq!(word(&bearer(&after, &by_old, clock()).await), "unknown_key");
+    assert_eq!(live.tokens.hits_and_misses().0, hits + 1, "it was still in the cache");
 }
 
 #[tokio::test(start_paused = true)]

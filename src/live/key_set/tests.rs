@@ -202,12 +202,13 @@ async fn cache_headers_hasten_a_refresh_within_bounds_and_an_etag_saves_the_docu
     ] {
         let headers = [headers, vec![("etag", "\"1\"")]].concat();
         let running = run(id(), upkeep(), &[(URL, Answer::WithHeaders(document(&["a"]), headers.clone()))]).await;
+        let first = running.set.current().as_ref().unwrap().generation();
         pass(least - 1).await;
         assert_eq!(running.issuer.count(URL), 1, "{headers:?}");
         pass(most - least + 2).await;
         assert_eq!(running.issuer.count(URL), 2, "{headers:?}");
         let held = running.set.current().clone().unwrap();
-        assert_eq!(held.generation(), 1, "304 brings no new generation");
+        assert_eq!(held.generation(), first, "304 brings no new generation");
         assert!(held.age((running.clock)()) <= Duration::from_secs(most - least + 2), "and makes the keys young again");
     }
 }
