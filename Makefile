@@ -2,11 +2,13 @@
 
 PROFILE ?= release
 CARGO_TARGET_DIR ?= target
+TARGET ?= request
+SECONDS ?= 60
 export CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
 
-.PHONY: run test vectors trials lint bench help
+.PHONY: run test vectors trials fuzz lint bench help
 
 run: ## build, make throw-away keys and tokens, serve the demo on 127.0.0.1:8080 (PROFILE=dev builds faster)
 	@scripts/prepare
@@ -23,6 +25,10 @@ vectors: ## run the test vectors of others (EDGEWARD_SUITES names their folder)
 trials: ## try the binary against software of others: an OpenID provider, nginx, gRPC, wrk (TRIALS_SECONDS=60)
 	@scripts/prepare
 	@tests/trials/run
+
+fuzz: ## feed a parser random bytes (TARGET=jwt SECONDS=60); fuzz/README.md says which there are
+	@mkdir -p fuzz/corpus/$(TARGET)
+	cargo fuzz run -s none $(TARGET) fuzz/corpus/$(TARGET) fuzz/seeds/$(TARGET) -- -max_total_time=$(SECONDS) -timeout=10
 
 lint: ## check format, lints, docs and dependencies
 	cargo fmt --check

@@ -63,13 +63,17 @@ pub fn redact_query<'q>(locations: &[Location], query: &'q str) -> Cow<'q, str> 
         return Cow::Borrowed(query);
     }
     let mut redacted = String::with_capacity(query.len());
-    for piece in query.split_inclusive(['&', ';']) {
-        let pair = piece.strip_suffix(['&', ';']).unwrap_or(piece);
-        match pair.split_once('=') {
-            Some((name, _)) if is_credential(locations, pair) => {
-                redacted.extend([name, "=REDACTED", piece.get(pair.len()..).unwrap_or_default()]);
+    for parameter in query.split_inclusive('&') {
+        // What follows a `;` in the value of our own parameter is part of the credential.
+        let ends = if is_credential(locations, parameter) { ['&', '&'] } else { ['&', ';'] };
+        for piece in parameter.split_inclusive(ends) {
+            let pair = piece.strip_suffix(ends).unwrap_or(piece);
+            match pair.split_once('=') {
+                Some((name, _)) if is_credential(locations, pair) => {
+                    redacted.extend([name, "=REDACTED", piece.get(pair.len()..).unwrap_or_default()]);
+                }
+                _ => redacted.push_str(piece),
             }
-            _ => redacted.push_str(piece),
         }
     }
     Cow::Owned(redacted)
@@ -84,7 +88,9 @@ pub fn strip_cookies<'c>(locations: &[Location], line: &'c str) -> Option<Cow<'c
     if !line.split(';').any(is_credential) {
         return Some(Cow::Borrowed(line));
     }
-    let kept: Vec<_> = line.split(';').filter(|pair| !is_credential(pair)).map(str::trim).filter(|pair| !pair.is_empty()).collect();
+    // ASCII only, as names are compared: without the U+00A0 before it, another cookie would become one of ours.
+    let kept = line.split(';').filter(|pair| !is_credential(pair)).map(str::trim_ascii);
+    let kept: Vec<_> = kept.filter(|pair| !pair.is_empty()).collect();
     (!kept.is_empty()).then(|| Cow::Owned(kept.join("; ")))
 }
 
@@ -354,6 +360,8 @@ mod tests {
             ("api_key=s&api_key=t", "", "api_key=REDACTED&api_key=REDACTED"),
             ("api_key&a=1", "a=1", "api_key&a=1"),
             ("a=1;api_key=s;b=2", "a=1;api_key=s;b=2", "a=1;api_key=REDACTED;b=2"),
+            ("api_key=s;t&a=1;b", "a=1;b", "api_key=REDACTED&a=1;b"),
+            ("api_key=s;", "", "api_key=REDACTED"),
             ("xapi_key=s", "xapi_key=s", "xapi_key=s"),
             ("", "", ""),
         ];
@@ -374,6 +382,7 @@ mod tests {
             ("a=1;session=s;b=2", Some("a=1; b=2")),
             (" session =s; a=1", Some("a=1")),
             ("session=s; session=t; a=1", Some("a=1")),
+            ("session=s; \u{a0}session=t", Some("\u{a0}session=t")),
         ];
         for (input, expected) in rows {
             assert_eq!(strip_cookies(&[cookie()], input).as_deref(), expected, "{input}");

@@ -1,0 +1,57 @@
+//! What the fuzzer asks of random bytes, asked of its seeds: each of them was once worth keeping.
+
+#![allow(unreachable_pub, reason = "a test target is nobody's library")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that meets the unexpected stops there"
+)]
+
+#[path = "../fuzz/src/lib.rs"]
+mod targets;
+
+fn run(target: &str, run: fn(&[u8])) {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let seed = std::fs::read(&path).unwrap();
+        // Said only when a seed fails.
+        eprintln!("{}", path.display());
+        run(&seed);
+        count += 1;
+    }
+    assert!(count >= 4, "{target} has {count} seeds");
+}
+
+#[test]
+fn any_configuration_is_read_or_refused_with_reasons() {
+    run("config", targets::config::run);
+}
+
+#[test]
+fn no_credential_is_left_or_logged() {
+    run("credential", targets::credential::run);
+}
+
+#[test]
+fn a_key_set_verifies_what_its_keys_signed() {
+    run("jwks", targets::jwks::run);
+}
+
+#[test]
+fn only_a_signed_token_is_accepted() {
+    run("jwt", targets::jwt::run);
+}
+
+#[test]
+fn a_request_has_one_reading() {
+    run("request", targets::request::run);
+}
+
+#[test]
+fn the_most_specific_route_is_taken() {
+    run("router", targets::router::run);
+}
