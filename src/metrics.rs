@@ -1,6 +1,6 @@
 //! Counters and histograms that operators scrape; every label is a word of ours or a name of the operator's, never a caller's.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
@@ -100,21 +100,22 @@ impl Metrics {
     }
 
     /// The handles of one route, so that a request touches an atomic and no table.
-    pub fn route(&self, name: &str) -> RouteMetrics {
+    ///
+    /// `authenticators` are those that the route accepts, with the label of their method.
+    pub fn route(&self, name: &str, authenticators: impl Iterator<Item = (Arc<str>, &'static str)>) -> RouteMetrics {
+        let accepted = authenticators.map(|(authenticator, method)| {
+            let counter = self.authentications.with_label_values(&[name, &*authenticator, method]);
+            (authenticator, counter)
+        });
         RouteMetrics {
             name: name.to_owned(),
             requests: self.requests.clone(),
             refusals: self.refusals.clone(),
-            authentications: self.authentications.clone(),
+            accepted: accepted.collect(),
             retries: self.retries.with_label_values(&[name]),
             served: Default::default(),
             refused: std::array::from_fn(|_| OnceLock::new()),
         }
-    }
-
-    /// Adds a family that is read when it is scraped.
-    pub fn register(&self, collector: Box<dyn prometheus::core::Collector>) -> Result<(), prometheus::Error> {
-        self.registry.register(collector)
     }
 
     /// Everything in the Prometheus text format.
@@ -133,7 +134,7 @@ pub struct RouteMetrics {
     name: String,
     requests: IntCounterVec,
     refusals: IntCounterVec,
-    authentications: IntCounterVec,
+    accepted: Box<[(Arc<str>, IntCounter)]>,
     retries: IntCounter,
     served: [OnceLock<IntCounter>; 6],
     refused: [OnceLock<IntCounter>; CODES.len()],
@@ -166,8 +167,10 @@ impl RouteMetrics {
         self.retries.inc();
     }
 
-    /// The handle for an authenticator of this route.
-    pub fn authentication(&self, authenticator: &str, method: &str) -> IntCounter {
-        self.authentications.with_label_values(&[self.name.as_str(), authenticator, method])
+    /// Counts a credential that was accepted.
+    pub fn count_accepted(&self, authenticator: &str) {
+        if let Some((_, counter)) = self.accepted.iter().find(|(name, _)| **name == *authenticator) {
+            counter.inc();
+        }
     }
 }

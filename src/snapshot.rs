@@ -171,7 +171,7 @@ impl Compiler<'_> {
             server: ServerRules::compile(&config.server),
             certificates,
             access_log_sample: config.telemetry.access_log.sample,
-            unrouted: self.metrics.route(""),
+            unrouted: self.metrics.route("", std::iter::empty()),
             credential_locations,
             upstreams: upstreams.into_values().collect(),
         })
@@ -278,15 +278,18 @@ impl Compiler<'_> {
             self.problems.push(Problem::at(&rewrite.place, "is no rewrite of this route's path").expected(*expected));
         }
         self.check_path_limits(route);
-        let upstream = upstream?;
+        let (policy, upstream) = (policy?, upstream?);
+        let accepted = policy.authenticators.iter().flat_map(Authenticators::iter);
+        let accepted = accepted.map(|authenticator| (Arc::clone(authenticator.name()), authenticator.method().label()));
+        let metrics = self.metrics.route(&route.name.value, accepted);
         Some(Arc::new(Route {
             name: Arc::clone(&route.name.value),
-            policy: policy?,
+            policy,
             rewrite: rewrite.transpose().ok()?,
             websocket: route.websocket,
             response_timeout: route.timeouts.response.unwrap_or(upstream.timeouts.response),
             upstream,
-            metrics: self.metrics.route(&route.name.value),
+            metrics,
         }))
     }
 
@@ -313,14 +316,16 @@ impl Compiler<'_> {
         }
     }
 
-    /// Every header that any policy sets, so that a caller can bring none of them to any route.
+    /// Every header that any policy sets, and the one that names the client, so that a caller can bring none of them to any route.
     fn identity_headers(&self) -> Arc<[HeaderName]> {
         let inline = self.config.routes.iter().filter_map(|route| match &route.policy {
             config::RoutePolicy::Inline(policy) => Some(&**policy),
             config::RoutePolicy::Named(_) => None,
         });
         let policies = self.config.policies.iter().map(|(_, policy)| policy).chain(inline);
-        policies.flat_map(|policy| policy.forward.headers.iter().map(|(name, _)| name.value.clone())).collect()
+        let headers = policies.flat_map(|policy| policy.forward.headers.iter().map(|(name, _)| name.value.clone()));
+        // Whose word on the client's address is not a trusted proxy's is not passed on as if it were.
+        headers.chain([self.config.server.client_ip_header.clone()]).collect()
     }
 
     fn router(&mut self, routes: &[Arc<Route>]) -> Option<Router<Arc<Route>>> {

@@ -148,7 +148,10 @@ fn reference<'a>(routes: &[Written<'a>], host: &str, path: &'a str) -> Vec<Match
     matches.into_iter().filter(|(rank, _)| Some(rank) == best.as_ref()).map(|(_, matched)| matched).collect()
 }
 
-fn match_path<'a>(pattern: &'a str, path: &'a str) -> Option<(Vec<u8>, Vec<(&'a str, &'a str)>)> {
+/// The names and values of the parameters.
+type Matched<'a> = Vec<(&'a str, &'a str)>;
+
+fn match_path<'a>(pattern: &'a str, path: &'a str) -> Option<(Vec<u8>, Matched<'a>)> {
     let (mut ranks, mut parameters) = (Vec::new(), Vec::new());
     let mut left = path.strip_prefix('/');
     for (segment, name) in read_pattern(pattern) {

@@ -56,7 +56,7 @@ impl Admin {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         match request.uri().path() {
             "/healthz" if reads => text(StatusCode::OK, "ok\n"),
-            "/readyz" if reads => self.ready(),
+            "/readyz" if reads => self.ready(self.admits(&request)),
             "/metrics" if !self.admits(&request) => {
                 let mut refusal = text(StatusCode::UNAUTHORIZED, "a bearer token is required\n");
                 refusal.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"edgeward admin\""));
@@ -82,7 +82,9 @@ impl Admin {
 
     /// 200 once every dependency has been asked a first time; what is amiss is in the body, since a gateway that serves most of its
     /// routes must not be taken out of rotation for one.
-    fn ready(&self) -> Response<Full<Bytes>> {
+    ///
+    /// Names and errors of dependencies are for those who may read the metrics.
+    fn ready(&self, admitted: bool) -> Response<Full<Bytes>> {
         let status = self.reloader.status();
         let (mut waiting, amiss) = gauges::dependencies(&self.live);
         if !self.listening.load(Ordering::Relaxed) {
@@ -94,13 +96,11 @@ impl Admin {
             (true, false) => "degraded",
             (true, true) => "ready",
         };
-        let body = json!({
-            "status": word,
-            "config": config,
-            "generation": status.generation,
-            "waiting": waiting,
-            "amiss": amiss,
-        });
+        let body = if admitted {
+            json!({"status": word, "config": config, "generation": status.generation, "waiting": waiting, "amiss": amiss})
+        } else {
+            json!({"status": word, "config": config, "generation": status.generation})
+        };
         let mut answer = text(if waiting.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &format!("{body}\n"));
         answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         answer

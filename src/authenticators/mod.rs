@@ -8,7 +8,7 @@ pub mod key_format;
 use std::sync::Arc;
 
 use crate::config::Location;
-use crate::request::{Identity, Now, Rejection, Request};
+use crate::request::{Identity, Method, Now, Rejection, Request};
 
 /// What an authenticator says of a request.
 #[derive(Debug)]
@@ -44,6 +44,14 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.name(),
             Self::ApiKey(api_key) => api_key.name(),
+        }
+    }
+
+    /// What kind of credential it judges.
+    pub fn method(&self) -> Method {
+        match self {
+            Self::Jwt(_) => Method::Jwt,
+            Self::ApiKey(_) => Method::ApiKey,
         }
     }
 

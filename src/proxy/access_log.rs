@@ -44,6 +44,9 @@ impl AccessLog {
             Some(rejection) => counters.count_refused(rejection.code(), rejection.status().as_u16(), rejection.reason()),
             None => counters.count_served(status),
         }
+        if let Some(identity) = context.admission.as_ref().and_then(|admission| admission.identity()) {
+            counters.count_accepted(&identity.authenticator);
+        }
         let sample = context.snapshot.access_log_sample;
         if context.rejection.is_none() && (sample <= 0.0 || (sample < 1.0 && fastrand::f64() >= sample)) {
             return;

@@ -202,7 +202,7 @@ struct Reserved {
 }
 
 /// By which upstreams learn who calls, where from, and what was asked for, in the order of the alphabet.
-const RESERVED: [&str; 52] = [
+const RESERVED: [&str; 55] = [
     "client-cert",
     "client-cert-chain",
     "forwarded",
@@ -232,9 +232,12 @@ const RESERVED: [&str; 52] = [
     "x-forwarded-groups",
     "x-forwarded-host",
     "x-forwarded-method",
+    "x-forwarded-port",
     "x-forwarded-preferred-username",
     "x-forwarded-prefix",
     "x-forwarded-proto",
+    "x-forwarded-scheme",
+    "x-forwarded-ssl",
     "x-forwarded-uri",
     "x-forwarded-user",
     "x-http-method",
