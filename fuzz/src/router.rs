@@ -120,7 +120,7 @@ fn admits(route: &Written<'_>, method: &Method) -> bool {
     route.methods.is_empty() || route.methods.contains(method) || *method == Method::HEAD && route.methods.contains(&Method::GET)
 }
 
-type Matched<'a> = (usize, Vec<(&'a str, &'a str)>);
+type Matched<'a> = (usize, Pairs<'a>);
 
 /// The routes of the most specific path of the most specific host, which differ in their methods.
 fn reference<'a>(routes: &[Written<'a>], host: &str, path: &'a str) -> Vec<Matched<'a>> {
@@ -149,9 +149,9 @@ fn reference<'a>(routes: &[Written<'a>], host: &str, path: &'a str) -> Vec<Match
 }
 
 /// The names and values of the parameters.
-type Matched<'a> = Vec<(&'a str, &'a str)>;
+type Pairs<'a> = Vec<(&'a str, &'a str)>;
 
-fn match_path<'a>(pattern: &'a str, path: &'a str) -> Option<(Vec<u8>, Matched<'a>)> {
+fn match_path<'a>(pattern: &'a str, path: &'a str) -> Option<(Vec<u8>, Pairs<'a>)> {
     let (mut ranks, mut parameters) = (Vec::new(), Vec::new());
     let mut left = path.strip_prefix('/');
     for (segment, name) in read_pattern(pattern) {
