@@ -256,3 +256,30 @@ fn a_request_that_has_begun_ends_under_the_configuration_it_began_with() {
     assert_eq!((answer.status, answer.header("x-ratelimit-limit")), (200, Some("1000001")));
     assert_eq!(connection.ask(request("GET", "/at/1", &[("X-API-Key", "alpha")], b"")).status, 404);
 }
+
+/// A volume of Kubernetes: the file is a link through `..data`, and an update swaps that link alone.
+#[test]
+fn a_swap_of_the_link_of_a_mounted_volume_is_applied() {
+    let text = |path: &str| {
+        format!(
+            "listeners: [{{address: \"127.0.0.1:0\"}}]\nadmin: {{address: \"127.0.0.1:0\"}}\nupstreams: {{demo: {{builtin: echo}}}}\n\
+             routes: [{{name: all, path: {path}, policy: {{authenticate: public}}, upstream: demo}}]\n"
+        )
+    };
+    let gateway = Gateway::start(&text("/zero"));
+    let folder = gateway.folder();
+    let link = |to: &str, at: &str| {
+        let beside = folder.path().join("link.new");
+        std::os::unix::fs::symlink(to, &beside).unwrap();
+        std::fs::rename(beside, folder.path().join(at)).unwrap();
+    };
+    let serves = |path: &str| gateway.get(path, &[]).status == 200;
+    folder.write("..first/edgeward.yaml", text("/first"));
+    link("..first", "..data");
+    link("..data/edgeward.yaml", "edgeward.yaml");
+    until("the mounted configuration serves", || serves("/first"));
+    folder.write("..second/edgeward.yaml", text("/second"));
+    link("..second", "..data");
+    until("the swapped configuration serves", || serves("/second"));
+    assert!(!serves("/first"));
+}
