@@ -23,7 +23,7 @@ use edgeward::config::{self, At, KeyStore, Location, Place};
 use edgeward::live::LiveState;
 use edgeward::live::api_keys::{ApiKeys, KeyHash, Record, Source};
 use edgeward::live::key_store::{self, Opening};
-use edgeward::request::{Client, Now, Parameters, Request};
+use edgeward::request::{Client, Now, Request};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 #[global_allocator]
@@ -72,9 +72,8 @@ fn look_up(criterion: &mut Criterion, api_key: &ApiKey, count: usize) {
         let mut turn = presented.iter().cycle();
         group.bench_function(BenchmarkId::new(case, count), |bencher| {
             bencher.iter(|| {
-                let (method, parameters) = (&Method::GET, Parameters::default());
                 let headers = turn.next().expect("endless");
-                let request = Request { method, host: "h", path: "/", query: None, headers, client: &client, route: "orders", parameters };
+                let request = Request { route: "orders", ..Request::new(&Method::GET, "h", "/", headers, &client) };
                 let verdict = api_key.authenticate(black_box(&request), NOW);
                 assert_eq!(matches!(verdict, Verdict::Accept(_)), known);
             });

@@ -21,7 +21,7 @@ use edgeward::config::{self, At, ClaimNames, File, KeySource, Location, Place};
 use edgeward::jose::{Algorithm, JwkSet, Jws, Key, SigningKey};
 use edgeward::live::LiveState;
 use edgeward::live::token_cache::TokenCache;
-use edgeward::request::{Client, Now, Parameters, Request};
+use edgeward::request::{Client, Now, Request};
 use http::{HeaderMap, HeaderValue};
 use jwt_simple::algorithms::{HS256Key, MACLike};
 use openssl::hash::MessageDigest;
@@ -114,16 +114,7 @@ fn judgement(c: &mut Criterion) {
         let key = SigningKey::generate(algorithm, "k").unwrap();
         let mut headers = HeaderMap::new();
         headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {}", token(&key))).unwrap());
-        let request = Request {
-            method: &http::Method::GET,
-            host: "api.example.com",
-            path: "/orders/7",
-            query: None,
-            headers: &headers,
-            client: &client,
-            route: "orders",
-            parameters: Parameters::default(),
-        };
+        let request = Request::new(&http::Method::GET, "api.example.com", "/orders/7", &headers, &client);
         // A cache too small for any entry makes every token new.
         let none = LiveState { tokens: Arc::new(TokenCache::new(1, 1)), ..LiveState::default() };
         for (name, live) in [("known", LiveState::default()), ("new", none)] {

@@ -2,20 +2,21 @@
 
 use std::sync::Arc;
 
+use crate::authenticators::Proof;
 use crate::request::{Identity, LimitState, Now, Rejection, Request};
 use crate::route::Route;
 
 /// The permit to forward one request. Only [`admit`] makes one, and the phases that reach an upstream ask for it.
 #[derive(Debug)]
 pub struct Admission {
-    identity: Option<Arc<Identity>>,
+    proof: Option<Proof>,
     limit: Option<LimitState>,
 }
 
 impl Admission {
     /// Who was let in; absent exactly on public routes.
     pub fn identity(&self) -> Option<&Arc<Identity>> {
-        self.identity.as_ref()
+        self.proof.as_ref().map(|proof| &proof.identity)
     }
 
     /// The limit nearest to its end, for the answer's headers.
@@ -46,12 +47,13 @@ pub async fn admit(route: &Route, request: &Request<'_>, now: Now) -> Result<Adm
     let charge = policy.rate_limits.check_client(request, now)?;
     let Some(authenticators) = &policy.authenticators else {
         let limit = policy.rate_limits.check_identity(request, None, charge, now)?;
-        return Ok(Admission { identity: None, limit });
+        return Ok(Admission { proof: None, limit });
     };
-    let identity = authenticators.identify(request, now).await?;
-    let judged = policy.authorizers.authorize(&identity);
-    match judged.and_then(|()| policy.rate_limits.check_identity(request, Some(&identity), charge, now)) {
-        Ok(limit) => Ok(Admission { identity: Some(identity), limit }),
-        Err(rejection) => Err(Refusal { rejection, identity: Some(identity) }),
+    let proof = authenticators.identify(request, now).await?;
+    let identity = &*proof.identity;
+    let judged = policy.authorizers.authorize(identity);
+    match judged.and_then(|()| policy.rate_limits.check_identity(request, Some(identity), charge, now)) {
+        Ok(limit) => Ok(Admission { proof: Some(proof), limit }),
+        Err(rejection) => Err(Refusal { rejection, identity: Some(proof.identity) }),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use edgeward::authenticators::credential::{self, Found};
 use edgeward::config::Location;
-use edgeward::request::{Client, Parameters, Request};
+use edgeward::request::{Client, Request};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use percent_encoding::percent_decode_str;
 
@@ -44,16 +44,7 @@ pub fn run(data: &[u8]) {
 
 fn with_request<T>(headers: &HeaderMap, query: Option<&str>, ask: impl FnOnce(&Request<'_>) -> T) -> T {
     let client = Client { address: Ipv4Addr::LOCALHOST.into(), through_trusted_proxy: false };
-    ask(&Request {
-        method: &Method::GET,
-        host: "gw.test",
-        path: "/",
-        query,
-        headers,
-        client: &client,
-        route: "r",
-        parameters: Parameters::default(),
-    })
+    ask(&Request { query, ..Request::new(&Method::GET, "gw.test", "/", headers, &client) })
 }
 
 fn check_find(locations: &[Location], headers: &HeaderMap, query: Option<&str>) {

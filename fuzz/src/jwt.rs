@@ -4,11 +4,11 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
-use edgeward::authenticators::{Verdict, jwt::Jwt};
+use edgeward::authenticators::{Proof, Verdict, jwt::Jwt};
 use edgeward::config::{At, Authenticator, KeySource};
 use edgeward::jose::{Algorithm, Claims, Jws, SigningKey};
 use edgeward::live::{LiveState, token_cache::TokenCache};
-use edgeward::request::{Client, Identity, Now, Parameters, Rejection, Request};
+use edgeward::request::{Client, Identity, Now, Rejection, Request};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, header};
 use serde_json::Value;
@@ -74,16 +74,7 @@ fn judge(token: &str, now: u64) -> Verdict {
     let Ok(value) = HeaderValue::from_str(&format!("Bearer {token}")) else { return Verdict::Pass };
     let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value)]);
     let client = Client { address: [127, 0, 0, 1].into(), through_trusted_proxy: false };
-    let request = Request {
-        method: &Method::GET,
-        host: "gw.test",
-        path: "/",
-        query: None,
-        headers: &headers,
-        client: &client,
-        route: "r",
-        parameters: Parameters::default(),
-    };
+    let request = Request::new(&Method::GET, "gw.test", "/", &headers, &client);
     let now = Now { monotonic: Duration::from_secs(100), unix: Duration::from_secs(now) };
     AUTHENTICATOR.authenticate(&request, now).now_or_never().expect("keys of a file are not waited for")
 }
@@ -107,7 +98,7 @@ fn check_text(token: &str) {
 fn check_unsigned(token: &str) {
     // RFC 9110 section 11.4: any number of spaces may part the scheme and the token.
     let token = token.trim_start_matches(' ');
-    if let Verdict::Accept(identity) = judge(token, NOW) {
+    if let Verdict::Accept(Proof { identity, .. }) = judge(token, NOW) {
         let input = |token: &str| token.rsplit_once('.').map(|(input, _)| input.to_owned());
         assert!(GOOD.iter().any(|good| good == token || (input(good) == input(token) && token.len() < 300)), "accepted {token}");
         check_end(token, &identity);
@@ -117,7 +108,7 @@ fn check_unsigned(token: &str) {
 fn check_signed(header: &[u8], payload: &[u8]) {
     let token = SIGNER.sign_parts(header, payload).unwrap();
     match judge(&token, NOW) {
-        Verdict::Accept(identity) => {
+        Verdict::Accept(Proof { identity, .. }) => {
             check_said(header, payload, &identity);
             check_end(&token, &identity);
         }
@@ -163,7 +154,10 @@ fn says_all(header: &[u8], payload: &[u8]) -> bool {
 
 /// A token that was good, and is remembered, ends all the same.
 fn check_end(token: &str, identity: &Identity) {
-    assert!(matches!(judge(token, NOW), Verdict::Accept(again) if again.claims == identity.claims), "the second verdict is another");
+    assert!(
+        matches!(judge(token, NOW), Verdict::Accept(again) if again.identity.claims == identity.claims),
+        "the second verdict is another"
+    );
     let end = identity.claims["exp"].as_f64().unwrap().ceil() as u64 + LEEWAY;
     assert!(matches!(judge(token, end), Verdict::Reject(Rejection::CredentialExpired)), "{token} at {end}");
 }

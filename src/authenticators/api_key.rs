@@ -66,7 +66,7 @@ impl ApiKey {
             Some(key) => match judge(&key, &hash, request, now.unix.as_secs()) {
                 Ok(()) => {
                     self.live.count(&key, request.client.address, now.unix.as_secs());
-                    Verdict::Accept(key.identity(&self.name))
+                    Verdict::Accept(key.identity(&self.name).into())
                 }
                 Err(rejection) => Verdict::Reject(rejection),
             },
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
     use crate::config::{At, File, Place};
     use crate::live::key_store::{self, Opening};
-    use crate::request::{Client, Identity, Parameters};
+    use crate::request::{Client, Identity};
 
     const NOW: u64 = 1_800_000_000;
 
@@ -202,10 +202,9 @@ mod tests {
             headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
         }
         let client = Client { address: address.parse().unwrap(), through_trusted_proxy: false };
-        let (method, parameters) = (&Method::GET, Parameters::default());
-        let request = Request { method, host: "h", path: "/", query: None, headers: &headers, client: &client, route, parameters };
+        let request = Request { route, ..Request::new(&Method::GET, "h", "/", &headers, &client) };
         match api_key.authenticate(&request, at(now)) {
-            Verdict::Accept(identity) => Ok(Some(identity)),
+            Verdict::Accept(proof) => Ok(Some(proof.identity)),
             Verdict::Pass => Ok(None),
             Verdict::Reject(rejection) => Err(rejection),
         }

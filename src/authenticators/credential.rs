@@ -212,7 +212,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::request::{Client, Parameters};
+    use crate::request::Client;
 
     fn look_for(locations: &[Location], lines: &[(&str, &[u8])], query: Option<&str>) -> (Found<'static>, bool) {
         let mut headers = HeaderMap::new();
@@ -220,16 +220,7 @@ mod tests {
             headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(value).unwrap());
         }
         let client = Client { address: IpAddr::V4(Ipv4Addr::LOCALHOST), through_trusted_proxy: false };
-        let request = Request {
-            method: &Method::GET,
-            host: "api.example.com",
-            path: "/",
-            query,
-            headers: &headers,
-            client: &client,
-            route: "r",
-            parameters: Parameters::default(),
-        };
+        let request = Request { query, ..Request::new(&Method::GET, "api.example.com", "/", &headers, &client) };
         let found = match find(locations, &request) {
             Found::One(value) => Found::One(Cow::Owned(value.into_owned())),
             Found::Absent => Found::Absent,
@@ -344,9 +335,7 @@ mod tests {
     fn a_header_is_found_without_allocating() {
         let headers = HeaderMap::from_iter([(HeaderName::from_static("x-api-key"), HeaderValue::from_static("k1"))]);
         let client = Client { address: IpAddr::V4(Ipv4Addr::LOCALHOST), through_trusted_proxy: false };
-        let parameters = Parameters::default();
-        let (method, host, path, route) = (&Method::GET, "h", "/", "r");
-        let request = Request { method, host, path, query: None, headers: &headers, client: &client, route, parameters };
+        let request = Request::new(&Method::GET, "h", "/", &headers, &client);
         assert!(matches!(find(&[bearer(), header()], &request), Found::One(Cow::Borrowed("k1"))));
     }
 

@@ -130,7 +130,7 @@ impl Jwt {
             Found::Malformed(reason) => return Verdict::Reject(Rejection::CredentialInvalid(reason)),
         };
         match self.judge(&token, now).await {
-            Ok(Some(identity)) => Verdict::Accept(identity),
+            Ok(Some(identity)) => Verdict::Accept(identity.into()),
             Ok(None) => Verdict::Pass,
             Err(rejection) => Verdict::Reject(rejection),
         }
@@ -178,20 +178,18 @@ impl Jwt {
     }
 
     fn identity(&self, claims: Map<String, Value>, jws: &Jws<'_>) -> Result<Identity, Rejection> {
+        // Without the signature: of an ECDSA signature anybody can make a second one that is as good, and it must not have a budget of its own.
+        let credential = sha256(jws.signing_input());
         Ok(Identity {
-            method: Method::Jwt,
-            authenticator: self.name.clone(),
             subject: self.claims.subject.text(&claims)?,
             consumer: self.claims.consumer.text(&claims)?,
             client: self.claims.client.text(&claims)?,
-            key_id: None,
             // RFC 6749 section 3.3: a scope has no space, so an element with one is no scope, and must not become two upstream.
             scopes: words(&self.claims.scopes, &claims, |text| text.split(' ').collect(), |scope| !scope.contains(' '))?,
             roles: words(&self.claims.roles, &claims, |text| vec![text], |_| true)?,
             plan: self.claims.plan.text(&claims)?,
-            // Without the signature: of an ECDSA signature anybody can make a second one that is as good, and it must not have a budget of its own.
-            credential: sha256(jws.signing_input()),
             claims,
+            ..Identity::new(Method::Jwt, self.name.clone(), credential)
         })
     }
 }

@@ -13,12 +13,25 @@ use crate::request::{Identity, Method, Now, Rejection, Request};
 /// What an authenticator says of a request.
 #[derive(Debug)]
 pub enum Verdict {
-    /// The credential is good, and this is who it proves.
-    Accept(Arc<Identity>),
+    /// The credential is good, and this is what it proves.
+    Accept(Proof),
     /// Not my credential: none there, or another shape. Never the answer to a check that failed.
     Pass,
     /// My credential, and not good; or what I need to judge it is away.
     Reject(Rejection),
+}
+
+/// What a good credential proves of one request.
+#[derive(Debug, Clone)]
+pub struct Proof {
+    /// Who calls.
+    pub identity: Arc<Identity>,
+}
+
+impl From<Arc<Identity>> for Proof {
+    fn from(identity: Arc<Identity>) -> Self {
+        Self { identity }
+    }
 }
 
 /// One way to prove an identity, as the configuration names it.
@@ -74,11 +87,11 @@ impl Authenticators {
         Self(authenticators)
     }
 
-    /// The identity that the request proves. A credential that is present and not accepted refuses, whatever else is there.
-    pub async fn identify(&self, request: &Request<'_>, now: Now) -> Result<Arc<Identity>, Rejection> {
+    /// What the request proves. A credential that is present and not accepted refuses, whatever else is there.
+    pub async fn identify(&self, request: &Request<'_>, now: Now) -> Result<Proof, Rejection> {
         for authenticator in &self.0 {
             match authenticator.authenticate(request, now).await {
-                Verdict::Accept(identity) => return Ok(identity),
+                Verdict::Accept(proof) => return Ok(proof),
                 Verdict::Pass => {}
                 Verdict::Reject(rejection) => return Err(rejection),
             }

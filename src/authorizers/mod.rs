@@ -83,19 +83,7 @@ mod tests {
 
     fn identity(scopes: &[&str], roles: &[&str], claims: Value) -> Identity {
         let Value::Object(claims) = claims else { panic!("claims are an object") };
-        Identity {
-            method: Method::Jwt,
-            authenticator: "a".into(),
-            subject: None,
-            consumer: None,
-            client: None,
-            key_id: None,
-            scopes: names(scopes),
-            roles: names(roles),
-            plan: None,
-            claims,
-            credential: [0; 32],
-        }
+        Identity { scopes: names(scopes), roles: names(roles), claims, ..Identity::new(Method::Jwt, "a".into(), [0; 32]) }
     }
 
     fn claims(asked: &[(&str, &[&str])]) -> Authorizers {

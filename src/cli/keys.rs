@@ -561,7 +561,7 @@ mod tests {
     use crate::authenticators::Verdict;
     use crate::authenticators::api_key::ApiKey;
     use crate::live::LiveState;
-    use crate::request::{Client, Now, Parameters, Request};
+    use crate::request::{Client, Now, Request};
 
     const NOW: u64 = 1_800_000_000;
 
@@ -652,10 +652,9 @@ mod tests {
             }
             let headers = http::HeaderMap::from_iter([(http::HeaderName::from_static("x-api-key"), key.parse().unwrap())]);
             let client = Client { address: "203.0.113.9".parse().unwrap(), through_trusted_proxy: false };
-            let (method, parameters) = (&http::Method::GET, Parameters::default());
-            let request = Request { method, host: "h", path: "/", query: None, headers: &headers, client: &client, route, parameters };
+            let request = Request { route, ..Request::new(&http::Method::GET, "h", "/", &headers, &client) };
             match api_key.authenticate(&request, Now { monotonic: Duration::ZERO, unix: Duration::from_secs(now) }) {
-                Verdict::Accept(identity) => Ok(identity.key_id.as_deref().unwrap().to_owned()),
+                Verdict::Accept(proof) => Ok(proof.identity.key_id.as_deref().unwrap().to_owned()),
                 Verdict::Reject(rejection) => Err(rejection.reason().unwrap_or(rejection.code())),
                 Verdict::Pass => Err("pass"),
             }

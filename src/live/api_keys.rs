@@ -162,17 +162,11 @@ impl Key {
             return known;
         }
         let identity = Arc::new(Identity {
-            method: Method::ApiKey,
-            authenticator: authenticator.clone(),
-            subject: None,
             consumer: Some(self.consumer.clone()),
-            client: None,
             key_id: Some(self.id.clone()),
             scopes: self.grants.scopes.clone(),
-            roles: Vec::new(),
             plan: self.grants.plan.clone(),
-            claims: serde_json::Map::new(),
-            credential: self.hash.0,
+            ..Identity::new(Method::ApiKey, authenticator.clone(), self.hash.0)
         });
         self.identity.store(Some(identity.clone()));
         identity

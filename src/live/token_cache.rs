@@ -152,19 +152,7 @@ mod tests {
     use crate::request::Method;
 
     fn identity(subject: &str) -> Arc<Identity> {
-        Arc::new(Identity {
-            method: Method::Jwt,
-            authenticator: "a".into(),
-            subject: Some(subject.into()),
-            consumer: None,
-            client: None,
-            key_id: None,
-            scopes: Vec::new(),
-            roles: Vec::new(),
-            plan: None,
-            claims: serde_json::Map::new(),
-            credential: [0; 32],
-        })
+        Arc::new(Identity { subject: Some(subject.into()), ..Identity::new(Method::Jwt, "a".into(), [0; 32]) })
     }
 
     fn verified(verifier: u8, token: &str) -> Verified {

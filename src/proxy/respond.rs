@@ -94,7 +94,7 @@ fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<Respons
         Rejection::MethodNotAllowed(allow) => {
             header.insert_header(header::ALLOW, &**allow)?;
         }
-        Rejection::RateLimited(state) => {
+        Rejection::RateLimited(state) | Rejection::QuotaExceeded(state) | Rejection::QueueFull(state) => {
             header.insert_header(header::RETRY_AFTER, HeaderValue::from(seconds(state.retry_after).max(1)))?;
             limit_headers(&mut header, state)?;
         }
@@ -172,6 +172,8 @@ fn detail(rejection: &Rejection) -> &'static str {
         Rejection::BodyTooLarge => "The request body is too long.",
         Rejection::HeadersTooLarge => "The request header section is too long.",
         Rejection::RateLimited(_) => "The rate limit is used up; try again later.",
+        Rejection::QuotaExceeded(_) => "The quota is used up.",
+        Rejection::QueueFull(_) => "Too many requests are waiting; try again later.",
         Rejection::Internal(_) | Rejection::ClientClosed => "The request could not be judged; it was not forwarded.",
         Rejection::UpstreamUnreachable => "The service could not be reached.",
         Rejection::UpstreamInvalid => "The service sent an answer that cannot be passed on.",

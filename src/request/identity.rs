@@ -9,6 +9,18 @@ pub enum Method {
     Jwt,
     /// An API key.
     ApiKey,
+    /// An opaque token that its issuer was asked about (RFC 7662).
+    Introspection,
+    /// A client certificate of the TLS connection, or one that a trusted balancer forwarded.
+    ClientCertificate,
+    /// An AWS Signature Version 4.
+    Sigv4,
+    /// A user and a password (RFC 7617).
+    Basic,
+    /// An HTTP message signature (RFC 9421).
+    Signature,
+    /// Another service was asked.
+    External,
 }
 
 impl Method {
@@ -17,6 +29,12 @@ impl Method {
         match self {
             Self::Jwt => "jwt",
             Self::ApiKey => "api_key",
+            Self::Introspection => "introspection",
+            Self::ClientCertificate => "client_certificate",
+            Self::Sigv4 => "sigv4",
+            Self::Basic => "basic",
+            Self::Signature => "signature",
+            Self::External => "external",
         }
     }
 }
@@ -49,6 +67,23 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// A principal of whom nothing is known but how it was proven; an authenticator fills in the rest.
+    pub fn new(method: Method, authenticator: Arc<str>, credential: [u8; 32]) -> Self {
+        Self {
+            method,
+            authenticator,
+            subject: None,
+            consumer: None,
+            client: None,
+            key_id: None,
+            scopes: Vec::new(),
+            roles: Vec::new(),
+            plan: None,
+            claims: serde_json::Map::new(),
+            credential,
+        }
+    }
+
     /// The claim at a dotted path, such as `realm_access.roles`. A claim whose own name has dots, such as a URL, is found first.
     pub fn claim(&self, path: &str) -> Option<&serde_json::Value> {
         claim(&self.claims, path)

@@ -39,6 +39,13 @@ pub struct Request<'a> {
     pub parameters: Parameters<'a>,
 }
 
+impl<'a> Request<'a> {
+    /// A request of which only this is known.
+    pub fn new(method: &'a http::Method, host: &'a str, path: &'a str, headers: &'a http::HeaderMap, client: &'a Client) -> Self {
+        Self { method, host, path, query: None, headers, client, route: "", parameters: Parameters::default() }
+    }
+}
+
 /// The path parameters of a matched route: name and value, in the order of the pattern.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Parameters<'a>(pub &'a [(&'a str, &'a str)]);

@@ -55,6 +55,10 @@ pub enum Rejection {
     HeadersTooLarge,
     /// 429: a limit is used up.
     RateLimited(LimitState),
+    /// 429: a quota is used up.
+    QuotaExceeded(LimitState),
+    /// 429: too many wait already, or one would wait too long.
+    QueueFull(LimitState),
     /// 500: our own mistake; nothing was forwarded.
     Internal(&'static str),
     /// 502: the upstream could not be reached.
@@ -77,7 +81,7 @@ pub enum Rejection {
 }
 
 /// Every [`code`](Rejection::code), for tables that are indexed by it.
-pub const CODES: [&str; 23] = [
+pub const CODES: [&str; 25] = [
     "bad_request",
     "ambiguous_path",
     "ambiguous_framing",
@@ -94,6 +98,8 @@ pub const CODES: [&str; 23] = [
     "body_too_large",
     "headers_too_large",
     "rate_limited",
+    "quota_exceeded",
+    "queue_full",
     "internal",
     "upstream_unreachable",
     "upstream_invalid",
@@ -123,6 +129,8 @@ impl Rejection {
             Self::BodyTooLarge => "body_too_large",
             Self::HeadersTooLarge => "headers_too_large",
             Self::RateLimited(_) => "rate_limited",
+            Self::QuotaExceeded(_) => "quota_exceeded",
+            Self::QueueFull(_) => "queue_full",
             Self::Internal(_) => "internal",
             Self::UpstreamUnreachable => "upstream_unreachable",
             Self::UpstreamInvalid => "upstream_invalid",
@@ -145,7 +153,7 @@ impl Rejection {
             Self::RequestTimeout => S::REQUEST_TIMEOUT,
             Self::BodyTooLarge => S::PAYLOAD_TOO_LARGE,
             Self::HeadersTooLarge => S::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::RateLimited(_) => S::TOO_MANY_REQUESTS,
+            Self::RateLimited(_) | Self::QuotaExceeded(_) | Self::QueueFull(_) => S::TOO_MANY_REQUESTS,
             Self::Internal(_) => S::INTERNAL_SERVER_ERROR,
             Self::UpstreamUnreachable | Self::UpstreamInvalid => S::BAD_GATEWAY,
             Self::UpstreamTimeout => S::GATEWAY_TIMEOUT,

@@ -434,17 +434,12 @@ mod tests {
     fn identity() -> Identity {
         let claims = json!({"tenant": "acme", "level": 7, "groups": ["a b", "c"], "nested": {"x": true, "o": {}}, "mixed": ["a", null]});
         Identity {
-            method: Method::Jwt,
-            authenticator: "customers".into(),
             subject: Some("alice".into()),
             consumer: Some("acme".into()),
-            client: None,
-            key_id: None,
             scopes: vec!["orders:read".into(), "orders:write".into()],
-            roles: vec![],
             plan: Some("gold".into()),
             claims: claims.as_object().unwrap().clone(),
-            credential: [0; 32],
+            ..Identity::new(Method::Jwt, "customers".into(), [0; 32])
         }
     }
 

@@ -228,17 +228,9 @@ mod tests {
 
     fn identity(consumer: &str) -> Identity {
         Identity {
-            method: Method::Jwt,
-            authenticator: "a".into(),
-            subject: None,
             consumer: Some(consumer.into()),
-            client: None,
-            key_id: None,
-            scopes: vec![],
-            roles: vec![],
-            plan: None,
             claims: serde_json::from_str(r#"{"tenant": {"id": 7}, "name": "7", "list": ["a"]}"#).unwrap(),
-            credential: [1; 32],
+            ..Identity::new(Method::Jwt, "a".into(), [1; 32])
         }
     }
 
@@ -253,16 +245,8 @@ mod tests {
         }
 
         fn request(&self) -> Request<'_> {
-            Request {
-                method: &http::Method::GET,
-                host: "h",
-                path: "/",
-                query: None,
-                headers: &self.headers,
-                client: &self.client,
-                route: "orders",
-                parameters: Parameters(&[("id", "7")]),
-            }
+            let request = Request::new(&http::Method::GET, "h", "/", &self.headers, &self.client);
+            Request { route: "orders", parameters: Parameters(&[("id", "7")]), ..request }
         }
     }
 

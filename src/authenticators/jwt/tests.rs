@@ -1,11 +1,11 @@
 //! Tokens, hostile and sound, and the verdicts on them.
 
 use super::*;
-use crate::authenticators::{Authenticator, Authenticators};
+use crate::authenticators::{Authenticator, Authenticators, Proof};
 use crate::config::{At, ClaimNames, File, KeyFetch, Place};
 use crate::jose::SigningKey;
 use crate::live::key_set::script::{Answer, Issuer, URL, clock, id};
-use crate::request::{Client as Caller, Parameters};
+use crate::request::Client as Caller;
 use crate::secret::Secret;
 use http::{HeaderMap, HeaderValue};
 use serde_json::json;
@@ -89,16 +89,7 @@ fn sign_as(header: &str, claims: &Value) -> String {
 
 async fn present(authenticator: &Jwt, headers: &HeaderMap, now: Now) -> Verdict {
     let client = Caller { address: [127, 0, 0, 1].into(), through_trusted_proxy: false };
-    let request = Request {
-        method: &http::Method::GET,
-        host: "gw.test",
-        path: "/",
-        query: None,
-        headers,
-        client: &client,
-        route: "r",
-        parameters: Parameters::default(),
-    };
+    let request = Request { route: "r", ..Request::new(&http::Method::GET, "gw.test", "/", headers, &client) };
     authenticator.authenticate(&request, now).await
 }
 
@@ -111,7 +102,7 @@ async fn bearer(authenticator: &Jwt, token: &str, now: Now) -> Verdict {
 /// The verdict in a word: the subject, `pass`, or the reason.
 fn word(verdict: &Verdict) -> String {
     match verdict {
-        Verdict::Accept(identity) => format!("accept {}", identity.subject.as_deref().unwrap_or("nobody")),
+        Verdict::Accept(proof) => format!("accept {}", proof.identity.subject.as_deref().unwrap_or("nobody")),
         Verdict::Pass => "pass".to_owned(),
         Verdict::Reject(rejection) => rejection.reason().unwrap_or(rejection.code()).to_owned(),
     }
@@ -173,7 +164,7 @@ async fn every_hostile_token_gets_the_verdict_of_its_row() {
             let verdict = present(&authenticator, &headers, now(NOW)).await;
             *counts.entry(word(&verdict)).or_default() += 1;
             match &verdict {
-                Verdict::Accept(identity) => {
+                Verdict::Accept(Proof { identity, .. }) => {
                     assert_ne!(expect, "reject", "{} was accepted", row.id);
                     if let Some(subject) = &row.expect_sub {
                         assert_eq!(identity.subject.as_deref(), Some(&**subject), "{}", row.id);
@@ -191,16 +182,7 @@ async fn every_hostile_token_gets_the_verdict_of_its_row() {
             // And the list of authenticators makes a refusal of what nobody takes.
             if !matches!(verdict, Verdict::Accept(_)) {
                 let client = Caller { address: [127, 0, 0, 1].into(), through_trusted_proxy: false };
-                let request = Request {
-                    method: &http::Method::GET,
-                    host: "gw.test",
-                    path: "/",
-                    query: None,
-                    headers: &headers,
-                    client: &client,
-                    route: "r",
-                    parameters: Parameters::default(),
-                };
+                let request = Request { route: "r", ..Request::new(&http::Method::GET, "gw.test", "/", &headers, &client) };
                 let list = Authenticators::any(vec![Arc::new(Authenticator::Jwt(authenticator))]);
                 let refused = list.identify(&request, now(NOW)).await.unwrap_err();
                 assert!([400, 401].contains(&refused.status().as_u16()), "{}: {refused:?}", row.id);
@@ -363,7 +345,7 @@ async fn claims_become_an_identity_by_name_and_path_and_other_types_grant_nothin
         "scope": "read  write read", "scp": ["more", 7, "two words", null, ""], "roles": "admin of all",
         "realm_access": {"roles": ["ops"]}, "client_id": "acme", "azp": "app", "plan": 3, "extra": {"a": [1]},
     }));
-    let Verdict::Accept(identity) = bearer(&authenticator, &sign(&claims), now(NOW)).await else { panic!() };
+    let Verdict::Accept(Proof { identity, .. }) = bearer(&authenticator, &sign(&claims), now(NOW)).await else { panic!() };
     let text = |words: &[Arc<str>]| words.join("|");
     assert_eq!(text(&identity.scopes), "read|write|more");
     assert_eq!(text(&identity.roles), "admin of all|ops");
@@ -372,7 +354,7 @@ async fn claims_become_an_identity_by_name_and_path_and_other_types_grant_nothin
     assert_eq!(Value::Object(identity.claims.clone()), claims);
     for scope in [json!(7), json!(true), json!({"admin": true}), json!([["admin"]])] {
         let token = sign(&with(json!({"scope": scope, "sub": ["admin"]})));
-        let Verdict::Accept(identity) = bearer(&authenticator, &token, now(NOW)).await else { panic!() };
+        let Verdict::Accept(Proof { identity, .. }) = bearer(&authenticator, &token, now(NOW)).await else { panic!() };
         assert_eq!((identity.scopes.len(), &identity.subject), (0, &None), "{token}");
     }
     let path = ClaimPath::new(&"https://acme.test/roles".into());
@@ -390,8 +372,10 @@ async fn a_second_signature_of_one_ecdsa_token_is_the_same_credential() {
     let other = [&bytes[..32], &(&order - &s).to_vec_padded(32).unwrap()].concat();
     use base64::Engine;
     let malleated = format!("{input}.{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(other));
-    let Verdict::Accept(one) = bearer(&authenticator, &token, now(NOW)).await else { panic!() };
-    let Verdict::Accept(two) = bearer(&authenticator, &malleated, now(NOW)).await else { panic!("RFC 7518 allows both") };
+    let Verdict::Accept(Proof { identity: one, .. }) = bearer(&authenticator, &token, now(NOW)).await else { panic!() };
+    let Verdict::Accept(Proof { identity: two, .. }) = bearer(&authenticator, &malleated, now(NOW)).await else {
+        panic!("RFC 7518 allows both")
+    };
     assert_eq!(one.credential, two.credential);
 }
 
