@@ -3,6 +3,7 @@
 pub mod api_keys;
 pub mod backends;
 pub mod counters;
+pub mod database;
 pub mod key_set;
 pub mod key_store;
 pub mod token_cache;
