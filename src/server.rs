@@ -15,10 +15,10 @@ use pingora::services::background::{BackgroundService, background_service};
 use crate::admin::Admin;
 use crate::config::{Config, System};
 use crate::live::counters::Counters;
-use crate::live::{LiveState, api_keys, backends, key_set};
+use crate::live::{LiveState, api_keys, backends, key_set, quotas};
 use crate::metrics::Metrics;
 use crate::proxy::{self, AccessLog, Gateway};
-use crate::reload::{Candidate, Reloader};
+use crate::reload::{Candidate, Reloader, open_stores};
 use crate::request::{Clock, Now};
 use crate::snapshot::Slot;
 use crate::upstream::echo;
@@ -51,7 +51,8 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     let metrics = Arc::new(Metrics::new().map_err(|error| StartError::System("metrics", error.to_string()))?);
     let live = Arc::new(LiveState::default());
     let candidate = Candidate::read(&path, &System, &live, &metrics);
-    let (config, snapshot) = candidate.result.map_err(|problems| {
+    let opened = candidate.result.and_then(|(config, snapshot)| open_stores(&config, &live, clock()).map(|()| (config, snapshot)));
+    let (config, snapshot) = opened.map_err(|problems| {
         for problem in &problems {
             eprintln!("{problem}");
         }
@@ -183,6 +184,9 @@ fn finish(live: &LiveState) {
     for (_, keys) in live.api_keys.living() {
         keys.flush();
     }
+    for (_, ledger) in live.ledgers.living() {
+        ledger.flush();
+    }
 }
 
 /// Everything that happens without a request.
@@ -250,6 +254,9 @@ impl Housekeeper {
         }
         for counters in self.live.counters.unmaintained() {
             tokio::spawn(Counters::maintain(counters, Arc::clone(&self.clock)));
+        }
+        for ledger in self.live.ledgers.unmaintained() {
+            tokio::spawn(quotas::Ledger::maintain(ledger, Arc::clone(&self.clock)));
         }
         for backends in self.live.backends.unmaintained() {
             tokio::spawn(backends::Backends::maintain(backends, Arc::clone(&self.clock)));

@@ -274,6 +274,29 @@ pub struct Key {
     length: u8,
 }
 
+impl Key {
+    /// The key as it is written down. It never changes between versions: what was counted for it would be forgotten.
+    pub fn to_bytes(self) -> Vec<u8> {
+        let kept = self.bytes.get(..self.kept()).unwrap_or_default();
+        std::iter::once(self.length).chain(kept.iter().copied()).collect()
+    }
+
+    /// The key that was written down as this.
+    pub fn from_bytes(written: &[u8]) -> Option<Self> {
+        let (length, kept) = written.split_first()?;
+        let mut key = Self { bytes: [0; KEY_BYTES], length: *length };
+        if kept.len() != key.kept() {
+            return None;
+        }
+        key.bytes.get_mut(..kept.len())?.copy_from_slice(kept);
+        Some(key)
+    }
+
+    fn kept(self) -> usize {
+        if self.length == DIGEST { 32 } else { usize::from(self.length) }
+    }
+}
+
 impl std::hash::Hash for Key {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         // The bytes beyond the length are zero; one write of a fixed size is what the hasher is fastest at.
@@ -432,6 +455,25 @@ mod tests {
         for (at, part) in parts.iter().enumerate() {
             assert!(parts.iter().skip(at + 1).all(|other| other != part), "{at}");
         }
+    }
+
+    #[test]
+    fn a_key_is_written_down_in_the_form_that_it_always_had() {
+        let mut long = KeyBuilder::default();
+        long.part(0, b"acme");
+        long.part(1, &[7; 60]);
+        let long = long.finish();
+        assert_eq!(key("acme").to_bytes(), b"\x09\x00\x04\x00\x00\x00acme");
+        let digest = "ff203c4f293f7334dca1f4137121c5c9886cb241643c54ecf056f9c0dbd09d08d0";
+        let hex: String = long.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, digest);
+        for key in [key(""), key("acme"), key([1; 42]), key([1; 43]), long] {
+            assert_eq!(Key::from_bytes(&key.to_bytes()), Some(key));
+        }
+        for strange in [&b""[..], b"\x01", b"\x01ab", b"\x30abc", b"\xffshort"] {
+            assert_eq!(Key::from_bytes(strange), None);
+        }
+        assert_eq!(Key::from_bytes(&[&[48][..], &[1; 48]].concat()), None);
     }
 
     #[test]

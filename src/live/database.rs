@@ -92,12 +92,9 @@ impl Database {
         let (connection, version) = connect(path, kind, patience).map_err(sqlite(path))?;
         match version {
             Some(version) if version == kind.version => Ok(Self { connection, path: path.to_path_buf(), file }),
-            found => Err(OpenError::Schema {
-                kind: kind.name,
-                path: path.into(),
-                found: found.unwrap_or_default(),
-                expected: kind.version,
-            }),
+            found => {
+                Err(OpenError::Schema { kind: kind.name, path: path.into(), found: found.unwrap_or_default(), expected: kind.version })
+            }
         }
     }
 

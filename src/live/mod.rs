@@ -6,10 +6,12 @@ pub mod counters;
 pub mod database;
 pub mod key_set;
 pub mod key_store;
+pub mod quotas;
 pub mod token_cache;
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Everything live, made once in `server` and handed down.
@@ -21,6 +23,8 @@ pub struct LiveState {
     pub tokens: Arc<token_cache::TokenCache>,
     /// Rate-limit counters, by the name of the limit.
     pub counters: Registry<Arc<str>, counters::Counters>,
+    /// Quotas, by their database.
+    pub ledgers: Registry<PathBuf, quotas::Ledger>,
     /// API keys, by their store.
     pub api_keys: Registry<api_keys::Source, api_keys::ApiKeys>,
     /// Resolved and probed backends, by the name of the upstream.
