@@ -14,7 +14,7 @@ use pingora::services::background::{BackgroundService, background_service};
 
 use crate::admin::Admin;
 use crate::config::{Config, System};
-use crate::live::counters::Counters;
+use crate::live::limits::Limits;
 use crate::live::{LiveState, api_keys, backends, key_set};
 use crate::metrics::Metrics;
 use crate::proxy::{self, AccessLog, Gateway};
@@ -248,8 +248,8 @@ impl Housekeeper {
         for keys in self.live.api_keys.unmaintained() {
             tokio::spawn(api_keys::ApiKeys::maintain(keys, Arc::clone(&self.clock)));
         }
-        for counters in self.live.counters.unmaintained() {
-            tokio::spawn(Counters::maintain(counters, Arc::clone(&self.clock)));
+        for limits in self.live.limits.unmaintained() {
+            tokio::spawn(Limits::maintain(limits, Arc::clone(&self.clock)));
         }
         for backends in self.live.backends.unmaintained() {
             tokio::spawn(backends::Backends::maintain(backends, Arc::clone(&self.clock)));

@@ -2,9 +2,9 @@
 
 pub mod api_keys;
 pub mod backends;
-pub mod counters;
 pub mod key_set;
 pub mod key_store;
+pub mod limits;
 pub mod token_cache;
 
 use std::collections::HashMap;
@@ -18,8 +18,10 @@ pub struct LiveState {
     pub key_sets: Registry<key_set::KeySetId, key_set::KeySet>,
     /// Verified tokens.
     pub tokens: Arc<token_cache::TokenCache>,
-    /// Rate-limit counters, by the name of the limit.
-    pub counters: Registry<Arc<str>, counters::Counters>,
+    /// What is used of rate limits, by the name of the limit.
+    pub limits: Registry<Arc<str>, limits::Limits>,
+    /// The requests in flight, by the name of the limit.
+    pub concurrency: Registry<Arc<str>, limits::concurrency::Concurrency>,
     /// API keys, by their store.
     pub api_keys: Registry<api_keys::Source, api_keys::ApiKeys>,
     /// Resolved and probed backends, by the name of the upstream.
