@@ -14,8 +14,8 @@ use pingora::services::background::{BackgroundService, background_service};
 
 use crate::admin::Admin;
 use crate::config::{Config, System};
-use crate::live::counters::Counters;
 use crate::live::leases::Hybrid;
+use crate::live::limits::Limits;
 use crate::live::{LiveState, api_keys, backends, key_set};
 use crate::metrics::Metrics;
 use crate::net::redis::Redis;
@@ -250,8 +250,8 @@ impl Housekeeper {
         for keys in self.live.api_keys.unmaintained() {
             tokio::spawn(api_keys::ApiKeys::maintain(keys, Arc::clone(&self.clock)));
         }
-        for counters in self.live.counters.unmaintained() {
-            tokio::spawn(Counters::maintain(counters, Arc::clone(&self.clock)));
+        for limits in self.live.limits.unmaintained() {
+            tokio::spawn(Limits::maintain(limits, Arc::clone(&self.clock)));
         }
         for redis in self.live.redis.unmaintained() {
             tokio::spawn(Redis::maintain(redis));

@@ -67,7 +67,7 @@ pub(super) fn render(out: &mut String, live: &LiveState, snapshot: &Snapshot, no
     let busy: Vec<_> = backends.iter().map(|(labels, status)| (labels.clone(), status.in_flight as f64)).collect();
     families.add("edgeward_backend_requests_in_flight", "Requests that a backend is answering.", &busy);
     let limits: Vec<_> =
-        live.counters.living().into_iter().map(|(name, counters)| (labels(&[("limit", &name)]), counters.keys() as f64)).collect();
+        live.limits.living().into_iter().map(|(name, limits)| (labels(&[("limit", &name)]), limits.keys() as f64)).collect();
     families.add("edgeward_limit_keys", "Keys that a limit counts.", &limits);
     let redis: Vec<_> = live
         .redis

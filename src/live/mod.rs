@@ -2,7 +2,6 @@
 
 pub mod api_keys;
 pub mod backends;
-pub mod counters;
 pub mod key_set;
 pub mod key_store;
 pub mod leases;
@@ -23,8 +22,10 @@ pub struct LiveState {
     pub key_sets: Registry<key_set::KeySetId, key_set::KeySet>,
     /// Verified tokens.
     pub tokens: Arc<token_cache::TokenCache>,
-    /// Rate-limit counters, by the name of the limit.
-    pub counters: Registry<Arc<str>, counters::Counters>,
+    /// What is used of rate limits, by the name of the limit.
+    pub limits: Registry<Arc<str>, limits::Limits>,
+    /// The requests in flight, by the name of the limit.
+    pub concurrency: Registry<Arc<str>, limits::concurrency::Concurrency>,
     /// Connections to Redis, by where it is and who logs in.
     pub redis: Registry<redis::Server, redis::Redis>,
     /// Leases of limits that Redis counts, by the name of the limit and that Redis.
