@@ -6,12 +6,16 @@ pub mod backends;
 pub mod breaker;
 pub mod key_set;
 pub mod key_store;
+pub mod leases;
 pub mod limits;
+pub mod shared_limits;
 pub mod token_cache;
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::net::redis;
 
 /// Everything live, made once in `server` and handed down.
 #[derive(Debug, Default)]
@@ -24,6 +28,10 @@ pub struct LiveState {
     pub limits: Registry<Arc<str>, limits::Limits>,
     /// The requests in flight, by the name of the limit.
     pub concurrency: Registry<Arc<str>, limits::concurrency::Concurrency>,
+    /// Connections to Redis, by where it is and who logs in.
+    pub redis: Registry<redis::Server, redis::Redis>,
+    /// Leases of limits that Redis counts, by the name of the limit and that Redis.
+    pub leases: Registry<(Arc<str>, redis::Server), leases::Hybrid>,
     /// API keys, by their store.
     pub api_keys: Registry<api_keys::Source, api_keys::ApiKeys>,
     /// Resolved and probed backends, by the name of the upstream.
