@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use super::period::{Period, Window};
-use super::{QuotaTerms, Standing};
+use super::QuotaTerms;
+use crate::live::limits::Standing;
 
 /// Charges of one key, in the order of time.
 #[derive(Debug, Default)]
@@ -170,7 +171,7 @@ impl Account {
         }
         // More than the quota ever has: there is no good time to come back.
         let enough = if lacking > 0 { whole } else { enough };
-        Standing { admitted: wanted <= remaining, remaining, reset: until(whole), retry_after: until(enough) }
+        Standing { admitted: wanted <= remaining, remaining, reset: until(whole), retry_after: until(enough), wait: Duration::ZERO }
     }
 }
 

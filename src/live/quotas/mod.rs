@@ -22,8 +22,8 @@ pub use store::StoreError;
 use self::account::Entry;
 use self::store::Addition;
 use super::api_keys::Failure;
-use super::counters::{Key, KeyBuilder, Standing};
 use super::database::Opening;
+use super::limits::{Key, KeyBuilder, Standing};
 use crate::request::{Clock, Now};
 
 /// How often what was charged is written down: what a crash can lose, and how late another process on the same database hears of it.
@@ -46,7 +46,7 @@ const MEMORY: u64 = 3_600;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// For who asks too early.
-const REFUSED: Standing = Standing { admitted: false, remaining: 0, reset: RETRY, retry_after: RETRY };
+const REFUSED: Standing = Standing { admitted: false, remaining: 0, reset: RETRY, retry_after: RETRY, wait: Duration::ZERO };
 
 /// What an operator may tune of a quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

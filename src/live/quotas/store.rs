@@ -8,7 +8,7 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, Row, TransactionBehavior, params};
 
 use super::account::{Account, Entry};
-use crate::live::counters::Key;
+use crate::live::limits::Key;
 use crate::live::database::{Database, Kind, OpenError, Opening, integer, natural};
 
 /// Why a store did not do what it was asked.
@@ -94,7 +94,7 @@ impl QuotaStore {
                      ON CONFLICT (quota, key, begins) DO UPDATE SET
                         used = max(used + ?6, 0), last = max(last, excluded.last), until = max(until, excluded.until)",
                 )?
-                .execute(params![quota, key.to_bytes(), integer(*begins), integer(*last), integer(*until), units])?;
+                .execute(params![quota, key.as_bytes(), integer(*begins), integer(*last), integer(*until), units])?;
         }
         // Before the commit: an error after it would have the same units added once more.
         for addition in additions {
@@ -113,7 +113,7 @@ impl QuotaStore {
 fn each_entry(connection: &Connection, quota: &str, key: &Key, mut each: impl FnMut(Entry)) -> Result<(), StoreError> {
     let sql = "SELECT begins, last, until, used FROM quota_use WHERE quota = ?1 AND key = ?2";
     let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query(params![quota, key.to_bytes()])?;
+    let mut rows = statement.query(params![quota, key.as_bytes()])?;
     while let Some(row) = rows.next()? {
         each(entry(row)?);
     }
