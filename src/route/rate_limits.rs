@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::config::{Limit, LimitKey, WhenMissing};
+use crate::config::{Allowance, Limit, LimitKey, WhenMissing};
 use crate::live::counters::{Counters, Key, KeyBuilder, Quota, Standing};
 use crate::request::{Identity, LimitState, Now, Rejection, Request};
 
@@ -33,7 +33,7 @@ impl RateLimits {
         let limits = limits.into_iter().map(|(name, limit, counters)| RateLimit {
             name: name.clone(),
             per: limit.per.as_slice().into(),
-            quota: Quota { limit: limit.rate.count, window: limit.rate.window },
+            quota: quota(limit),
             ipv6_prefix: limit.ipv6_prefix,
             when_missing: limit.when_missing,
             counters,
@@ -100,6 +100,14 @@ fn refund(limits: &[RateLimit], request: &Request<'_>, identity: Option<&Identit
         if let Subject::Key(key) = limit.key(request, identity) {
             limit.counters.refund(&key, limit.quota, now.monotonic);
         }
+    }
+}
+
+fn quota(limit: &Limit) -> Quota {
+    match limit.allowance {
+        Allowance::Rate { rate, .. } => Quota { limit: rate.count, window: rate.window },
+        Allowance::Quota(quota) => Quota { limit: quota.count, window: std::time::Duration::from_secs(86_400) },
+        Allowance::Concurrency(limit) => Quota { limit, window: std::time::Duration::from_secs(1) },
     }
 }
 
@@ -202,7 +210,7 @@ fn only_value<'a>(request: &Request<'a>, name: &http::HeaderName) -> Option<&'a 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{LimitAlgorithm, Rate};
+    use crate::config::{At, LimitAlgorithm, LimitMode, LimitOn, LimitStore, Place, Rate};
     use crate::request::{Client, Method, Parameters};
     use http::{HeaderMap, HeaderName};
     use std::time::Duration;
@@ -210,11 +218,18 @@ mod tests {
     fn limit(per: &[LimitKey], count: u64) -> Limit {
         Limit {
             per: per.to_vec(),
-            rate: Rate { count, window: Duration::from_secs(1) },
-            algorithm: LimitAlgorithm::SlidingWindow,
+            allowance: Allowance::Rate { rate: Rate { count, window: Duration::from_secs(1) }, algorithm: LimitAlgorithm::SlidingWindow },
+            cost: 1,
+            on: LimitOn::Requests,
+            mode: LimitMode::Enforce,
+            store: local(),
             ipv6_prefix: 64,
             when_missing: WhenMissing::Deny,
         }
+    }
+
+    fn local() -> At<LimitStore> {
+        At { value: LimitStore::Local, place: Place { file: "".into(), line: 1, column: 1, path: "".into() } }
     }
 
     fn compile(limits: &[(&str, Limit)]) -> RateLimits {
