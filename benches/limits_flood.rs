@@ -57,7 +57,7 @@ fn flood(name: &str, terms: Terms) {
         }
     }
     let flooded = began.elapsed();
-    println!("{name}: {FLOOD} keys in {flooded:.1?}, {admitted} admitted, at most {KEYS} told apart");
+    println!("{name}: {FLOOD} keys in {flooded:.1?}, {admitted} admitted, at most {KEYS} held");
     println!(
         "  memory {before} MiB before, {most} MiB at most, {} keys held; the key at its limit got in {spent_again} times",
         limits.keys()

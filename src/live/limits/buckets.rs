@@ -56,7 +56,8 @@ impl Level {
             Bound::Burst(burst) => (parts(burst, pace), poured, burst),
             Bound::Queue(queue, longest) => (parts(queue, pace).min(u128::from(longest) * u128::from(pace.limit)), before, pace.limit),
         };
-        let admitted = met <= most && cost <= dearest && pace.limit > 0;
+        let never = cost > dearest || pace.limit == 0;
+        let admitted = met <= most && !never;
         let level = if admitted { poured } else { before };
         *self = Self { level, at };
 
@@ -66,11 +67,16 @@ impl Level {
             0 => Duration::ZERO,
             parts => Duration::from_nanos(div_ceil(parts, pace.limit).saturating_add(lag)),
         };
-        let (remaining, retry_after) = match bound {
-            Bound::Burst(_) => (units_below(most, level, pace), drained_to(most.saturating_sub(parts(cost, pace)))),
+        let remaining = match bound {
+            Bound::Burst(_) => units_below(most, level, pace),
             // One may still join at the bound itself.
-            Bound::Queue(..) if level <= most => (units_below(most, level, pace).saturating_add(1), Duration::ZERO),
-            Bound::Queue(..) => (0, drained_to(most)),
+            Bound::Queue(..) if level <= most && pace.limit > 0 => units_below(most, level, pace).saturating_add(1),
+            Bound::Queue(..) => 0,
+        };
+        let retry_after = match bound {
+            _ if never => Duration::from_nanos(pace.window),
+            Bound::Burst(_) => drained_to(most.saturating_sub(parts(cost, pace))),
+            Bound::Queue(..) => drained_to(most),
         };
         let wait = match (admitted, bound) {
             (true, Bound::Queue(..)) if before > 0 => Duration::from_nanos(div_ceil(before, pace.limit).saturating_add(lag)),
@@ -285,7 +291,8 @@ mod tests {
                 }
                 prop_assert!(admits(&log, standing.remaining, now) && !admits(&log, standing.remaining + 1, now));
                 let then = now + standing.retry_after.as_nanos() as u64;
-                prop_assert_eq!(admits(&log, cost, then), cost <= burst);
+                prop_assert!(cost > burst || admits(&log, cost, then));
+                prop_assert!(standing.admitted || !standing.retry_after.is_zero());
                 prop_assert!(then == now || cost > burst || !admits(&log, cost, then - 1));
                 let reset = now + standing.reset.as_nanos() as u64;
                 prop_assert!(admits(&log, burst, reset));
@@ -314,9 +321,14 @@ mod tests {
                 let expected = cost <= limit && wait <= queue * window && wait <= max_wait * limit;
                 let standing = limits.charge(&key("a"), &terms, cost, Duration::from_nanos(now));
                 prop_assert_eq!(standing.admitted, expected);
+                let (mut free, mut remaining) = (if expected { turn + cost * window } else { free }, 0);
+                while free.saturating_sub(now * limit) <= (queue * window).min(max_wait * limit) {
+                    (free, remaining) = (free.max(now * limit) + window, remaining + 1);
+                }
+                prop_assert_eq!(standing.remaining, remaining);
                 if !expected {
                     prop_assert_eq!(standing.wait, Duration::ZERO);
-                    prop_assert!(cost > limit || standing.remaining == 0);
+                    prop_assert!(!standing.retry_after.is_zero());
                     continue;
                 }
                 prop_assert_eq!(standing.wait, Duration::from_nanos(wait.div_ceil(limit)));
