@@ -29,7 +29,10 @@ pub use limit::{Limit, LimitAlgorithm, LimitKey, WhenMissing};
 pub use policy::{Authenticate, Authorize, Forward, Policy, TemplatePart, Token};
 pub use problem::{At, Place, Problem, nearest};
 pub use route::{Route, RoutePolicy, RouteTimeouts};
-pub use server::{AccessLog, Admin, Certificate, Listener, ListenerTls, Server, ServerLimits, ServerTimeouts, Telemetry};
+pub use server::{
+    AccessLog, Admin, Certificate, ClientCertificateMode, ClientCertificates, ForwardedCertificates, Listener, ListenerTls, Server,
+    ServerLimits, ServerTimeouts, Telemetry,
+};
 pub use source::{Source, System};
 pub use upstream::{Balance, Builtin, Health, Retries, RetryOn, Upstream, UpstreamServer, UpstreamTimeouts, UpstreamTls};
 use values::Name;

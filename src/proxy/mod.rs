@@ -64,7 +64,7 @@ impl Gateway {
     /// Everything between the request's head and the permit to forward it.
     async fn decide(&self, session: &mut Session, context: &mut Context) -> Result<(), Refusal> {
         let now = (self.clock)();
-        let Context { snapshot, client, request_id, route: matched, admission, target, .. } = context;
+        let Context { snapshot, client, certificate, request_id, route: matched, admission, target, .. } = context;
         session::prepare(session, &snapshot.server);
         let peer = session.client_addr().and_then(|address| address.as_inet()).ok_or(Rejection::Internal("no_peer_address"))?.ip();
         let caller = snapshot.server.client(peer, &session.req_header().headers);
@@ -79,6 +79,7 @@ impl Gateway {
         let route = snapshot.router.find(&message.host, &message.path, message.method, &mut parameters)?;
         *matched = Some(Arc::clone(route));
         message.check_length(snapshot.server.body_limit)?;
+        *certificate = session::certificate(session, snapshot, &message, &caller, now)?;
         let request = crate::request::Request {
             method: message.method,
             host: &message.host,
@@ -86,6 +87,7 @@ impl Gateway {
             query: message.query,
             headers: message.headers,
             client: &caller,
+            certificate: certificate.as_deref(),
             route: &route.name,
             parameters: parameters.parameters(),
         };
@@ -106,6 +108,7 @@ impl ProxyHttp for Gateway {
             snapshot: self.slot.load(),
             request_id: RequestId::random(),
             client: None,
+            certificate: None,
             route: None,
             admission: None,
             refused: None,

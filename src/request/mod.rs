@@ -1,5 +1,6 @@
 //! The words of a decision: what is asked, who asks, when, and how it is refused.
 
+pub mod certificate;
 pub mod cidr;
 pub mod client;
 pub mod framing;
@@ -11,6 +12,7 @@ pub mod rejection;
 
 use std::time::Duration;
 
+pub use certificate::ClientCertificate;
 pub use cidr::CidrSet;
 pub use client::Client;
 pub use identity::{Identity, Method};
@@ -33,6 +35,8 @@ pub struct Request<'a> {
     pub headers: &'a http::HeaderMap,
     /// Who is on the other end of the connection.
     pub client: &'a Client,
+    /// The certificate that was proven for the caller: that of the connection, or one that a trusted proxy forwarded. It has been verified.
+    pub certificate: Option<&'a ClientCertificate>,
     /// The name of the matched route.
     pub route: &'a str,
     /// The path parameters of the matched route.
@@ -42,7 +46,7 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// A request of which only this is known.
     pub fn new(method: &'a http::Method, host: &'a str, path: &'a str, headers: &'a http::HeaderMap, client: &'a Client) -> Self {
-        Self { method, host, path, query: None, headers, client, route: "", parameters: Parameters::default() }
+        Self { method, host, path, query: None, headers, client, certificate: None, route: "", parameters: Parameters::default() }
     }
 }
 
