@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::authenticators::{Authenticator, Authenticators, api_key, credential, jwt};
+use crate::authenticators::{Authenticator, Authenticators, api_key, client_certificate, credential, jwt};
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
@@ -252,6 +252,9 @@ impl Compiler<'_> {
         Ok(match authenticator {
             config::Authenticator::Jwt(jwt) => Authenticator::Jwt(jwt::Jwt::new(Arc::clone(name), jwt, self.live)?),
             config::Authenticator::ApiKey(api_key) => Authenticator::ApiKey(api_key::ApiKey::new(Arc::clone(name), api_key, self.live)),
+            config::Authenticator::ClientCertificate(certificate) => {
+                Authenticator::ClientCertificate(client_certificate::ClientCertificate::new(Arc::clone(name), certificate)?)
+            }
         })
     }
 
@@ -418,6 +421,8 @@ fn challenges(authenticators: &[Arc<Authenticator>]) -> Challenges {
             .iter()
             .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("bearer")));
         let (missing, invalid) = match &**authenticator {
+            // No scheme of HTTP asks for one: it says why this request is refused, and what a handshake must bring.
+            Authenticator::ClientCertificate(_) => ("ClientCertificate realm=\"edgeward\"", "ClientCertificate realm=\"edgeward\""),
             Authenticator::ApiKey(_) if !bearer => ("ApiKey realm=\"edgeward\"", "ApiKey realm=\"edgeward\""),
             Authenticator::Jwt(_) | Authenticator::ApiKey(_) => {
                 ("Bearer realm=\"edgeward\"", "Bearer realm=\"edgeward\", error=\"invalid_token\"")

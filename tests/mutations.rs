@@ -273,6 +273,7 @@ fn decide(snapshot: &Snapshot, call: &Call) -> Result<(), Rejection> {
         query: message.query,
         headers: &headers,
         client: &client,
+        certificate: None,
         route: &route.name,
         parameters: parameters.parameters(),
     };

@@ -1,6 +1,8 @@
 //! Who are you: the authenticators of a route, asked in order, the first answer that is not "not mine" counts.
 
 pub mod api_key;
+pub mod client_certificate;
+pub mod confirmation;
 pub mod credential;
 pub mod jwt;
 pub mod key_format;
@@ -42,6 +44,8 @@ pub enum Authenticator {
     Jwt(jwt::Jwt),
     /// API keys.
     ApiKey(api_key::ApiKey),
+    /// Certificates of TLS clients.
+    ClientCertificate(client_certificate::ClientCertificate),
 }
 
 impl Authenticator {
@@ -49,6 +53,7 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.authenticate(request, now).await,
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
+            Self::ClientCertificate(client_certificate) => client_certificate.authenticate(request),
         }
     }
 
@@ -57,6 +62,7 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.name(),
             Self::ApiKey(api_key) => api_key.name(),
+            Self::ClientCertificate(client_certificate) => client_certificate.name(),
         }
     }
 
@@ -65,6 +71,7 @@ impl Authenticator {
         match self {
             Self::Jwt(_) => Method::Jwt,
             Self::ApiKey(_) => Method::ApiKey,
+            Self::ClientCertificate(_) => Method::ClientCertificate,
         }
     }
 
@@ -73,6 +80,8 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.locations(),
             Self::ApiKey(api_key) => api_key.locations(),
+            // It comes with the connection, or in headers that reach no upstream anyway.
+            Self::ClientCertificate(_) => &[],
         }
     }
 }

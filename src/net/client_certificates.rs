@@ -13,7 +13,7 @@ use openssl::asn1::{Asn1Time, Asn1TimeRef};
 use openssl::error::ErrorStack;
 use openssl::sha::{Sha256, sha256};
 use openssl::ssl::SslFiletype;
-use openssl::stack::Stack;
+use openssl::stack::{Stack, StackRef};
 use openssl::x509::store::{X509Lookup, X509Store, X509StoreBuilder, X509StoreRef};
 use openssl::x509::verify::{X509VerifyFlags, X509VerifyParam};
 use openssl::x509::{X509, X509Crl, X509PurposeId, X509Ref, X509StoreContext, X509VerifyResult};
@@ -46,11 +46,13 @@ pub struct RevocationFile<'a> {
     pub bytes: &'a [u8],
 }
 
-/// A chain that was verified.
-#[derive(Debug)]
-pub struct Chain {
-    /// From the caller's certificate to the authority that ends it.
-    certificates: Vec<X509>,
+/// A certificate whose chain was found good.
+#[derive(Debug, Clone)]
+pub struct Verified {
+    /// Whom it names.
+    pub certificate: Arc<ClientCertificate>,
+    /// The first end of any certificate of its chain or of a revocation list, since the Unix epoch.
+    pub good_until: Duration,
 }
 
 /// The authorities in a PEM file.
@@ -100,28 +102,32 @@ impl ClientAuthorities {
     /// Judges a certificate, with those that may stand between it and an authority.
     ///
     /// # Errors
-    /// Why it is not accepted.
-    pub fn verify(&self, leaf: &X509Ref, between: &[X509]) -> Result<Chain, X509VerifyResult> {
-        let internal = |_: ErrorStack| X509VerifyResult::APPLICATION_VERIFICATION;
+    /// The reason word of the refusal.
+    pub fn verify(&self, leaf: &X509Ref, between: &[X509]) -> Result<Verified, &'static str> {
+        let internal = |_: ErrorStack| UNVERIFIED;
         let mut untrusted = Stack::new().map_err(internal)?;
         for certificate in between {
             untrusted.push(certificate.clone()).map_err(internal)?;
         }
         let mut context = X509StoreContext::new().map_err(internal)?;
         let verdict = context.init(&self.store, leaf, &untrusted, |context| {
-            if !context.verify_cert()? {
-                return Ok(Err(context.error()));
-            }
-            let certificates = context.chain().map(|chain| chain.iter().map(X509Ref::to_owned).collect());
-            Ok(certificates.map(|certificates| Chain { certificates }).ok_or(X509VerifyResult::APPLICATION_VERIFICATION))
+            Ok(match context.verify_cert()? {
+                true => context.chain().ok_or(UNVERIFIED).and_then(|chain| self.read(chain)),
+                false => Err(reason(context.error())),
+            })
         });
         verdict.map_err(internal)?
     }
 
-    /// Until when a chain of these certificates is good: the first end of any of them or of a revocation list.
-    pub fn good_until<'c>(&self, chain: impl IntoIterator<Item = &'c X509Ref>) -> Duration {
-        let ends = chain.into_iter().map(|link| certificate::unix(link.not_after()).unwrap_or_default());
-        ends.chain(self.lists_end).min().unwrap_or_default()
+    /// Reads a chain that a handshake has verified against [`store`](Self::store), the caller's certificate first.
+    ///
+    /// # Errors
+    /// The reason word of the refusal, for names that must not be believed.
+    pub fn read(&self, chain: &StackRef<X509>) -> Result<Verified, &'static str> {
+        let (leaf, anchor) = chain.iter().next().zip(chain.iter().last()).ok_or(UNVERIFIED)?;
+        let ends = chain.iter().map(|link| certificate::unix(link.not_after()).unwrap_or_default());
+        let good_until = ends.chain(self.lists_end).min().unwrap_or_default();
+        Ok(Verified { certificate: Arc::new(ClientCertificate::read(leaf, anchor)?), good_until })
     }
 }
 
@@ -137,8 +143,8 @@ impl std::fmt::Debug for ClientAuthorities {
 #[derive(Debug)]
 pub struct ForwardedCertificates {
     authorities: ClientAuthorities,
-    /// By the hash of the header lines, with the time until which the chain is good.
-    verified: Cache<[u8; 32], (Arc<ClientCertificate>, Duration)>,
+    /// By the hash of the header lines.
+    verified: Cache<[u8; 32], Verified>,
 }
 
 impl ForwardedCertificates {
@@ -162,49 +168,42 @@ impl ForwardedCertificates {
             hash.update(b"\n");
         }
         let key = hash.finish();
-        let (certificate, good_until) = match self.verified.get(&key) {
+        let verified = match self.verified.get(&key) {
             Some(known) => known,
             None => {
                 let certificates = certificate::forwarded(headers).map_err(Rejection::BadRequest)?;
                 let Some((leaf, between)) = certificates.split_first() else {
                     return Ok(None);
                 };
-                let chain = self.authorities.verify(leaf, between).map_err(refused)?;
-                let certificate = Arc::new(ClientCertificate::read(leaf).map_err(Rejection::CredentialInvalid)?);
-                let known = (certificate, self.authorities.good_until(chain.iter()));
-                self.verified.insert(key, known.clone());
-                known
+                let verified = self.authorities.verify(leaf, between).map_err(refused)?;
+                self.verified.insert(key, verified.clone());
+                verified
             }
         };
-        if now.unix > good_until {
-            return Err(Rejection::CredentialExpired);
+        match verified.good_until >= now.unix {
+            true => Ok(Some(verified.certificate)),
+            false => Err(Rejection::CredentialExpired),
         }
-        Ok(Some(certificate))
     }
 }
 
-fn refused(verdict: X509VerifyResult) -> Rejection {
-    match reason(verdict) {
+fn refused(reason: &'static str) -> Rejection {
+    match reason {
         "certificate_expired" => Rejection::CredentialExpired,
         "certificate_revoked" => Rejection::CredentialRevoked,
         reason => Rejection::CredentialInvalid(reason),
     }
 }
 
+const UNVERIFIED: &str = "certificate_chain";
+
 /// The reason word of a verdict.
-pub fn reason(verdict: X509VerifyResult) -> &'static str {
+fn reason(verdict: X509VerifyResult) -> &'static str {
     // X509_V_ERR_CERT_HAS_EXPIRED and X509_V_ERR_CERT_REVOKED, which the bindings have no names for.
     match verdict.as_raw() {
         10 => "certificate_expired",
         23 => "certificate_revoked",
-        _ => "certificate_chain",
-    }
-}
-
-impl Chain {
-    /// The certificates, the caller's first.
-    pub fn iter(&self) -> impl Iterator<Item = &X509Ref> {
-        self.certificates.iter().map(|certificate| &**certificate)
+        _ => UNVERIFIED,
     }
 }
 

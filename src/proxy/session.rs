@@ -88,6 +88,7 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
         secure,
         host: &target.authority,
         request_id: context.request_id.value(),
+        certificate: context.certificate.as_deref(),
     };
     route.policy.forward.apply(upstream, admission.identity().map(|identity| &**identity), &connection);
     Ok(())

@@ -6,7 +6,6 @@
 use std::any::Any;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -19,7 +18,7 @@ use pingora::listeners::tls::TlsSettings;
 use pingora::tls::ext::ssl_set_verify_cert_store;
 use pingora::{Error, ErrorType, Result};
 
-use crate::net::client_certificates::{ClientAuthorities, reason};
+use crate::net::client_certificates::{ClientAuthorities, Verified};
 use crate::request::{ClientCertificate, Now, Rejection};
 use crate::snapshot::{ClientCertificates, Slot};
 
@@ -55,7 +54,7 @@ impl Handshake {
         };
         ssl.set_verify_callback(mode, |good, context| {
             let of_caller = good && context.error_depth() == 0;
-            if of_caller && !context.current_cert().is_some_and(|leaf| ClientCertificate::read(leaf).is_ok()) {
+            if of_caller && !context.current_cert().is_some_and(|leaf| ClientCertificate::read(leaf, leaf).is_ok()) {
                 context.set_error(X509VerifyResult::APPLICATION_VERIFICATION);
                 return false;
             }
@@ -74,10 +73,9 @@ impl Handshake {
         // Without them there was no full handshake, and nothing was verified.
         let authorities = Arc::clone(ssl.ex_data(self.judged_by)?);
         let chain = ssl.verified_chain().filter(|_| ssl.verify_result() == X509VerifyResult::OK && !ssl.session_reused())?;
-        let certificate = Arc::new(ClientCertificate::read(&leaf).ok()?);
-        let good_until = authorities.good_until(chain);
+        let verified = authorities.read(chain).ok()?;
         let between = ssl.peer_cert_chain().into_iter().flatten().map(|link| link.to_owned()).collect();
-        Some(Client { certificate, leaf, between, judged: ArcSwap::from_pointee(Judged { authorities, good_until }) })
+        Some(Client { leaf, between, judged: ArcSwap::from_pointee(Judged { authorities, verified }) })
     }
 }
 
@@ -116,16 +114,15 @@ pub(super) struct TlsConnection {
 
 /// The caller's certificate, kept so that it can be judged anew.
 struct Client {
-    certificate: Arc<ClientCertificate>,
     leaf: X509,
     between: Vec<X509>,
     judged: ArcSwap<Judged>,
 }
 
-/// By whom a chain was found good, and until when.
+/// By whom a chain was found good.
 struct Judged {
     authorities: Arc<ClientAuthorities>,
-    good_until: Duration,
+    verified: Verified,
 }
 
 impl TlsConnection {
@@ -156,19 +153,19 @@ impl TlsConnection {
 impl Client {
     fn holds(&self, authorities: &Arc<ClientAuthorities>, now: Now) -> Result<Arc<ClientCertificate>, &'static str> {
         let judged = self.judged.load();
-        let good_until = if Arc::ptr_eq(&judged.authorities, authorities) {
-            judged.good_until
+        let verified = if Arc::ptr_eq(&judged.authorities, authorities) {
+            judged.verified.clone()
         } else {
-            let good_until = match judged.authorities.same_as(authorities) {
-                true => judged.good_until,
-                false => authorities.good_until(authorities.verify(&self.leaf, &self.between).map_err(reason)?.iter()),
+            let verified = match judged.authorities.same_as(authorities) {
+                true => judged.verified.clone(),
+                false => authorities.verify(&self.leaf, &self.between)?,
             };
-            self.judged.store(Arc::new(Judged { authorities: Arc::clone(authorities), good_until }));
-            good_until
+            self.judged.store(Arc::new(Judged { authorities: Arc::clone(authorities), verified: verified.clone() }));
+            verified
         };
-        if now.unix > good_until {
-            return Err("certificate_expired");
+        match verified.good_until >= now.unix {
+            true => Ok(verified.certificate),
+            false => Err("certificate_expired"),
         }
-        Ok(Arc::clone(&self.certificate))
     }
 }

@@ -26,6 +26,8 @@ const MAX_DER: usize = 16 * 1024;
 pub struct ClientCertificate {
     /// SHA-256 of its DER: `x5t#S256` of RFC 8705.
     pub fingerprint: [u8; 32],
+    /// SHA-256 of the DER of the authority that ends its chain.
+    pub anchor: [u8; 32],
     /// The one common name of its subject; none when there are several, of which nobody can say which counts.
     pub common_name: Option<Arc<str>>,
     /// Subject alternative names of the type URI, such as a SPIFFE id.
@@ -41,17 +43,18 @@ pub struct ClientCertificate {
 }
 
 impl ClientCertificate {
-    /// Reads the names of a certificate.
+    /// Reads the names of a certificate whose chain ends in an authority.
     ///
     /// # Errors
     /// The reason word of a certificate that must not be believed, whoever signed it: a name with a control character (a reader in C ends at
     /// NUL, a header at a line break), a name that is not of its ASCII type, or more names than a caller has.
-    pub fn read(certificate: &X509Ref) -> Result<Self, &'static str> {
+    pub fn read(certificate: &X509Ref, anchor: &X509Ref) -> Result<Self, &'static str> {
         const MALFORMED: &str = "certificate_malformed";
         let malformed = |_| MALFORMED;
         let der = certificate.to_der().map_err(malformed)?;
         let mut read = Self {
             fingerprint: sha256(&der),
+            anchor: sha256(&anchor.to_der().map_err(malformed)?),
             common_name: None,
             uris: Vec::new(),
             dns_names: Vec::new(),
