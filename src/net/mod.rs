@@ -3,4 +3,5 @@
 pub mod certificates;
 pub mod client_certificates;
 pub mod http;
+pub mod redis;
 pub mod serve;
