@@ -162,9 +162,10 @@ impl Compiler<'_> {
     fn snapshot(&mut self) -> Option<Snapshot> {
         let config = self.config;
         let listeners = config.listeners.iter().map(|listener| self.listener(listener)).collect();
-        let forwarded = config.server.forwarded_certificates.as_ref().and_then(|forwarded| {
-            self.authorities(&forwarded.ca, forwarded.crl.as_ref(), forwarded.depth).map(ForwardedCertificates::new)
-        });
+        let forwarded =
+            config.server.forwarded_certificates.as_ref().and_then(|forwarded| {
+                self.authorities(&forwarded.ca, forwarded.crl.as_ref(), forwarded.depth).map(ForwardedCertificates::new)
+            });
         let authenticators =
             self.table(&config.authenticators, |compiler, name, authenticator| compiler.authenticator(name, authenticator));
         let upstreams = self.table(&config.upstreams, |compiler, name, upstream| Upstream::compile(name, upstream, compiler.live));

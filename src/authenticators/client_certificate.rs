@@ -242,7 +242,10 @@ fn is_segment(segment: &str) -> bool {
 fn is_host(name: &str) -> bool {
     let label = |label: &str| {
         let edges_sound = !label.starts_with('-') && !label.ends_with('-');
-        !label.is_empty() && label.len() <= 63 && edges_sound && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+        !label.is_empty()
+            && label.len() <= 63
+            && edges_sound
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
     };
     name.len() <= 253 && name.split('.').all(label)
 }

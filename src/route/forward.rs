@@ -368,9 +368,7 @@ fn set_certificate(upstream: &mut impl UpstreamHeaders, certificate: &ClientCert
     certificate.fingerprint.iter().for_each(|byte| {
         let _ = write!(fingerprint, "{byte:02x}");
     });
-    for (name, value) in
-        [(X_CLIENT_CERT_CN, common_name), (X_CLIENT_CERT_SAN, alternative), (X_CLIENT_CERT_FINGERPRINT, fingerprint)]
-    {
+    for (name, value) in [(X_CLIENT_CERT_CN, common_name), (X_CLIENT_CERT_SAN, alternative), (X_CLIENT_CERT_FINGERPRINT, fingerprint)] {
         if let Some(value) = HeaderValue::from_str(&value).ok().filter(|value| !value.is_empty()) {
             upstream.set(&name, value);
         }
