@@ -249,3 +249,142 @@ fn is_host(name: &str) -> bool {
     };
     name.len() <= 253 && name.split('.').all(label)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{At, Place};
+    use CertificateName::{CommonName, SanDns, SanEmail, SanUri};
+
+    #[test]
+    fn a_pattern_means_whole_segments_and_nothing_that_can_be_read_in_two_ways() {
+        for (kind, pattern, name, matches) in [
+            (SanUri, "spiffe://acme/web", "spiffe://acme/web", true),
+            (SanUri, "spiffe://acme/web", "spiffe://acme/web/", false),
+            (SanUri, "spiffe://acme/web", "spiffe://acme/Web", false),
+            (SanUri, "spiffe://acme/*", "spiffe://acme/web", true),
+            (SanUri, "spiffe://acme/*", "spiffe://acme/ns/prod/sa/web", true),
+            (SanUri, "spiffe://acme/*", "spiffe://acme/", false),
+            (SanUri, "spiffe://acme/*", "spiffe://acme", false),
+            (SanUri, "spiffe://acme/*", "spiffe://acme.evil/web", false),
+            (SanUri, "spiffe://acme/*", "spiffe://acme@evil/web", false),
+            (SanUri, "spiffe://acme/*", "http://acme/web", false),
+            (SanUri, "spiffe://acme/*", "spiffe://acme/../globex", false),
+            (SanUri, "spiffe://acme/*", "spiffe://acme/./web", false),
+            (SanUri, "spiffe://acme/*", "spiffe://acme//web", false),
+            (SanUri, "spiffe://acme/*", "spiffe://acme/web?a", false),
+            (SanUri, "spiffe://acme/*", "spiffe://acme/web#a", false),
+            (SanUri, "spiffe://acme/*", "spiffe://acme/%77eb", false),
+            (SanUri, "spiffe://acme/*", "spiffe://acme/*", false),
+            (SanUri, "spiffe://acme/ns/*/sa/web", "spiffe://acme/ns/prod/sa/web", true),
+            (SanUri, "spiffe://acme/ns/*/sa/web", "spiffe://acme/ns/a/b/sa/web", false),
+            (SanUri, "spiffe://acme/ns/*/sa/web", "spiffe://acme/ns/prod/sa/web2", false),
+            (SanUri, "spiffe://acme/ns/*/sa/*", "spiffe://acme/ns/prod/sa", false),
+            (SanUri, "*", "anything", true),
+            (SanUri, "*", "any*thing", false),
+            (SanDns, "alice.acme.test", "Alice.ACME.test", true),
+            (SanDns, "alice.acme.test", "alice.acme.test.", false),
+            (SanDns, "*.acme.test", "alice.acme.test", true),
+            (SanDns, "*.acme.test", "a.b.acme.test", true),
+            (SanDns, "*.acme.test", "acme.test", false),
+            (SanDns, "*.acme.test", ".acme.test", false),
+            (SanDns, "*.acme.test", "evilacme.test", false),
+            (SanDns, "*.acme.test", "*.acme.test", false),
+            (SanDns, "*.acme.test", "a b.acme.test", false),
+            (SanEmail, "alice@acme.test", "alice@acme.test", true),
+            (SanEmail, "alice@acme.test", "Alice@acme.test", false),
+            (SanEmail, "*@acme.test", "alice@ACME.test", true),
+            (SanEmail, "*@acme.test", "@acme.test", false),
+            (SanEmail, "*@acme.test", "alice@evil@acme.test", false),
+            (SanEmail, "*@acme.test", "\"alice\"@acme.test", false),
+            (SanEmail, "*@acme.test", "alice@sub.acme.test", false),
+            (CommonName, "alice", "alice", true),
+            (CommonName, "alice", "alice2", false),
+        ] {
+            assert_eq!(Pattern::parse(kind, pattern).unwrap().matches(name), matches, "{pattern} and {name}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_that_nothing_sound_could_match_is_refused() {
+        for (kind, pattern) in [
+            (SanUri, "spiffe://*/web"),
+            (SanUri, "spiffe://acme/w*"),
+            (SanUri, "spiffe://acme/**"),
+            (SanUri, "spiffe://acme/../*"),
+            (SanUri, "spiffe://acme"),
+            (SanUri, "acme/*"),
+            (SanUri, "spiffe:///web"),
+            (SanDns, "a*.acme.test"),
+            (SanDns, "*.*.acme.test"),
+            (SanDns, "alice.*"),
+            (SanDns, "acme.test."),
+            (SanEmail, "a*@acme.test"),
+            (SanEmail, "*@*"),
+            (SanEmail, "acme.test"),
+            (CommonName, "al*"),
+        ] {
+            assert!(Pattern::parse(kind, pattern).is_err(), "{pattern}");
+        }
+    }
+
+    fn certificate(dns_names: &[&str]) -> crate::request::ClientCertificate {
+        crate::request::ClientCertificate {
+            fingerprint: sha256(dns_names.join(" ").as_bytes()),
+            anchor: [1; 32],
+            common_name: Some("alice".into()),
+            uris: Vec::new(),
+            dns_names: dns_names.iter().map(|name| (*name).into()).collect(),
+            emails: Vec::new(),
+            serial: "1".into(),
+            validity: Default::default(),
+        }
+    }
+
+    #[test]
+    fn one_accepted_name_is_an_identity_and_no_certificate_is_no_refusal() {
+        let place = Place { file: "f".into(), line: 1, column: 1, path: "p".into() };
+        let allowed = |identity: &str, consumer: Option<&str>| AllowedCertificate {
+            identity: At { value: identity.into(), place: place.clone() },
+            consumer: consumer.map(Into::into),
+            plan: None,
+            scopes: vec!["read".into()],
+        };
+        let config = config::ClientCertificate {
+            identity: SanDns,
+            allow: vec![allowed("alice.test", None), allowed("*.acme.test", Some("acme"))],
+            ca: None,
+        };
+        let mut authenticator = ClientCertificate::new("mesh".into(), &config).unwrap();
+        let headers = http::HeaderMap::new();
+        let client = crate::request::Client { address: [127, 0, 0, 1].into(), through_trusted_proxy: false };
+        let request = Request::new(&http::Method::GET, "h", "/", &headers, &client);
+        let word = |verdict: Verdict| match verdict {
+            Verdict::Accept(proof) => {
+                format!("{} of {}", proof.identity.subject.as_deref().unwrap(), proof.identity.consumer.as_deref().unwrap())
+            }
+            Verdict::Pass => "pass".to_owned(),
+            Verdict::Reject(rejection) => rejection.reason().unwrap().to_owned(),
+        };
+        assert_eq!(word(authenticator.authenticate(&request)), "pass");
+        for (names, expected) in [
+            (&["alice.test"][..], "alice.test of alice.test"),
+            (&["web.acme.test"], "web.acme.test of acme"),
+            (&["other.test", "web.acme.test"], "web.acme.test of acme"),
+            (&["alice.test", "web.acme.test"], "certificate_identity_ambiguous"),
+            (&["other.test"], "certificate_identity"),
+            (&[], "certificate_identity_missing"),
+        ] {
+            let certificate = certificate(names);
+            let request = Request { certificate: Some(&certificate), ..request };
+            // The second time is the cache's.
+            for _ in 0..2 {
+                assert_eq!(word(authenticator.authenticate(&request)), expected, "{names:?}");
+            }
+        }
+        let certificate = certificate(&["alice.test"]);
+        authenticator.anchors = Some(vec![[2; 32]]);
+        let request = Request { certificate: Some(&certificate), ..request };
+        assert_eq!(word(authenticator.authenticate(&request)), "certificate_authority");
+    }
+}

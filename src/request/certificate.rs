@@ -150,3 +150,78 @@ fn certificate(item: &[u8]) -> Option<X509> {
     // The parser stops where the certificate ends: what follows would make two fingerprints of one.
     (certificate.to_der().ok()? == der).then_some(certificate)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn fixture(name: &str) -> X509 {
+        let path = format!("{}/tests/data/mtls-fixture/{name}.pem", env!("CARGO_MANIFEST_DIR"));
+        X509::from_pem(&std::fs::read(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn names_are_read_with_their_type_and_whole_or_not_at_all() {
+        for (name, expected) in [
+            ("ok", Ok("cn=Some(\"alice\") uri=[] dns=[\"alice.client.test\"] email=[]")),
+            ("san-uri-spiffe", Ok("cn=Some(\"alice\") uri=[\"spiffe://test/ns/a/sa/alice\"] dns=[] email=[]")),
+            ("san-email", Ok("cn=Some(\"alice\") uri=[] dns=[] email=[\"alice@client.test\"]")),
+            ("two-cn", Ok("cn=None uri=[] dns=[\"alice.client.test\"] email=[]")),
+            ("cn-comma", Ok("cn=Some(\"alice,O=Admin\") uri=[] dns=[\"alice.client.test\"] email=[]")),
+            ("san-othername-nul", Ok("cn=Some(\"alice\") uri=[] dns=[] email=[]")),
+            ("cn-nul", Err("certificate_characters")),
+            ("cn-newline", Err("certificate_characters")),
+            ("san-500", Err("certificate_names")),
+        ] {
+            let certificate = fixture(name);
+            let read = ClientCertificate::read(&certificate, &certificate)
+                .map(|read| format!("cn={:?} uri={:?} dns={:?} email={:?}", read.common_name, read.uris, read.dns_names, read.emails));
+            assert_eq!(read.as_deref().map_err(|reason| *reason), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn serials_times_and_fingerprints_are_those_that_others_show() {
+        let read = ClientCertificate::read(&fixture("revoked"), &fixture("ca-root")).unwrap();
+        assert_eq!(&*read.serial, "1001");
+        assert_eq!(read.validity, (Duration::from_secs(1_767_225_600), Duration::from_secs(2_366_841_600)));
+        let own = ClientCertificate::read(&fixture("ca-root"), &fixture("ca-root")).unwrap();
+        assert_eq!((read.anchor, own.anchor), (own.fingerprint, own.fingerprint));
+    }
+
+    #[test]
+    fn what_a_proxy_forwards_is_what_rfc_9440_says_or_refused() {
+        let item = |name: &str| format!(":{}:", STANDARD.encode(fixture(name).to_der().unwrap()));
+        let (leaf, link) = (item("ok"), item("ca-root"));
+        let longer = format!(":{}:", STANDARD.encode([fixture("ok").to_der().unwrap(), vec![0]].concat()));
+        let long = vec![link.as_str(); MAX_CHAIN].join(",");
+        let too_long = format!("{long},{link}");
+        let two = format!("{link}, {leaf}");
+        let parameter = format!("{leaf};a=1");
+        for (lines, count) in [
+            (&[][..], Some(0)),
+            (&[("client-cert", leaf.as_str())], Some(1)),
+            (&[("client-cert", &leaf), ("client-cert-chain", &two)], Some(3)),
+            (&[("client-cert", &leaf), ("client-cert-chain", &link), ("client-cert-chain", &two)], Some(4)),
+            (&[("client-cert", &leaf), ("client-cert-chain", &long)], Some(1 + MAX_CHAIN)),
+            (&[("client-cert", &leaf), ("client-cert-chain", &too_long)], None),
+            (&[("client-cert", &leaf), ("client-cert-chain", "")], None),
+            (&[("client-cert", &leaf), ("client-cert", &leaf)], None),
+            (&[("client-cert-chain", &link)], None),
+            (&[("client-cert", &two)], None),
+            (&[("client-cert", &parameter)], None),
+            (&[("client-cert", &longer)], None),
+            (&[("client-cert", "::")], None),
+            (&[("client-cert", ":")], None),
+            (&[("client-cert", "")], None),
+            (&[("client-cert", leaf.trim_matches(':'))], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
+            }
+            assert_eq!(forwarded(&headers).ok().map(|found| found.len()), count, "{lines:?}");
+        }
+    }
+}
