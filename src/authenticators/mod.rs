@@ -4,11 +4,12 @@ pub mod api_key;
 pub mod credential;
 pub mod jwt;
 pub mod key_format;
+pub mod sigv4;
 
 use std::sync::Arc;
 
 use crate::config::Location;
-use crate::request::{Identity, Method, Now, Rejection, Request};
+use crate::request::{BodyDigest, Identity, Method, Now, Rejection, Request};
 
 /// What an authenticator says of a request.
 #[derive(Debug)]
@@ -26,11 +27,13 @@ pub enum Verdict {
 pub struct Proof {
     /// Who calls.
     pub identity: Arc<Identity>,
+    /// What the body must hash to, each of them: until it does, the proof is not complete and nothing of the body reaches the upstream.
+    pub body: Vec<BodyDigest>,
 }
 
 impl From<Arc<Identity>> for Proof {
     fn from(identity: Arc<Identity>) -> Self {
-        Self { identity }
+        Self { identity, body: Vec::new() }
     }
 }
 
@@ -42,6 +45,8 @@ pub enum Authenticator {
     Jwt(jwt::Jwt),
     /// API keys.
     ApiKey(api_key::ApiKey),
+    /// AWS Signature Version 4.
+    Sigv4(sigv4::Sigv4),
 }
 
 impl Authenticator {
@@ -49,6 +54,14 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.authenticate(request, now).await,
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
+            Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
+        }
+    }
+
+    fn asks_for_body(&self, request: &Request<'_>) -> bool {
+        match self {
+            Self::Sigv4(sigv4) => sigv4.asks_for_body(request),
+            Self::Jwt(_) | Self::ApiKey(_) => false,
         }
     }
 
@@ -57,6 +70,7 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.name(),
             Self::ApiKey(api_key) => api_key.name(),
+            Self::Sigv4(sigv4) => sigv4.name(),
         }
     }
 
@@ -65,6 +79,7 @@ impl Authenticator {
         match self {
             Self::Jwt(_) => Method::Jwt,
             Self::ApiKey(_) => Method::ApiKey,
+            Self::Sigv4(_) => Method::Sigv4,
         }
     }
 
@@ -73,6 +88,7 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.locations(),
             Self::ApiKey(api_key) => api_key.locations(),
+            Self::Sigv4(sigv4) => sigv4.locations(),
         }
     }
 }
@@ -98,6 +114,11 @@ impl Authenticators {
         }
         let present = self.0.iter().any(|authenticator| credential::is_present(authenticator.locations(), request));
         Err(if present { Rejection::CredentialInvalid("not_recognised") } else { Rejection::CredentialMissing })
+    }
+
+    /// Whether one of them has to see the body before it can judge.
+    pub fn ask_for_body(&self, request: &Request<'_>) -> bool {
+        request.body.is_none() && self.0.iter().any(|authenticator| authenticator.asks_for_body(request))
     }
 
     /// The authenticators, in order.

@@ -5,6 +5,7 @@ pub mod backends;
 pub mod counters;
 pub mod key_set;
 pub mod key_store;
+pub mod replays;
 pub mod token_cache;
 
 use std::collections::HashMap;
@@ -22,6 +23,8 @@ pub struct LiveState {
     pub counters: Registry<Arc<str>, counters::Counters>,
     /// API keys, by their store.
     pub api_keys: Registry<api_keys::Source, api_keys::ApiKeys>,
+    /// What may be used once, by the name of the authenticator.
+    pub replays: Registry<Arc<str>, replays::Replays>,
     /// Resolved and probed backends, by the name of the upstream.
     pub backends: Registry<Arc<str>, backends::Backends>,
 }
