@@ -27,7 +27,7 @@ pub use authenticator::{ApiKey, Authenticator, ClaimNames, Jwt, KeyFetch, KeySou
 use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
 pub use keys::KeyEntry;
 pub use limit::{Limit, LimitAlgorithm, LimitKey, WhenMissing};
-pub use policy::{Authenticate, Authorize, Forward, Policy, TemplatePart, Token};
+pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};
 pub use problem::{At, Place, Problem, nearest};
 pub use route::{Route, RoutePolicy, RouteTimeouts};
 pub use server::{AccessLog, Admin, Certificate, Listener, ListenerTls, Server, ServerLimits, ServerTimeouts, Telemetry};
