@@ -406,7 +406,9 @@ fn check_names(names: &str, request: &Request<'_>) -> Result<(), Rejection> {
 
 /// `20150830T123600Z`, in seconds since the Unix epoch.
 fn seconds(text: &str) -> Option<u64> {
-    let digits = |from: usize, to: usize| text.get(from..to)?.bytes().try_fold(0, |n: u16, b| Some(n * 10 + u16::from(b.checked_sub(b'0').filter(|d| *d < 10)?)));
+    let digits = |from: usize, to: usize| {
+        text.get(from..to)?.bytes().try_fold(0, |n: u16, b| Some(n * 10 + u16::from(b.checked_sub(b'0').filter(|d| *d < 10)?)))
+    };
     let byte = |at: usize| text.as_bytes().get(at).copied();
     let small = |from, to| u8::try_from(digits(from, to)?).ok();
     if text.len() != 16 || byte(8) != Some(b'T') || byte(15) != Some(b'Z') {

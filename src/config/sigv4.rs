@@ -104,7 +104,8 @@ impl Scalar for ScopePart {
     type Value = Arc<str>;
 
     fn parse(text: &str) -> Result<Arc<str>, String> {
-        let sound = matches!(text.len(), 1..=64) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b));
+        let sound =
+            matches!(text.len(), 1..=64) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b));
         if sound { Ok(text.into()) } else { Err("not a region or a service".to_owned()) }
     }
 

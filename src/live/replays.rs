@@ -110,8 +110,9 @@ mod tests {
     fn of_many_who_come_at_once_one_is_first() {
         let replays = Replays::default();
         let firsts: usize = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..8).map(|_| scope.spawn(|| (0..=255u8).filter(|n| replays.note(&[*n; 32], at(9), at(1)) == Use::First).count())).collect();
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| (0..=255u8).filter(|n| replays.note(&[*n; 32], at(9), at(1)) == Use::First).count()))
+                .collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
         assert_eq!(firsts, 256);

@@ -1,8 +1,8 @@
 //! Request bodies that are looked at before the upstream sees any of them: to judge them, or to hold them against the digest that was proven.
 //!
-//! Up to 64 KiB are read before the upstream is asked, and Pingora's buffer for retries sends them on. What is longer is withheld piece
-//! by piece in memory, up to `server.limits.body`, and released when it is proven. Either way an upstream gets the body that was proven
-//! or none, and its answer is passed on after that only.
+//! Where `Content-Length` says at most 64 KiB, the body is read before the upstream is asked, and Pingora's buffer for retries sends it on.
+//! Any other is withheld piece by piece in memory, up to `server.limits.body`, and released when it is proven. Either way an upstream gets
+//! the body that was proven or nothing of it, and its answer is passed on after that only.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use pingora_proxy::Session;
 use super::failure;
 use crate::request::{BodyCheck, BodyDigest, Rejection};
 
-/// What Pingora keeps of a body to send it again. Beyond it nobody can send it but we, and once only.
-const READ_AHEAD: usize = 64 * 1024;
+/// What Pingora keeps of a body to send it again. Once more than this was read, it does not send even what it has not sent yet.
+const READ_AHEAD: u64 = 64 * 1024;
 
 /// The body of one request.
 #[derive(Debug, Default)]
 pub struct Body {
     /// All of it, where it was read before the upstream was asked. Pingora has it too, and sends it as often as it takes.
     whole: Option<Bytes>,
-    /// What was read of a longer one and not passed on.
+    /// What came of another and was not passed on.
     withheld: BytesMut,
     checks: Vec<BodyCheck>,
     /// The caller was told to go on, so the upstream need not.
@@ -29,41 +29,31 @@ pub struct Body {
 }
 
 impl Body {
-    /// The body, where there is none or all of it was read.
+    /// The body, where all of it was read.
     pub(super) fn whole(&self) -> Option<&[u8]> {
         self.whole.as_deref()
     }
 
-    /// Bytes that were read and not passed on.
-    pub(super) fn withheld(&self) -> u64 {
-        self.withheld.len() as u64
-    }
-
-    /// Bytes that were read before the upstream was asked.
-    pub(super) fn received(&self) -> u64 {
-        self.whole.as_ref().map_or(self.withheld(), |whole| whole.len() as u64)
-    }
-
-    /// Reads the body, or the first 64 KiB and a little of a longer one.
+    /// Reads the whole of a short body, and nothing of another.
     pub(super) async fn read_ahead(&mut self, session: &mut Session, rules: Rules) -> Result<(), Rejection> {
-        if self.whole.is_some() || !self.withheld.is_empty() {
+        let headers = &session.req_header().headers;
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let expects = headers.contains_key(header::EXPECT);
+        let done = session.is_body_done();
+        if self.whole.is_some() || !(done || length.is_some_and(|length| length <= READ_AHEAD)) {
             return Ok(());
         }
-        if !session.is_body_done() && session.req_header().headers.contains_key(header::EXPECT) {
-            session.write_continue_response().await.map_err(|error| failure(&error.into_down()))?;
+        if expects && !done {
+            session.as_mut().write_continue_response().await.map_err(|error| failure(&error.into_down()))?;
             self.continued = true;
         }
         session.as_mut().enable_retry_buffering();
-        while !session.is_body_done() && self.withheld.len() <= READ_AHEAD {
-            let Some(piece) = read(session, rules.timeout).await? else { break };
-            self.withheld.extend_from_slice(&piece);
-            if self.withheld.len() as u64 > rules.limit {
-                return Err(Rejection::BodyTooLarge);
-            }
+        let mut read = BytesMut::new();
+        while !session.is_body_done() {
+            let Some(piece) = next(session, rules.timeout).await? else { break };
+            read.extend_from_slice(&piece);
         }
-        if self.withheld.len() <= READ_AHEAD {
-            self.whole = Some(std::mem::take(&mut self.withheld).freeze());
-        }
+        self.whole = Some(read.freeze());
         Ok(())
     }
 
@@ -73,31 +63,37 @@ impl Body {
             return Ok(());
         }
         self.read_ahead(session, rules).await?;
-        let read = self.whole.as_deref().unwrap_or(&self.withheld);
-        let mut checks: Vec<_> = digests.iter().cloned().map(BodyCheck::new).collect();
-        checks.iter_mut().for_each(|check| check.update(read));
-        self.checks = checks;
-        if self.whole.is_some() { self.judge() } else { Ok(()) }
+        self.begin(digests);
+        match self.whole.clone() {
+            Some(whole) => {
+                self.update(&whole);
+                self.judge()
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Another try of the upstream is sent everything from the beginning, and until it was proven, it is proven from the beginning.
+    pub(super) fn restart(&mut self, digests: &[BodyDigest]) {
+        if !self.checks.is_empty() {
+            self.begin(digests);
+        }
     }
 
     /// One more piece on its way to the upstream: held back until the last one, and then let go if it is what was proven.
     pub(super) fn pass(&mut self, piece: &mut Option<Bytes>, last: bool) -> Result<(), Rejection> {
-        if self.withheld.is_empty() && self.checks.is_empty() {
+        if self.checks.is_empty() {
             return Ok(());
         }
         if let Some(piece) = piece {
             self.update(piece);
             self.withheld.extend_from_slice(piece);
         }
-        if !self.checks.is_empty() {
-            if !last {
-                // Nothing at all would say that the body is over.
-                *piece = Some(Bytes::new());
-                return Ok(());
-            }
+        if last {
             self.judge()?;
         }
-        *piece = Some(std::mem::take(&mut self.withheld).freeze());
+        // An empty piece until then: none at all would say that the body is over.
+        *piece = Some(if last { std::mem::take(&mut self.withheld).freeze() } else { Bytes::new() });
         Ok(())
     }
 
@@ -109,7 +105,7 @@ impl Body {
         let mut length = self.withheld.len() as u64;
         self.withheld = BytesMut::new();
         while !session.is_body_done() {
-            let Some(piece) = read(session, rules.timeout).await? else { break };
+            let Some(piece) = next(session, rules.timeout).await? else { break };
             length += piece.len() as u64;
             if length > rules.limit {
                 return Err(Rejection::BodyTooLarge);
@@ -117,6 +113,11 @@ impl Body {
             self.update(&piece);
         }
         self.judge()
+    }
+
+    fn begin(&mut self, digests: &[BodyDigest]) {
+        self.checks = digests.iter().cloned().map(BodyCheck::new).collect();
+        self.withheld.clear();
     }
 
     fn update(&mut self, piece: &[u8]) {
@@ -138,9 +139,9 @@ pub(super) struct Rules {
     pub(super) timeout: Duration,
 }
 
-async fn read(session: &mut Session, timeout: Duration) -> Result<Option<Bytes>, Rejection> {
+async fn next(session: &mut Session, timeout: Duration) -> Result<Option<Bytes>, Rejection> {
     match tokio::time::timeout(timeout, session.as_mut().read_request_body()).await {
-        Ok(read) => read.map_err(|error| failure(&error.into_down())),
+        Ok(piece) => piece.map_err(|error| failure(&error.into_down())),
         Err(_) => Err(Rejection::RequestTimeout),
     }
 }
@@ -170,14 +171,5 @@ mod tests {
         assert_eq!(pass_all(&[b"ab", b"ce"], b"abcd"), (vec![vec![]], refused.clone()));
         assert_eq!(pass_all(&[b"ab"], b"abcd"), (vec![], refused.clone()));
         assert_eq!(pass_all(&[b"abcd", b"e"], b"abcd"), (vec![vec![]], refused));
-    }
-
-    #[test]
-    fn what_was_read_ahead_goes_first() {
-        let mut body = Body { withheld: BytesMut::from(&b"ab"[..]), ..Body::default() };
-        let mut piece = Some(Bytes::from_static(b"c"));
-        assert_eq!((body.pass(&mut piece, false), &piece.unwrap()[..]), (Ok(()), &b"abc"[..]));
-        let mut last = Some(Bytes::from_static(b"d"));
-        assert_eq!((body.pass(&mut last, true), &last.unwrap()[..]), (Ok(()), &b"d"[..]));
     }
 }

@@ -106,7 +106,7 @@ impl Gateway {
             *target = Some(Target::new(&message, route, request.parameters, permit.identity())?);
             let permit = admission.insert(permit);
             let proven = body.prove(session, permit.body(), body_rules).await;
-            *body_received = body.received();
+            *body_received = body.whole().map_or(0, |whole| whole.len() as u64);
             return proven.map_err(|rejection| Refusal { rejection, identity: permit.identity().cloned() });
         }
     }
@@ -170,7 +170,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>, BError> {
-        let (Some(route), Some(_)) = (&context.route, &context.admission) else {
+        let (Some(route), Some(admission)) = (&context.route, &context.admission) else {
             context.rejection = Some(Rejection::Internal("no_permit"));
             return Err(Error::new_in(ErrorType::HTTPStatus(500)));
         };
@@ -190,7 +190,8 @@ impl ProxyHttp for Gateway {
         context.asked.get_or_insert_with(|| (self.clock)().monotonic);
         context.tried.push(address);
         // What a try has read of the body is read again by the next.
-        context.body_received = context.body.withheld();
+        context.body_received = 0;
+        context.body.restart(admission.body());
         Ok(peer::build(route, address))
     }
 

@@ -61,7 +61,10 @@ fn a_signed_request_reaches_the_service_without_its_signature() {
     assert!(!gateway.printed().contains(link.split("X-Amz-Signature=").nth(1).unwrap()));
 
     let missing = gateway.get("/orders/7", &[]);
-    assert_eq!((missing.code().as_str(), missing.header("www-authenticate")), ("credential_missing", Some("AWS4-HMAC-SHA256 realm=\"edgeward\"")));
+    assert_eq!(
+        (missing.code().as_str(), missing.header("www-authenticate")),
+        ("credential_missing", Some("AWS4-HMAC-SHA256 realm=\"edgeward\""))
+    );
 }
 
 #[test]
