@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, client_certificate, credential, jwt};
+use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, client_certificate, credential, jwt, sigv4};
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
@@ -256,6 +256,7 @@ impl Compiler<'_> {
             config::Authenticator::ClientCertificate(certificate) => {
                 Authenticator::ClientCertificate(client_certificate::ClientCertificate::new(Arc::clone(name), certificate)?)
             }
+            config::Authenticator::Sigv4(sigv4) => Authenticator::Sigv4(sigv4::Sigv4::new(Arc::clone(name), sigv4, self.live)),
         })
     }
 
@@ -446,6 +447,7 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
         let (missing, invalid) = match &**authenticator {
             // No scheme of HTTP asks for one: it says why this request is refused, and what a handshake must bring.
             Authenticator::ClientCertificate(_) => ("ClientCertificate realm=\"edgeward\"", "ClientCertificate realm=\"edgeward\""),
+            Authenticator::Sigv4(_) => ("AWS4-HMAC-SHA256 realm=\"edgeward\"", "AWS4-HMAC-SHA256 realm=\"edgeward\""),
             Authenticator::ApiKey(_) if !bearer => ("ApiKey realm=\"edgeward\"", "ApiKey realm=\"edgeward\""),
             Authenticator::Jwt(_) | Authenticator::ApiKey(_) => {
                 ("Bearer realm=\"edgeward\"", "Bearer realm=\"edgeward\", error=\"invalid_token\"")

@@ -7,13 +7,14 @@ pub mod confirmation;
 pub mod credential;
 pub mod jwt;
 pub mod key_format;
+pub mod sigv4;
 
 use std::sync::Arc;
 
 pub use combination::{Accepted, Authenticators};
 
 use crate::config::Location;
-use crate::request::{Identity, Method, Now, Rejection, Request};
+use crate::request::{BodyDigest, Identity, Method, Now, Rejection, Request};
 
 /// What an authenticator says of a request.
 #[derive(Debug)]
@@ -31,11 +32,13 @@ pub enum Verdict {
 pub struct Proof {
     /// Who calls.
     pub identity: Arc<Identity>,
+    /// What the body must hash to, each of them: until it does, the proof is not complete and nothing of the body reaches the upstream.
+    pub body: Vec<BodyDigest>,
 }
 
 impl From<Arc<Identity>> for Proof {
     fn from(identity: Arc<Identity>) -> Self {
-        Self { identity }
+        Self { identity, body: Vec::new() }
     }
 }
 
@@ -49,6 +52,8 @@ pub enum Authenticator {
     ApiKey(api_key::ApiKey),
     /// Certificates of TLS clients.
     ClientCertificate(client_certificate::ClientCertificate),
+    /// AWS Signature Version 4.
+    Sigv4(sigv4::Sigv4),
 }
 
 impl Authenticator {
@@ -57,6 +62,14 @@ impl Authenticator {
             Self::Jwt(jwt) => jwt.authenticate(request, now).await,
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
             Self::ClientCertificate(client_certificate) => client_certificate.authenticate(request),
+            Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
+        }
+    }
+
+    fn asks_for_body(&self, request: &Request<'_>) -> bool {
+        match self {
+            Self::Sigv4(sigv4) => sigv4.asks_for_body(request),
+            Self::Jwt(_) | Self::ApiKey(_) | Self::ClientCertificate(_) => false,
         }
     }
 
@@ -66,6 +79,7 @@ impl Authenticator {
             Self::Jwt(jwt) => jwt.name(),
             Self::ApiKey(api_key) => api_key.name(),
             Self::ClientCertificate(client_certificate) => client_certificate.name(),
+            Self::Sigv4(sigv4) => sigv4.name(),
         }
     }
 
@@ -75,6 +89,7 @@ impl Authenticator {
             Self::Jwt(_) => Method::Jwt,
             Self::ApiKey(_) => Method::ApiKey,
             Self::ClientCertificate(_) => Method::ClientCertificate,
+            Self::Sigv4(_) => Method::Sigv4,
         }
     }
 
@@ -85,6 +100,7 @@ impl Authenticator {
             Self::ApiKey(api_key) => api_key.locations(),
             // It comes with the connection, or in headers that reach no upstream anyway.
             Self::ClientCertificate(_) => &[],
+            Self::Sigv4(sigv4) => sigv4.locations(),
         }
     }
 }

@@ -13,7 +13,7 @@ use super::keys::{KeyEntry, KeyFile};
 use super::limit::ClaimPath;
 use super::values::{DAY, HeaderName, Lasting, MINUTE, SECOND, Text, Token, Url};
 use super::yaml::Node;
-use super::{At, File, Problem};
+use super::{At, File, Problem, Sigv4};
 use crate::jose::Algorithm;
 use crate::secret::Secret;
 
@@ -27,11 +27,13 @@ pub enum Authenticator {
     ApiKey(ApiKey),
     /// By the certificate of a TLS client.
     ClientCertificate(ClientCertificate),
+    /// By an AWS Signature Version 4.
+    Sigv4(Sigv4),
 }
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key, client_certificate)]
+    #[one_of(jwt, api_key, client_certificate, sigv4)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
@@ -39,6 +41,8 @@ grammar! {
         api_key: Option<ApiKey> = absent,
         /// By the certificate of a TLS client.
         client_certificate: Option<ClientCertificate> = absent,
+        /// By an AWS Signature Version 4.
+        sigv4: Option<Sigv4> = absent,
     }
 
     /// Tokens of one issuer.
@@ -142,8 +146,9 @@ impl Decode for Authenticator {
     type Value = Self;
 
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
-        let WrittenAuthenticator { jwt, api_key, client_certificate } = WrittenAuthenticator::decode(node, context)?;
-        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey)).or(client_certificate.map(Self::ClientCertificate))
+        let WrittenAuthenticator { jwt, api_key, client_certificate, sigv4 } = WrittenAuthenticator::decode(node, context)?;
+        let certificate = client_certificate.map(Self::ClientCertificate);
+        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey)).or(certificate).or(sigv4.map(Self::Sigv4))
     }
 
     fn expected() -> String {

@@ -22,7 +22,7 @@ frontend callers
     http-request del-header Client-Cert
     http-request del-header Client-Cert-Chain
     http-request set-header Client-Cert ":%[ssl_c_der,base64]:" if {{ ssl_c_used }}
-    http-request set-header Client-Cert-Chain ":%[ssl_c_chain_der,base64]:" if {{ hdr(X-Nonsense) -m found }}
+    http-request set-header Client-Cert-Chain ":%[ssl_c_chain_der,base64]:" if {{ hdr(X-Wrong-Chain) -m found }}
     default_backend edgeward
 backend edgeward
     server one 127.0.0.1:{gateway.port}
@@ -68,7 +68,7 @@ def haproxy_forwards_the_certificate_of_its_caller(stage):
             # HAProxy knows nothing of revocations here.
             (showing("revoked"), "credential_revoked"),
             (["-H", f"Client-Cert: {echo}"[:200]], "credential_missing"),
-            ([*showing("ok"), "-H", "X-Nonsense: 1"], "bad_request"),
+            ([*showing("ok"), "-H", "X-Wrong-Chain: 1"], "bad_request"),
         ]:
             status, problem = curl(stage, port, *options)
             equal((status, problem["code"]), (400 if code == "bad_request" else 401, code), str(options))
