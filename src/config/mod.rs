@@ -29,7 +29,7 @@ pub use keys::KeyEntry;
 pub use limit::{
     Allowance, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, Plan, Quotas, WhenMissing,
 };
-pub use policy::{Authenticate, Authorize, Forward, Policy, TemplatePart, Token};
+pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};
 pub use problem::{At, Place, Problem, nearest};
 pub use redis::{Redis, RedisUrl};
 pub use route::{Route, RoutePolicy, RouteTimeouts};
