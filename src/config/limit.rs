@@ -82,7 +82,7 @@ grammar! {
 
 words! {
     /// How a rate is counted.
-    pub enum AlgorithmName {
+    enum AlgorithmName {
         /// Windows side by side.
         FixedWindow = "fixed_window",
         /// The current window and the share of the previous one that still counts.
@@ -94,7 +94,7 @@ words! {
     }
 
     /// Who holds the counts.
-    pub enum StoreName {
+    enum StoreName {
         /// This process.
         Local = "local",
         /// Redis, asked for every request.
