@@ -1,6 +1,7 @@
 //! One limit, compiled: whom it counts a request for, and who holds the counts.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,8 +83,8 @@ pub(super) enum Subject {
 pub struct Stores<'l> {
     /// The counts of this process.
     pub live: &'l LiveState,
-    /// The quotas of this process.
-    pub ledger: &'l dyn Fn() -> Arc<Ledger>,
+    /// The database of its quotas.
+    pub quotas: &'l PathBuf,
     /// What is configured as Redis.
     pub redis: Option<(Arc<Redis>, SharedLimits)>,
 }
@@ -105,7 +106,8 @@ impl RateLimit {
                     config::Period::Month => Period::Month,
                     config::Period::Rolling(length) => Period::Rolling(length),
                 };
-                Own::Quota(Quotas::new((stores.ledger)(), &counted_as), QuotaTerms { limit: count, period })
+                let ledger = stores.live.ledgers.find_or_create(stores.quotas, || Ledger::new(stores.quotas));
+                Own::Quota(Quotas::new(ledger, &counted_as), QuotaTerms { limit: count, period })
             }
             Allowance::Concurrency(count) => {
                 Own::Concurrency(stores.live.concurrency.find_or_create(&counted_as, Concurrency::default), count)

@@ -48,12 +48,12 @@ struct Taken<'p> {
     limit: &'p Arc<RateLimit>,
     key: Key,
     units: u64,
-    from: From,
+    from: By,
 }
 
 /// Who counted them.
 #[derive(Debug, Clone, Copy)]
-enum From {
+enum By {
     /// This process, in a queue so long before their turn.
     Own(Duration),
     /// This process, from what Redis lent it.
@@ -72,6 +72,7 @@ pub struct Held {
     /// A place in a queue; absent: it need not wait.
     pub turn: Option<Turn>,
     /// Given back when the request has ended, whichever way.
+    #[expect(dead_code, reason = "held until it is dropped")]
     permits: Vec<Permit>,
 }
 
@@ -81,7 +82,7 @@ pub struct Turn {
     /// When it comes, on the monotonic clock.
     pub at: Duration,
     now: Now,
-    taken: Vec<(Arc<RateLimit>, Key, u64, From)>,
+    taken: Vec<(Arc<RateLimit>, Key, u64, By)>,
 }
 
 impl RateLimits {
@@ -235,7 +236,7 @@ impl<'p> Charge<'p> {
                     let (standing, permit) = own.charge(&key, limit.units(self.cost), self.now);
                     self.permits.extend(permit);
                     // On to the last, so that who waits as told is not refused by another.
-                    worst = longer(worst, self.record(limit, key, standing, From::Own(standing.wait)));
+                    worst = longer(worst, self.record(limit, key, standing, By::Own(standing.wait)));
                 }
                 Holder::Redis(shared) | Holder::Hybrid(_, shared) => remote.push((limit, shared, key)),
             }
@@ -260,7 +261,7 @@ impl<'p> Charge<'p> {
             if let Holder::Hybrid(leases, _) = &limit.holder {
                 let ask = Ask { name: &shared.name, key: *key, terms: shared.terms, cost: limit.units(self.cost) };
                 let refused = match leases.charge(&shared.limits, ask, self.now).await {
-                    Ok(standing) => self.record(limit, *key, standing, From::Lease),
+                    Ok(standing) => self.record(limit, *key, standing, By::Lease),
                     Err(_) => self.without_redis(limit, shared, *key)?,
                 };
                 worst = longer(worst, refused);
@@ -293,7 +294,7 @@ impl<'p> Charge<'p> {
                 let charged = charge.standings.iter().all(|standing| standing.admitted);
                 for (&&(limit, _, key), standing) in together.iter().zip(charge.standings) {
                     if charged || !standing.admitted {
-                        worst = longer(worst, self.record(limit, key, standing, From::Redis(charge.at)));
+                        worst = longer(worst, self.record(limit, key, standing, By::Redis(charge.at)));
                     }
                 }
             }
@@ -317,13 +318,13 @@ impl<'p> Charge<'p> {
             OnStoreFailure::Deny => Err(Rejection::DependencyUnavailable { dependency: "redis", retry_after: REDIS_RETRY }),
             OnStoreFailure::Local => {
                 let (standing, _) = shared.fallback.charge(&key, limit.units(self.cost), self.now);
-                Ok(self.record(limit, key, standing, From::Own(standing.wait)))
+                Ok(self.record(limit, key, standing, By::Own(standing.wait)))
             }
         }
     }
 
     /// Notes what a limit said. One that refuses comes back, unless it is a shadow.
-    fn record(&mut self, limit: &'p Arc<RateLimit>, key: Key, standing: Standing, from: From) -> Worst<'p> {
+    fn record(&mut self, limit: &'p Arc<RateLimit>, key: Key, standing: Standing, from: By) -> Worst<'p> {
         match (standing.admitted, limit.shadow) {
             (true, shadow) => {
                 self.taken.push(Taken { limit, key, units: limit.units(self.cost), from });
@@ -375,12 +376,12 @@ fn longer<'p>(one: Worst<'p>, other: Worst<'p>) -> Worst<'p> {
     }
 }
 
-fn refund(limit: &RateLimit, key: &Key, units: u64, from: From, now: Now) {
+fn refund(limit: &RateLimit, key: &Key, units: u64, from: By, now: Now) {
     match (&limit.holder, from) {
-        (Holder::Own(own), From::Own(wait)) => own.refund(key, units, now, wait),
-        (Holder::Redis(shared) | Holder::Hybrid(_, shared), From::Own(wait)) => shared.fallback.refund(key, units, now, wait),
+        (Holder::Own(own), By::Own(wait)) => own.refund(key, units, now, wait),
+        (Holder::Redis(shared) | Holder::Hybrid(_, shared), By::Own(wait)) => shared.fallback.refund(key, units, now, wait),
         (Holder::Hybrid(leases, _), _) => leases.refund(key, units, now),
-        (Holder::Redis(shared), From::Redis(at)) => {
+        (Holder::Redis(shared), By::Redis(at)) => {
             shared.limits.refund(&[Ask { name: &shared.name, key: *key, terms: shared.terms, cost: units }], at);
         }
         // Nobody but its own holder counted it.
