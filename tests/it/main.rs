@@ -16,6 +16,7 @@ mod harness;
 mod authenticators;
 mod cli;
 mod proxy;
+mod redis;
 mod reload;
 mod request;
 mod route;

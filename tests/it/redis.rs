@@ -1,0 +1,415 @@
+//! Limits that a fleet counts in Redis, against a real one that is killed, paused, emptied, filled up and otherwise mistreated.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use edgeward::live::limits::{Algorithm, Key, KeyBuilder, Terms};
+use edgeward::live::shared_limits::{Ask, Charge, SharedLimits, Unavailable};
+use edgeward::metrics::Metrics;
+use edgeward::net::http::Tls;
+use edgeward::net::redis::{Redis as Connection, Server, Standing};
+use edgeward::secret::Secret;
+use tokio::runtime::Runtime;
+
+use crate::harness::certificates::Authority;
+use crate::harness::redis::Redis;
+use crate::harness::until;
+
+/// Longer than a busy machine takes, so that only a Redis that does not answer meets it.
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+const ALGORITHMS: [Algorithm; 4] = [
+    Algorithm::FixedWindow,
+    Algorithm::SlidingWindow,
+    Algorithm::TokenBucket { burst: 100 },
+    Algorithm::LeakyBucket { queue: 99, max_wait: HOUR },
+];
+
+/// One node of a fleet: its connection, and the runtime that keeps it.
+struct Node {
+    runtime: Runtime,
+    connection: Arc<Connection>,
+    limits: SharedLimits,
+}
+
+impl Node {
+    fn new(server: Server) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let connection = Arc::new(Connection::new(server).unwrap());
+        runtime.spawn(Connection::maintain(Arc::downgrade(&connection)));
+        let limits = SharedLimits::new(Arc::clone(&connection), TIMEOUT, Metrics::new().unwrap().redis);
+        Self { runtime, connection, limits }
+    }
+
+    /// A node that has reached its Redis.
+    #[track_caller]
+    fn of(redis: &Redis) -> Self {
+        let node = Self::new(server(redis.port()));
+        node.comes_up();
+        node
+    }
+
+    #[track_caller]
+    fn comes_up(&self) {
+        until("Redis is there", || self.connection.standing() == Standing::Up);
+    }
+
+    /// What is wrong, once something is.
+    #[track_caller]
+    fn fault(&self) -> String {
+        let mut fault = String::new();
+        until("Redis is away", || match self.connection.standing() {
+            Standing::Away(what) => {
+                fault = what;
+                true
+            }
+            _ => false,
+        });
+        fault
+    }
+
+    fn charge(&self, asks: &[Ask<'_>]) -> Result<Charge, Unavailable> {
+        self.runtime.block_on(self.limits.charge(asks))
+    }
+
+    /// Whether one request of the key is admitted.
+    #[track_caller]
+    fn admits(&self, name: &str, terms: Terms) -> bool {
+        self.charge(&[ask(name, "a", terms)]).unwrap().standings[0].admitted
+    }
+}
+
+fn server(port: u16) -> Server {
+    Server { host: "127.0.0.1".into(), port, user: None, password: None, database: 0, tls: None }
+}
+
+fn key(text: &str) -> Key {
+    let mut key = KeyBuilder::default();
+    key.part(0, text.as_bytes());
+    key.finish()
+}
+
+fn ask<'a>(name: &'a str, of: &str, terms: Terms) -> Ask<'a> {
+    Ask { name, key: key(of), terms, cost: 1 }
+}
+
+fn hourly(limit: u64, algorithm: Algorithm) -> Terms {
+    Terms { limit, window: HOUR, algorithm }
+}
+
+#[test]
+fn three_nodes_at_once_admit_exactly_the_limit() {
+    let redis = Redis::start();
+    let nodes = [Node::of(&redis), Node::of(&redis), Node::of(&redis)];
+    for algorithm in ALGORITHMS {
+        let terms = hourly(100, algorithm);
+        let admitted: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = nodes
+                .iter()
+                .flat_map(|node| [node, node])
+                .map(|node| scope.spawn(move || (0..60).filter(|_| node.admits("limit", terms)).count()))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(admitted, 100, "{algorithm:?}");
+    }
+}
+
+#[test]
+fn every_key_has_a_time_to_live_and_one_tag() {
+    let redis = Redis::start();
+    let node = Node::of(&redis);
+    for algorithm in ALGORITHMS {
+        node.admits("limit", hourly(100, algorithm));
+    }
+    let keys: Vec<_> = redis.keys().into_iter().filter(|(key, _)| key.starts_with(b"{edgeward}:limit:")).collect();
+    assert_eq!(keys.len(), ALGORITHMS.len());
+    let longest = i64::try_from(2 * HOUR.as_millis()).unwrap();
+    for (key, left) in redis.keys() {
+        assert!(key.starts_with(b"{edgeward}:"), "{key:?}");
+        assert!((0..=longest + 1).contains(&left), "{} lives for {left} ms", String::from_utf8_lossy(&key));
+    }
+    // And they go: nothing is left of a window and a bucket of a tenth of a second.
+    let redis = Redis::start();
+    let node = Node::of(&redis);
+    for algorithm in ALGORITHMS {
+        node.admits("limit", Terms { limit: 100, window: SECOND / 10, algorithm });
+    }
+    until("the keys are gone", || !redis.keys().iter().any(|(key, _)| key.starts_with(b"{edgeward}:limit:")));
+}
+
+#[test]
+fn several_limits_are_charged_together_or_not_at_all() {
+    let redis = Redis::start();
+    let node = Node::of(&redis);
+    for algorithm in ALGORITHMS {
+        let (wide, narrow) = (hourly(100, algorithm), hourly(3, Algorithm::FixedWindow));
+        let name = format!("{algorithm:?}");
+        let asks = [ask("wide", &name, wide), ask("narrow", &name, narrow)];
+        let admitted = |charge: &Charge| charge.standings.iter().map(|standing| standing.admitted).collect::<Vec<_>>();
+        for _ in 0..3 {
+            assert_eq!(admitted(&node.charge(&asks).unwrap()), [true, true]);
+        }
+        let left = node.charge(&asks).unwrap();
+        assert_eq!(admitted(&left), [true, false], "{algorithm:?}");
+        for _ in 0..10 {
+            let again = node.charge(&asks).unwrap();
+            assert_eq!(again.standings[0].remaining, left.standings[0].remaining, "{algorithm:?}: a refused request consumed something");
+        }
+    }
+}
+
+#[test]
+fn a_cost_is_taken_whole_and_given_back_whole() {
+    let redis = Redis::start();
+    let node = Node::of(&redis);
+    for algorithm in [Algorithm::FixedWindow, Algorithm::SlidingWindow, Algorithm::TokenBucket { burst: 10 }] {
+        let ask = |cost| [Ask { cost, ..ask("limit", "a", hourly(10, algorithm)) }];
+        let first = node.charge(&ask(7)).unwrap();
+        assert_eq!((first.standings[0].admitted, first.standings[0].remaining), (true, 3), "{algorithm:?}");
+        let second = node.charge(&ask(4)).unwrap().standings[0];
+        assert!(!second.admitted && second.remaining == 3 && !second.retry_after.is_zero(), "{algorithm:?}: {second:?}");
+        assert!(!node.charge(&ask(11)).unwrap().standings[0].admitted, "{algorithm:?}: more than the limit ever has");
+        node.runtime.block_on(async { node.limits.refund(&ask(7), first.at) });
+        until("the refund is there", || node.charge(&ask(10)).unwrap().standings[0].admitted);
+    }
+}
+
+#[test]
+fn what_comes_back_after_its_window_comes_back_to_nobody() {
+    let redis = Redis::start();
+    let node = Node::of(&redis);
+    let terms = Terms { limit: 2, window: SECOND, algorithm: Algorithm::FixedWindow };
+    let asks = [ask("limit", "a", terms)];
+    let charge = node.charge(&asks).unwrap();
+    std::thread::sleep(charge.standings[0].reset + Duration::from_millis(5));
+    assert_eq!(node.charge(&asks).unwrap().standings[0].remaining, 1);
+    node.runtime.block_on(async { node.limits.refund(&asks, charge.at) });
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(node.charge(&asks).unwrap().standings[0].remaining, 0);
+}
+
+#[test]
+fn requests_of_a_queue_are_told_their_turn() {
+    let redis = Redis::start();
+    let node = Node::of(&redis);
+    let terms = Terms { limit: 10, window: 10 * SECOND, algorithm: Algorithm::LeakyBucket { queue: 3, max_wait: HOUR } };
+    let standings: Vec<_> = (0..5).map(|_| node.charge(&[ask("limit", "a", terms)]).unwrap().standings[0]).collect();
+    for (place, standing) in standings.iter().take(4).enumerate() {
+        let expected = SECOND * u32::try_from(place).unwrap();
+        assert!(standing.admitted && standing.wait <= expected && standing.wait + SECOND / 2 > expected, "{place}: {standing:?}");
+    }
+    assert!(!standings[4].admitted && !standings[4].retry_after.is_zero(), "{:?}", standings[4]);
+}
+
+#[test]
+fn while_it_is_killed_nobody_waits_and_when_it_is_back_so_is_the_limit() {
+    let mut redis = Redis::start();
+    let node = Node::of(&redis);
+    let terms = hourly(1_000, Algorithm::SlidingWindow);
+    assert!(node.admits("limit", terms));
+    redis.kill();
+    let began = Instant::now();
+    for _ in 0..1_000 {
+        assert!(node.charge(&[ask("limit", "a", terms)]).is_err());
+    }
+    assert!(began.elapsed() < SECOND, "a thousand refusals took {:?}", began.elapsed());
+    let fault = node.fault();
+    assert!(!fault.is_empty());
+    redis.restart();
+    node.comes_up();
+    assert!(node.admits("limit", terms));
+}
+
+#[test]
+fn while_it_stands_still_few_wait_for_the_timeout_and_then_nobody() {
+    let redis = Redis::start();
+    let node = Node::of(&redis);
+    let terms = hourly(1_000, Algorithm::SlidingWindow);
+    assert!(node.admits("limit", terms));
+    redis.pause();
+    let mut waits = Vec::new();
+    for _ in 0..200 {
+        let began = Instant::now();
+        assert!(node.charge(&[ask("limit", "a", terms)]).is_err());
+        waits.push(began.elapsed());
+    }
+    let waited = waits.iter().filter(|wait| **wait > TIMEOUT / 5).count();
+    assert!(waited <= 3, "{waited} waited: {waits:?}");
+    assert!(waits.iter().all(|wait| *wait < TIMEOUT + SECOND / 4), "{waits:?}");
+    redis.resume();
+    node.comes_up();
+    assert!(node.admits("limit", terms));
+}
+
+#[test]
+fn an_emptied_redis_and_flushed_scripts_cost_the_counts_and_no_request() {
+    let redis = Redis::start();
+    let node = Node::of(&redis);
+    let terms = hourly(2, Algorithm::FixedWindow);
+    assert!(node.admits("limit", terms) && node.admits("limit", terms) && !node.admits("limit", terms));
+    redis.tell(&["SCRIPT", "FLUSH"]);
+    assert!(!node.admits("limit", terms), "the script is brought back, the count stands");
+    redis.tell(&["FLUSHALL"]);
+    assert!(node.admits("limit", terms));
+    assert_eq!(node.connection.standing(), Standing::Up);
+}
+
+#[test]
+fn a_key_that_is_not_ours_concerns_itself_alone() {
+    let redis = Redis::start();
+    let node = Node::of(&redis);
+    for (name, algorithm) in ["fixed", "sliding", "token", "leaky"].into_iter().zip(ALGORITHMS) {
+        let terms = hourly(10, algorithm);
+        assert!(node.admits(name, terms));
+        let (ours, _) = redis.keys().into_iter().find(|(key, _)| key.windows(name.len()).any(|part| part == name.as_bytes())).unwrap();
+        let mut connection = redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
+        for (verb, value) in [("SET", "not a count"), ("DEL", ""), ("RPUSH", "a list")] {
+            let mut command = redis::cmd(verb);
+            command.arg(&ours);
+            if !value.is_empty() {
+                command.arg(value);
+            }
+            command.exec(&mut connection).unwrap();
+            let expected = if verb == "DEL" { Ok(true) } else { Err(Unavailable("answer")) };
+            let asked = node.charge(&[ask(name, "a", terms)]).map(|charge| charge.standings[0].admitted);
+            assert_eq!(asked, expected, "{name} after {verb}");
+            if verb == "DEL" {
+                redis::cmd("DEL").arg(&ours).exec(&mut connection).unwrap();
+            }
+            // Nothing is charged of the others when one cannot be.
+            let both = node.charge(&[ask("other", "a", terms), ask(name, "a", terms)]);
+            assert_eq!(both.is_ok(), verb == "DEL");
+            if verb == "DEL" {
+                redis::cmd("DEL").arg(&ours).exec(&mut connection).unwrap();
+            }
+        }
+    }
+    assert!(node.admits("elsewhere", hourly(10, Algorithm::FixedWindow)));
+    assert_eq!(node.connection.standing(), Standing::Up);
+}
+
+#[test]
+fn a_full_redis_is_away_until_it_has_room() {
+    let redis = Redis::start();
+    let node = Node::of(&redis);
+    let terms = hourly(10, Algorithm::SlidingWindow);
+    assert!(node.admits("limit", terms));
+    redis.tell(&["CONFIG", "SET", "maxmemory", "1"]);
+    assert!(node.charge(&[ask("limit", "a", terms)]).is_err());
+    let fault = node.fault();
+    assert!(fault.contains("OOM"), "{fault}");
+    redis.tell(&["CONFIG", "SET", "maxmemory", "0"]);
+    node.comes_up();
+    assert!(node.admits("limit", terms));
+}
+
+#[test]
+fn a_replica_is_away_until_it_is_the_master() {
+    let (redis, master) = (Redis::start(), Redis::start());
+    let node = Node::of(&redis);
+    let terms = hourly(10, Algorithm::SlidingWindow);
+    redis.tell(&["REPLICAOF", "127.0.0.1", &master.port().to_string()]);
+    until("it is refused", || node.charge(&[ask("limit", "a", terms)]).is_err());
+    let fault = node.fault();
+    assert!(fault.to_lowercase().contains("read") || fault.contains("MASTERDOWN") || fault.contains("LOADING"), "{fault}");
+    redis.tell(&["REPLICAOF", "NO", "ONE"]);
+    node.comes_up();
+    assert!(node.admits("limit", terms));
+}
+
+#[test]
+fn who_may_not_write_is_away_and_no_password_is_shown() {
+    let redis = Redis::start();
+    redis.tell(&["ACL", "SETUSER", "gate", "on", ">secret word", "~{edgeward}:*", "+evalsha", "+eval", "+get", "+set", "+time"]);
+    redis.tell(&["ACL", "SETUSER", "reader", "on", ">secret word", "~*", "+@read", "+evalsha", "+eval", "+time"]);
+    redis.tell(&["ACL", "SETUSER", "default", "resetpass", ">other secret"]);
+    let login = |user: Option<&str>, password: Option<&str>| Server {
+        user: user.map(Into::into),
+        password: password.map(|password| Secret::new(password.into())),
+        ..server(redis.port())
+    };
+    let terms = hourly(10, Algorithm::SlidingWindow);
+    for server in [login(Some("gate"), Some("secret word")), login(None, Some("other secret"))] {
+        let node = Node::new(server);
+        node.comes_up();
+        assert!(node.admits("limit", terms));
+    }
+    for server in [
+        login(None, None),
+        login(None, Some("secret wort")),
+        login(Some("gate"), Some("secret wort")),
+        login(Some("nobody"), Some("secret word")),
+        login(Some("reader"), Some("secret word")),
+    ] {
+        let node = Node::new(server);
+        let fault = node.fault();
+        assert!(!fault.contains("secret"), "{fault}");
+        assert!(!format!("{:?}", node.connection).contains("secret wor"), "{:?}", node.connection);
+        assert_eq!(node.charge(&[ask("limit", "a", terms)]), Err(Unavailable("away")));
+    }
+}
+
+#[test]
+fn over_tls_the_certificate_must_be_the_hosts() {
+    let authority = Authority::new("ours");
+    let (_redis, port) = Redis::start_tls(&authority.issue(&["localhost"]));
+    let trusting = |host: &str, ca: &Authority| Server {
+        host: host.into(),
+        tls: Some(Tls { ca: Some(ca.pem().into_bytes()), ..Tls::default() }),
+        ..server(port)
+    };
+    let node = Node::new(trusting("localhost", &authority));
+    node.comes_up();
+    assert!(node.admits("limit", hourly(1, Algorithm::FixedWindow)));
+    for wrong in [trusting("127.0.0.1", &authority), trusting("localhost", &Authority::new("another"))] {
+        let fault = Node::new(wrong).fault();
+        assert!(fault.starts_with("TLS failed"), "{fault}");
+    }
+}
+
+#[test]
+fn in_a_cluster_the_node_that_holds_our_slot_is_found_and_followed() {
+    let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];
+    let (first, second) = (Redis::start_with(&options), Redis::start_with(&options));
+    let slot: u16 = first.ask(&["CLUSTER", "KEYSLOT", "{edgeward}:limit"]);
+    let range = |redis: &Redis, from: u16, to: u16| {
+        if from <= to {
+            redis.tell(&["CLUSTER", "ADDSLOTSRANGE", &from.to_string(), &to.to_string()]);
+        }
+    };
+    // Ours alone is on the second.
+    range(&first, 0, slot - 1);
+    range(&first, slot + 1, 16383);
+    range(&second, slot, slot);
+    first.tell(&["CLUSTER", "MEET", "127.0.0.1", &second.port().to_string()]);
+    for redis in [&first, &second] {
+        until("the cluster is whole", || redis.ask::<String>(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+    }
+    let terms = hourly(3, Algorithm::FixedWindow);
+    let (node, other) = (Node::of(&first), Node::of(&second));
+    let asks = [ask("one", "a", terms), ask("two", "b", hourly(100, Algorithm::TokenBucket { burst: 5 }))];
+    assert!(node.charge(&asks).unwrap().standings.iter().all(|standing| standing.admitted));
+    assert_eq!(other.charge(&asks).unwrap().standings[0].remaining, 1, "both count in one place");
+
+    // The slot moves while it is used.
+    for (verb, redis, peer) in [("IMPORTING", &first, &second), ("MIGRATING", &second, &first)] {
+        redis.tell(&["CLUSTER", "SETSLOT", &slot.to_string(), verb, &peer.ask::<String>(&["CLUSTER", "MYID"])]);
+    }
+    let port = first.port().to_string();
+    for (key, _) in second.keys() {
+        let mut command = redis::cmd("MIGRATE");
+        command.arg("127.0.0.1").arg(&port).arg(&key).arg(0).arg(5000);
+        command.exec(&mut redis::Client::open(second.url()).unwrap().get_connection().unwrap()).unwrap();
+    }
+    let owner: String = first.ask(&["CLUSTER", "MYID"]);
+    for redis in [&first, &second] {
+        redis.tell(&["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &owner]);
+    }
+    until("it is followed", || node.charge(&asks).is_ok());
+    node.comes_up();
+    assert_eq!(node.charge(&asks).unwrap().standings[0].remaining, 0, "the counts moved along");
+}
