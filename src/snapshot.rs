@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::authenticators::{Authenticator, Authenticators, api_key, credential, jwt};
+use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, credential, jwt};
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
@@ -240,17 +240,23 @@ impl Compiler<'_> {
         identity_headers: &Arc<[HeaderName]>,
     ) -> Option<Policy> {
         let config = self.config;
-        let accepted = match &policy.authenticate {
+        let accepted = match &policy.authenticate.value {
             config::Authenticate::Public => Some(None),
-            config::Authenticate::Any(names) => {
-                let found = names.iter().map(|name| self.named("authenticator", name, authenticators, &config.authenticators));
-                // Collected before it is judged, so that every wrong name is reported.
-                let found: Vec<_> = found.collect();
-                found.into_iter().collect::<Option<Vec<_>>>().map(Some)
+            config::Authenticate::By(accepted) => {
+                self.accepted(accepted, authenticators).map(|accepted| Some(Authenticators::new(accepted)))
             }
         };
         let limits: Vec<_> = policy.limits.iter().map(|name| Some((name, self.known("limit", name, &config.limits)?))).collect();
         let (accepted, limits) = (accepted?, limits.into_iter().collect::<Option<Vec<_>>>()?);
+        if accepted.is_none() && !policy.authorize.asks_nothing() {
+            self.problems.push(
+                Problem::at(
+                    &policy.authenticate.place,
+                    "this policy is public, and nobody is proven who could hold what `authorize` asks for",
+                )
+                .expected("an authenticator, or no `authorize`"),
+            );
+        }
         if accepted.is_none() {
             for (name, _) in limits.iter().filter(|(_, limit)| RateLimits::refuses_the_public(limit)) {
                 self.problems.push(
@@ -260,16 +266,32 @@ impl Compiler<'_> {
             }
         }
         let counts = |name: &Arc<str>| self.live.limits.find_or_create(name, Limits::default);
-        let credentials =
-            Credentials::new(accepted.iter().flatten().map(|authenticator| (authenticator.name(), authenticator.locations())));
+        let named = accepted.iter().flat_map(Authenticators::iter);
+        let credentials = Credentials::new(named.map(|authenticator| (authenticator.name(), authenticator.locations())));
         Some(Policy {
             ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
             rate_limits: RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit, counts(&name.value)))),
-            challenges: accepted.as_deref().map(challenges).unwrap_or_default(),
-            authenticators: accepted.map(Authenticators::any),
+            challenges: accepted.as_ref().map(challenges).unwrap_or_default(),
+            authenticators: accepted,
             authorizers: Authorizers::compile(&policy.authorize),
             forward: Forward::compile(&policy.forward, credentials, Arc::clone(identity_headers)),
         })
+    }
+
+    /// Compiled as it stands. Every part is read before any is judged, so that every wrong name is reported.
+    fn accepted(&mut self, accepted: &config::Accepted, authenticators: &Table<Authenticator>) -> Option<Accepted> {
+        let mut each = |accepted: &[config::Accepted]| {
+            let parts: Vec<_> = accepted.iter().map(|part| self.accepted(part, authenticators)).collect();
+            parts.into_iter().collect::<Option<Box<[_]>>>()
+        };
+        match accepted {
+            config::Accepted::Any(accepted) => each(accepted).map(Accepted::Any),
+            config::Accepted::All(accepted, principals) => each(accepted).map(|parts| Accepted::All(parts, *principals)),
+            config::Accepted::Optional(accepted) => self.accepted(accepted, authenticators).map(|part| Accepted::Optional(part.into())),
+            config::Accepted::Authenticator(name) => {
+                self.named("authenticator", name, authenticators, &self.config.authenticators).map(Accepted::Authenticator)
+            }
+        }
     }
 
     fn route(&mut self, route: &config::Route, policy: Option<Arc<Policy>>, upstream: Option<Arc<Upstream>>) -> Option<Arc<Route>> {
@@ -365,9 +387,9 @@ fn parameters(pattern: &str) -> Vec<&str> {
 }
 
 /// One challenge per accepted method (RFC 9110 section 11.6.1), with RFC 6750's error code only when something was presented.
-fn challenges(authenticators: &[Arc<Authenticator>]) -> Challenges {
+fn challenges(authenticators: &Authenticators) -> Challenges {
     let mut challenges = Challenges::default();
-    for authenticator in authenticators {
+    for authenticator in authenticators.iter() {
         let bearer = authenticator
             .locations()
             .iter()

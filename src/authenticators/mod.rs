@@ -1,11 +1,14 @@
-//! Who are you: the authenticators of a route, asked in order, the first answer that is not "not mine" counts.
+//! Who are you: one credential, judged by the authenticator whose it is; `combination` says which of them a policy accepts together.
 
 pub mod api_key;
+mod combination;
 pub mod credential;
 pub mod jwt;
 pub mod key_format;
 
 use std::sync::Arc;
+
+pub use combination::{Accepted, Authenticators};
 
 use crate::config::Location;
 use crate::request::{Identity, Method, Now, Rejection, Request};
@@ -74,34 +77,5 @@ impl Authenticator {
             Self::Jwt(jwt) => jwt.locations(),
             Self::ApiKey(api_key) => api_key.locations(),
         }
-    }
-}
-
-/// The authenticators that a policy accepts: any one of them.
-#[derive(Debug)]
-pub struct Authenticators(Vec<Arc<Authenticator>>);
-
-impl Authenticators {
-    /// Any one of these; an empty list admits nobody.
-    pub fn any(authenticators: Vec<Arc<Authenticator>>) -> Self {
-        Self(authenticators)
-    }
-
-    /// What the request proves. A credential that is present and not accepted refuses, whatever else is there.
-    pub async fn identify(&self, request: &Request<'_>, now: Now) -> Result<Proof, Rejection> {
-        for authenticator in &self.0 {
-            match authenticator.authenticate(request, now).await {
-                Verdict::Accept(proof) => return Ok(proof),
-                Verdict::Pass => {}
-                Verdict::Reject(rejection) => return Err(rejection),
-            }
-        }
-        let present = self.0.iter().any(|authenticator| credential::is_present(authenticator.locations(), request));
-        Err(if present { Rejection::CredentialInvalid("not_recognised") } else { Rejection::CredentialMissing })
-    }
-
-    /// The authenticators, in order.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Authenticator>> {
-        self.0.iter()
     }
 }

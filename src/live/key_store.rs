@@ -603,6 +603,6 @@ mod tests {
         Connection::open(&path).unwrap().execute("UPDATE api_key SET allow = '[\"10.0.0.0/99\"]' WHERE id = 'a'", []).unwrap();
         let mut unreadable = Vec::new();
         store.read_since(-1, |record| unreadable.extend(record.err())).unwrap();
-        assert_eq!(unreadable, ["a".into()]);
+        assert_eq!(unreadable, [Arc::<str>::from("a")]);
     }
 }

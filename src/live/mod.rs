@@ -1,7 +1,9 @@
 //! Facts that outlive a reload, keyed by identity only: never by anything an operator may tune.
 
+pub mod answers;
 pub mod api_keys;
 pub mod backends;
+pub mod breaker;
 pub mod key_set;
 pub mod key_store;
 pub mod leases;

@@ -77,7 +77,7 @@ impl Forward {
     pub fn query<'q>(&self, query: &'q str, identity: Option<&Identity>) -> Cow<'q, str> {
         match identity.filter(|_| self.token == Token::Keep) {
             // A parameter beside any other credential of the same authenticator was refused, so the one that is there was accepted.
-            Some(identity) => credential::strip_query(&self.credentials.of_others(&identity.authenticator), query),
+            Some(identity) => credential::strip_query(&self.credentials.of_others(identity), query),
             None => credential::strip_query(&self.credentials.all, query),
         }
     }
@@ -85,8 +85,10 @@ impl Forward {
     /// Removes what the caller says about itself and what it proved it with, then sets what the gateway knows.
     pub fn apply(&self, upstream: &mut impl UpstreamHeaders, identity: Option<&Identity>, connection: &Connection<'_>) {
         let kept = identity.filter(|_| self.token == Token::Keep);
-        let kept = kept.and_then(|identity| self.credentials.presented(&identity.authenticator, upstream.headers())).cloned();
-        self.credentials.strip(upstream, kept.as_ref());
+        let accepted = kept.into_iter().flat_map(Identity::parts);
+        let kept: Vec<_> =
+            accepted.filter_map(|part| self.credentials.presented(&part.authenticator, upstream.headers()).cloned()).collect();
+        self.credentials.strip(upstream, &kept);
         let origin = Origin::of(upstream.headers(), connection);
         self.reserved.strip(upstream);
         origin.set(upstream, connection);
@@ -117,9 +119,9 @@ impl Credentials {
         self.by_authenticator.iter().find(|(name, _)| **name == *authenticator).map_or(&[], |(_, locations)| locations)
     }
 
-    fn of_others(&self, authenticator: &str) -> Vec<Location> {
-        let own = self.of(authenticator);
-        self.all.iter().filter(|location| !own.contains(location)).cloned().collect()
+    fn of_others(&self, identity: &Identity) -> Vec<Location> {
+        let own = |location| identity.parts().any(|part| self.of(&part.authenticator).contains(location));
+        self.all.iter().filter(|location| !own(*location)).cloned().collect()
     }
 
     /// The first of an authenticator's headers and cookies that holds something, which is the one it accepted.
@@ -134,13 +136,13 @@ impl Credentials {
         })
     }
 
-    fn strip(&self, upstream: &mut impl UpstreamHeaders, kept: Option<&Location>) {
+    fn strip(&self, upstream: &mut impl UpstreamHeaders, kept: &[Location]) {
         let aliases: Vec<HeaderName> = upstream.headers().keys().filter(|name| self.is_alias(name)).cloned().collect();
         for alias in &aliases {
             upstream.remove(alias);
         }
         let mut cookies = Vec::new();
-        for location in self.all.iter().filter(|location| Some(*location) != kept) {
+        for location in self.all.iter().filter(|location| !kept.contains(location)) {
             match location {
                 Location::Header { name, scheme } => {
                     if upstream.headers().get_all(name).iter().any(|line| holds(line, scheme.as_deref())) {
@@ -371,7 +373,12 @@ fn fill(template: &[TemplatePart], identity: Option<&Identity>) -> Option<Header
             (TemplatePart::Client, Some(identity)) => escape(identity.client.as_deref()?, &mut text),
             (TemplatePart::KeyId, Some(identity)) => escape(identity.key_id.as_deref()?, &mut text),
             (TemplatePart::Plan, Some(identity)) => escape(identity.plan.as_deref()?, &mut text),
-            (TemplatePart::Method, Some(identity)) => text.push_str(identity.method.label()),
+            (TemplatePart::Method, Some(identity)) => {
+                for (at, part) in identity.parts().enumerate() {
+                    text.push_str(if at == 0 { "" } else { " " });
+                    text.push_str(part.method.label());
+                }
+            }
             (TemplatePart::Scopes, Some(identity)) => escape_list(identity.scopes.iter().map(|scope| Cow::Borrowed(&**scope)), &mut text)?,
             (TemplatePart::Roles, Some(identity)) => escape_list(identity.roles.iter().map(|role| Cow::Borrowed(&**role)), &mut text)?,
             (TemplatePart::Claim(path), Some(identity)) => match identity.claim(path)? {
@@ -512,6 +519,13 @@ mod tests {
         ("x-scopes", "orders:read orders:write"),
         ("x-user-id", "alice"),
     ];
+
+    #[test]
+    fn each_method_of_a_principal_with_several_credentials_is_named() {
+        let key = Identity::new(Method::ApiKey, "partners".into(), [1; 32]);
+        let both = Identity { beside: vec![Arc::new(key)], ..identity() };
+        assert_eq!(fill(&[TemplatePart::Method], Some(&both)), Some(HeaderValue::from_static("jwt api_key")));
+    }
 
     #[test]
     fn the_upstream_sees_what_was_proven_and_nothing_that_the_caller_says() {
