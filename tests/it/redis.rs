@@ -1,14 +1,17 @@
 //! Limits that a fleet counts in Redis, against a real one that is killed, paused, emptied, filled up and otherwise mistreated.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use edgeward::live::limits::{Algorithm, Key, KeyBuilder, Terms};
+use edgeward::live::limits::{Algorithm, Key, KeyBuilder, Limits, Terms};
 use edgeward::live::shared_limits::{Ask, Charge, SharedLimits, Unavailable};
 use edgeward::metrics::Metrics;
 use edgeward::net::http::Tls;
-use edgeward::net::redis::{Redis as Connection, Server, Standing};
+use edgeward::net::redis::{Redis as Connection, Script, Server, Standing};
 use edgeward::secret::Secret;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use tokio::runtime::Runtime;
 
 use crate::harness::certificates::Authority;
@@ -381,10 +384,10 @@ fn in_a_cluster_the_node_that_holds_our_slot_is_found_and_followed() {
             redis.tell(&["CLUSTER", "ADDSLOTSRANGE", &from.to_string(), &to.to_string()]);
         }
     };
-    // Ours alone is on the second.
+    // Ours is on the second, and one more: who loses the last becomes a replica.
     range(&first, 0, slot - 1);
-    range(&first, slot + 1, 16383);
-    range(&second, slot, slot);
+    range(&first, slot + 2, 16383);
+    range(&second, slot, slot + 1);
     first.tell(&["CLUSTER", "MEET", "127.0.0.1", &second.port().to_string()]);
     for redis in [&first, &second] {
         until("the cluster is whole", || redis.ask::<String>(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
@@ -412,4 +415,71 @@ fn in_a_cluster_the_node_that_holds_our_slot_is_found_and_followed() {
     until("it is followed", || node.charge(&asks).is_ok());
     node.comes_up();
     assert_eq!(node.charge(&asks).unwrap().standings[0].remaining, 0, "the counts moved along");
+}
+
+/// The charging script on a clock of the test's: the last two numbers.
+fn charge_at_given_times() -> Script {
+    let text = concat!(include_str!("../../src/live/shared_limits/state.lua"), include_str!("../../src/live/shared_limits/charge.lua"));
+    let asked = "redis.call('TIME')";
+    assert_eq!(text.matches(asked).count(), 1);
+    Script::new(text.replace(asked, "{ARGV[#ARGV - 1], ARGV[#ARGV]}").leak())
+}
+
+#[test]
+fn the_script_admits_exactly_what_one_node_would() {
+    let redis = Redis::start();
+    let node = Node::of(&redis);
+    let script = charge_at_given_times();
+    let mut runner = TestRunner::new(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() });
+    // A rate of powers of two, so that the doubles of Lua are exact and both must agree to the last unit.
+    let window = Duration::from_micros(1 << 20);
+    let strategy = (0..4_usize, 0..7_u32, prop::collection::vec((0..400_000_u64, 1..4_u64), 1..120));
+    let case = Cell::new(0);
+    let tried = runner.run(&strategy, |(algorithm, power, requests)| {
+        let numbers = [(0, 0, 0), (1, 0, 0), (2, 24, 0), (3, 9, 700_000)][algorithm];
+        let algorithm = match numbers {
+            (0, ..) => Algorithm::FixedWindow,
+            (1, ..) => Algorithm::SlidingWindow,
+            (2, burst, _) => Algorithm::TokenBucket { burst },
+            (_, queue, wait) => Algorithm::LeakyBucket { queue, max_wait: Duration::from_micros(wait) },
+        };
+        let terms = Terms { limit: 1 << power, window, algorithm };
+        let (local, mut now) = (Limits::default(), 0);
+        case.set(case.get() + 1);
+        for (pause, cost) in requests {
+            now += pause;
+            let expected = local.charge(&key("a"), &terms, cost, Duration::from_micros(now)).admitted;
+            let (kind, capacity, wait) = numbers;
+            let numbers = [kind, terms.limit, 1 << 20, capacity, wait, cost, now / 1_000_000, now % 1_000_000];
+            let keys = [format!("{{edgeward}}:case:{}", case.get()).into_bytes()];
+            let answer = node.runtime.block_on(node.connection.run(&script, &keys, &numbers, 10 * SECOND)).unwrap();
+            prop_assert_eq!(answer[1] == 1, expected, "{:?} at {} for {}", terms, now, cost);
+        }
+        Ok(())
+    });
+    tried.unwrap();
+}
+
+#[test]
+fn a_clock_that_is_set_back_gives_nothing_away_and_locks_nobody_out() {
+    let redis = Redis::start();
+    let node = Node::of(&redis);
+    let script = charge_at_given_times();
+    for (kind, capacity) in [(0, 0), (1, 0), (2, 10)] {
+        let keys = [format!("{{edgeward}}:clock:{kind}").into_bytes()];
+        let admitted = |seconds: u64| {
+            (0..20)
+                .filter(|_| {
+                    let numbers = [kind, 10, 10_000_000, capacity, 0, 1, seconds, 0];
+                    node.runtime.block_on(node.connection.run(&script, &keys, &numbers, 10 * SECOND)).unwrap()[1] == 1
+                })
+                .count()
+        };
+        let at = 1_000_000;
+        assert_eq!(admitted(at), 10);
+        for back in [1, 10, 3_600] {
+            assert_eq!(admitted(at - back), 0, "algorithm {kind}, {back} s back");
+        }
+        assert!(admitted(at - 3_600 + 21) == 10, "algorithm {kind}: two windows later all is there again");
+    }
 }
