@@ -2,7 +2,7 @@
 //!
 //! All limits of a request are charged by one script, all or none. Redis runs it alone and by its own clock, so neither races between nodes
 //! nor their clocks matter. On a cluster one script may touch the keys of one slot only, hence one tag for all of them
-//! (`docs/decisions/0016-shared-limits.md`).
+//! (`docs/decisions/0011-shared-limits.md`).
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
