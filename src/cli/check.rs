@@ -7,10 +7,13 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{ConfigFile, print};
-use crate::config::{self, Accepted, Authenticate, Authenticator, Config, KeySource, Principals, RoutePolicy, System};
-use crate::live::LiveState;
+use crate::config::{
+    self, Accepted, Authenticate, Authenticator, Config, KeySource, LimitStore, OnStoreFailure, Principals, RoutePolicy, System,
+};
+use crate::live::{LiveState, leases};
 use crate::metrics::Metrics;
 use crate::reload::Candidate;
+use crate::route::limit::terms;
 
 #[derive(Debug, Args)]
 pub(crate) struct Check {
@@ -147,6 +150,11 @@ fn dependencies(config: &Config) -> Vec<String> {
             }
         }
     }
+    for (name, limit) in &config.limits {
+        if let (Some(redis), Some(plan)) = (&config.redis, shared_limit(limit)) {
+            plans.push(format!("{}: counted in {}{plan}", name.value, redis.url.value));
+        }
+    }
     for (name, upstream) in &config.upstreams {
         let plan = match (&upstream.builtin, &upstream.health) {
             (Some(_), _) => continue,
@@ -158,6 +166,28 @@ fn dependencies(config: &Config) -> Vec<String> {
         plans.push(format!("{}: {plan}", name.value));
     }
     plans
+}
+
+/// How far a limit of a fleet can be off, and what holds while Redis is away; absent for one that each node counts alone.
+fn shared_limit(limit: &config::Limit) -> Option<String> {
+    let config::Allowance::Rate { rate, algorithm } = limit.allowance else { return None };
+    let (bound, on_failure) = match *limit.store {
+        LimitStore::Local => return None,
+        LimitStore::Redis(on_failure) => (", exactly".to_owned(), on_failure),
+        LimitStore::Hybrid(on_failure) => {
+            let terms = terms(rate, algorithm);
+            let (overshoot, idle) = (leases::worst_overshoot(1, terms), leases::worst_idle(1, terms));
+            let each =
+                format!(" and lent to the nodes: each may admit {overshoot} beyond the {} at worst and leave {idle} unused", rate.count);
+            (each, on_failure)
+        }
+    };
+    let away = match on_failure {
+        OnStoreFailure::Local => "each node counts alone",
+        OnStoreFailure::Allow => "it does not hold",
+        OnStoreFailure::Deny => "503",
+    };
+    Some(format!("{bound}; while it is away {away}"))
 }
 
 fn join<T: std::fmt::Display>(items: impl IntoIterator<Item = T>, separator: &str) -> String {

@@ -335,7 +335,13 @@ mod tests {
                 Algorithm::FixedWindow | Algorithm::SlidingWindow => {
                     let slides = terms.algorithm == Algorithm::SlidingWindow;
                     let turns = now / window - self.index;
-                    self.previous = if turns == 0 { self.previous } else if turns == 1 && slides { self.current } else { 0 };
+                    self.previous = if turns == 0 {
+                        self.previous
+                    } else if turns == 1 && slides {
+                        self.current
+                    } else {
+                        0
+                    };
                     self.current = if turns == 0 { self.current } else { 0 };
                     self.index = now / window;
                     let left = window - now % window;
@@ -350,7 +356,8 @@ mod tests {
                     let poured = self.level + u128::from(cost) * unit;
                     let admitted = match terms.algorithm {
                         Algorithm::LeakyBucket { queue, max_wait } => {
-                            self.level <= (u128::from(queue) * unit).min(max_wait.as_micros() * u128::from(terms.limit)) && cost <= terms.limit
+                            self.level <= (u128::from(queue) * unit).min(max_wait.as_micros() * u128::from(terms.limit))
+                                && cost <= terms.limit
                         }
                         _ => poured <= u128::from(algorithm(terms).1) * unit,
                     };
@@ -367,10 +374,13 @@ mod tests {
             Just(Algorithm::FixedWindow),
             Just(Algorithm::SlidingWindow),
             (1..50_u64).prop_map(|burst| Algorithm::TokenBucket { burst }),
-            (1..20_u64, 1..30_u64).prop_map(|(queue, wait)| Algorithm::LeakyBucket { queue, max_wait: wait * SECOND / 10 }),
+            (1..20_u64, 1..30_u32).prop_map(|(queue, wait)| Algorithm::LeakyBucket { queue, max_wait: wait * SECOND / 10 }),
         ];
-        (1..40_u64, prop::sample::select(vec![1_u64, 10, 1000]), algorithm)
-            .prop_map(|(limit, tenths, algorithm)| Terms { limit, window: tenths * SECOND / 10, algorithm })
+        (1..40_u64, prop::sample::select(vec![1_u32, 10, 1000]), algorithm).prop_map(|(limit, tenths, algorithm)| Terms {
+            limit,
+            window: tenths * SECOND / 10,
+            algorithm,
+        })
     }
 
     proptest! {

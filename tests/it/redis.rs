@@ -1,7 +1,9 @@
 //! Limits that a fleet counts in Redis, against a real one that is killed, paused, emptied, filled up and otherwise mistreated.
 
 use std::cell::Cell;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use edgeward::live::limits::{Algorithm, Key, KeyBuilder, Limits, Terms};
@@ -15,6 +17,8 @@ use proptest::test_runner::TestRunner;
 use tokio::runtime::Runtime;
 
 use crate::harness::certificates::Authority;
+use crate::harness::client;
+use crate::harness::gateway::{Gateway, command};
 use crate::harness::redis::Redis;
 use crate::harness::until;
 
@@ -482,4 +486,184 @@ fn a_clock_that_is_set_back_gives_nothing_away_and_locks_nobody_out() {
         }
         assert!(admitted(at - 3_600 + 21) == 10, "algorithm {kind}: two windows later all is there again");
     }
+}
+
+/// A gateway with a route for each way to do without Redis, one for each store, and one whose limit is local.
+fn gateway(redis: &Redis, timeout: &str) -> Gateway {
+    let limit = |name: &str, terms: &str| format!("  {name}: {{per: route, {terms}}}\n");
+    let shared = "algorithm: fixed_window, store: redis, on_store_failure";
+    let limits = [
+        limit("counts", &format!("rate: 5/d, {shared}: local")),
+        limit("opens", &format!("rate: 5/d, {shared}: allow")),
+        limit("closes", &format!("rate: 5/d, {shared}: deny")),
+        limit("lends", "rate: 5/d, algorithm: fixed_window, store: hybrid, on_store_failure: deny"),
+        limit("apart", "rate: 1000000/s"),
+    ];
+    let routes = ["counts", "opens", "closes", "lends", "apart"]
+        .map(|name| format!("  - {{name: {name}, path: /{name}, upstream: echo, policy: {{authenticate: public, limits: [{name}]}}}}\n"));
+    let gateway = Gateway::start(&format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]\nadmin: {{address: \"127.0.0.1:0\"}}\nredis: {{url: \"{}\", timeout: {timeout}}}\n\
+         upstreams: {{echo: {{builtin: echo}}}}\nlimits:\n{}routes:\n{}",
+        redis.url(),
+        limits.concat(),
+        routes.concat()
+    ));
+    until("Redis is reached", || gateway.metric("edgeward_redis_up", &[]) == 1.0);
+    gateway
+}
+
+/// How many of so many requests of a path were answered with each status.
+fn statuses(gateway: &Gateway, path: &str, count: usize) -> BTreeMap<u16, usize> {
+    let mut statuses = BTreeMap::new();
+    for _ in 0..count {
+        *statuses.entry(gateway.get(path, &[]).status).or_default() += 1;
+    }
+    statuses
+}
+
+fn readiness(gateway: &Gateway) -> String {
+    client::get(gateway.admin(), "/readyz", &[]).json()["status"].as_str().unwrap().to_owned()
+}
+
+/// Load on every route from the beginning of a mishap to its end. Nobody may wait longer than the timeout, with room for a busy machine, and
+/// on the route without Redis nothing may go wrong.
+fn under_load(gateway: &Gateway, mishap: impl FnOnce()) -> BTreeMap<(&'static str, u16), usize> {
+    let ended = AtomicBool::new(false);
+    let seen = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for path in ["/counts", "/opens", "/closes", "/lends", "/apart"] {
+            let (ended, seen) = (&ended, &seen);
+            scope.spawn(move || {
+                while !ended.load(Ordering::Relaxed) {
+                    let began = Instant::now();
+                    let answer = gateway.get(path, &[]);
+                    assert!(began.elapsed() < 3 * SECOND, "{path} took {:?}", began.elapsed());
+                    if answer.status == 503 {
+                        assert_eq!(answer.code(), "dependency_unavailable");
+                        assert!(answer.header("retry-after").is_some());
+                    }
+                    *seen.lock().unwrap().entry((path, answer.status)).or_default() += 1;
+                }
+            });
+        }
+        mishap();
+        ended.store(true, Ordering::Relaxed);
+    });
+    let seen = seen.into_inner().unwrap();
+    assert!(seen.keys().all(|&(path, status)| path != "/apart" || status == 200), "{seen:?}");
+    seen
+}
+
+#[test]
+fn with_redis_killed_each_limit_does_what_it_says_and_comes_back() {
+    let mut redis = Redis::start();
+    let gateway = gateway(&redis, "200ms");
+    for path in ["/counts", "/opens", "/closes"] {
+        assert_eq!(statuses(&gateway, path, 8), BTreeMap::from([(200, 5), (429, 3)]), "{path}");
+    }
+    assert_eq!(readiness(&gateway), "ready");
+    let seen = under_load(&gateway, || {
+        redis.kill();
+        until("it is noticed", || gateway.metric("edgeward_redis_up", &[]) == 0.0);
+        std::thread::sleep(SECOND);
+    });
+    let of = |path, status| seen.get(&(path, status)).copied().unwrap_or(0);
+    assert_eq!(of("/counts", 200), 5, "the count of this node begins with the failure: {seen:?}");
+    assert!(of("/counts", 429) > 0 && of("/counts", 503) == 0, "{seen:?}");
+    assert!(of("/opens", 200) > 5 && of("/opens", 503) == 0, "{seen:?}");
+    assert!(of("/closes", 503) > 0 && of("/closes", 200) == 0, "{seen:?}");
+    assert_eq!(readiness(&gateway), "degraded");
+    redis.restart();
+    until("it is back", || gateway.metric("edgeward_redis_up", &[]) == 1.0);
+    assert_eq!(readiness(&gateway), "ready");
+    for path in ["/counts", "/opens", "/closes"] {
+        assert_eq!(statuses(&gateway, path, 8), BTreeMap::from([(200, 5), (429, 3)]), "{path}: an empty Redis counts from the beginning");
+    }
+}
+
+#[test]
+fn with_redis_standing_still_few_wait_and_each_limit_does_what_it_says() {
+    let redis = Redis::start();
+    let gateway = gateway(&redis, "200ms");
+    for path in ["/counts", "/opens", "/closes"] {
+        assert_eq!(statuses(&gateway, path, 5), BTreeMap::from([(200, 5)]), "{path}");
+    }
+    let seen = under_load(&gateway, || {
+        redis.pause();
+        until("it is noticed", || gateway.metric("edgeward_redis_up", &[]) == 0.0);
+        std::thread::sleep(SECOND);
+        redis.resume();
+        until("it is back", || gateway.metric("edgeward_redis_up", &[]) == 1.0);
+    });
+    let of = |path, status| seen.get(&(path, status)).copied().unwrap_or(0);
+    assert_eq!(of("/counts", 200), 5, "{seen:?}");
+    assert!(of("/opens", 200) > 0 && of("/opens", 503) == 0, "{seen:?}");
+    assert!(of("/closes", 503) > 0 && of("/closes", 200) == 0, "{seen:?}");
+    let waited = gateway.metric("edgeward_redis_calls_total", &["outcome=\"deadline\""]);
+    assert!((1.0..=12.0).contains(&waited), "{waited} calls waited for the timeout");
+    // What Redis knew before it stood still it knows again.
+    for path in ["/counts", "/opens", "/closes"] {
+        assert_eq!(statuses(&gateway, path, 3), BTreeMap::from([(429, 3)]), "{path}");
+    }
+}
+
+#[test]
+fn with_redis_emptied_under_load_the_limits_begin_anew_and_no_request_fails() {
+    let redis = Redis::start();
+    let gateway = gateway(&redis, "2s");
+    let seen = under_load(&gateway, || {
+        std::thread::sleep(SECOND / 2);
+        redis.tell(&["FLUSHALL"]);
+        redis.tell(&["SCRIPT", "FLUSH"]);
+        std::thread::sleep(SECOND / 2);
+    });
+    let of = |path, status| seen.get(&(path, status)).copied().unwrap_or(0);
+    for path in ["/counts", "/opens", "/closes"] {
+        assert_eq!(of(path, 200), 10, "{path}: five before and five after: {seen:?}");
+        assert_eq!(of(path, 503), 0, "{path}: {seen:?}");
+    }
+}
+
+#[test]
+fn two_gateways_share_what_redis_counts_and_check_says_how_far_it_can_be_off() {
+    let redis = Redis::start();
+    let nodes = [gateway(&redis, "2s"), gateway(&redis, "2s")];
+    let admitted: usize = (0..10).map(|at| statuses(&nodes[at % 2], "/counts", 1).get(&200).copied().unwrap_or(0)).sum();
+    assert_eq!(admitted, 5);
+    let admitted: usize = (0..20)
+        .map(|at| {
+            std::thread::sleep(Duration::from_millis(20));
+            statuses(&nodes[at % 2], "/lends", 1).get(&200).copied().unwrap_or(0)
+        })
+        .sum();
+    assert!((5..=7).contains(&admitted), "{admitted} of five and a credit of one for each node");
+    let path = nodes[0].folder().path().join("edgeward.yaml");
+    let output = command(&["check", "-c", path.to_str().unwrap()]).output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let url = redis.url();
+    for line in [
+        format!("counts: counted in {url}/0, exactly; while it is away each node counts alone"),
+        format!("opens: counted in {url}/0, exactly; while it is away it does not hold"),
+        format!(
+            "lends: counted in {url}/0 and lent to the nodes: each may admit 1 beyond the 5 at worst and leave 1 unused; while it is away 503"
+        ),
+    ] {
+        assert!(printed.contains(&line), "{line}\n{printed}");
+    }
+}
+
+#[test]
+fn a_gateway_that_never_reaches_redis_serves_and_says_so() {
+    let mut redis = Redis::start();
+    let url = redis.url();
+    redis.kill();
+    let gateway = Gateway::start(&format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]\nadmin: {{address: \"127.0.0.1:0\"}}\nredis: {{url: \"{url}\"}}\n\
+         upstreams: {{echo: {{builtin: echo}}}}\nlimits: {{few: {{per: route, rate: 2/d, store: redis}}}}\n\
+         routes: [{{name: all, path: /, upstream: echo, policy: {{authenticate: public, limits: [few]}}}}]\n"
+    ));
+    until("it is degraded", || readiness(&gateway) == "degraded");
+    assert_eq!(statuses(&gateway, "/", 5), BTreeMap::from([(200, 2), (429, 3)]));
+    redis.restart();
+    until("it is ready", || readiness(&gateway) == "ready");
 }

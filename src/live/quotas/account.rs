@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use super::period::{Period, Window};
 use super::QuotaTerms;
+use super::period::{Period, Window};
 use crate::live::limits::Standing;
 
 /// Charges of one key, in the order of time.

@@ -48,7 +48,8 @@ impl Redis {
         std::fs::write(folder.path().join("key.pem"), &certificate.key).unwrap();
         let port = free_port();
         let path = |name: &str| folder.path().join(name).display().to_string();
-        let options = format!("--tls-port {port} --tls-cert-file {} --tls-key-file {} --tls-auth-clients no", path("chain.pem"), path("key.pem"));
+        let options =
+            format!("--tls-port {port} --tls-cert-file {} --tls-key-file {} --tls-auth-clients no", path("chain.pem"), path("key.pem"));
         let mut redis = Self::start_with(&options.split(' ').collect::<Vec<_>>());
         redis.certificate = Some(folder);
         (redis, port)
