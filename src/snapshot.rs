@@ -11,12 +11,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, credential, jwt, sigv4};
+use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, client_certificate, credential, jwt, sigv4};
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
+use crate::net::client_certificates::{self, ClientAuthorities, ForwardedCertificates, RevocationFile};
 use crate::request::Client;
 use crate::request::cidr::CidrSet;
 use crate::request::message::HeadLimits;
@@ -59,8 +60,8 @@ pub struct Snapshot {
     pub routes: Vec<Arc<Route>>,
     /// What holds for every request.
     pub server: ServerRules,
-    /// The certificates of each listener; empty where it serves no TLS.
-    pub certificates: Vec<Certificates>,
+    /// What each listener shows and asks for in TLS.
+    pub listeners: Vec<ListenerTls>,
     /// The share of served requests that the access log writes.
     pub access_log_sample: f64,
     /// Counters of requests that matched no route.
@@ -85,11 +86,31 @@ impl Snapshot {
     }
 }
 
+/// What a listener shows and asks for in TLS.
+#[derive(Debug)]
+pub struct ListenerTls {
+    /// Its certificates; none where it serves no TLS.
+    pub certificates: Certificates,
+    /// The certificates that it asks callers for; absent where it asks for none.
+    pub clients: Option<ClientCertificates>,
+}
+
+/// The certificates that a listener asks callers for.
+#[derive(Debug)]
+pub struct ClientCertificates {
+    /// Whether a caller must show one.
+    pub required: bool,
+    /// Who vouches for callers.
+    pub authorities: Arc<ClientAuthorities>,
+}
+
 /// What holds for every request, whatever its route.
 #[derive(Debug)]
 pub struct ServerRules {
     trusted: CidrSet,
     client_ip_header: HeaderName,
+    /// Client certificates that trusted proxies forward; absent where they forward none.
+    pub forwarded: Option<ForwardedCertificates>,
     /// How long a request head may be.
     pub head: HeadLimits,
     /// Longest body, in bytes.
@@ -101,8 +122,9 @@ pub struct ServerRules {
 }
 
 impl ServerRules {
-    fn compile(server: &config::Server) -> Self {
+    fn compile(server: &config::Server, forwarded: Option<ForwardedCertificates>) -> Self {
         Self {
+            forwarded,
             trusted: CidrSet::new(&server.trusted_proxies),
             client_ip_header: server.client_ip_header.clone(),
             head: HeadLimits { bytes: server.limits.header_bytes, fields: server.limits.headers },
@@ -141,7 +163,11 @@ type Table<T> = HashMap<Arc<str>, Arc<T>>;
 impl Compiler<'_> {
     fn snapshot(&mut self) -> Option<Snapshot> {
         let config = self.config;
-        let certificates = config.listeners.iter().map(|listener| self.certificates(listener)).collect();
+        let listeners = config.listeners.iter().map(|listener| self.listener(listener)).collect();
+        let forwarded =
+            config.server.forwarded_certificates.as_ref().and_then(|forwarded| {
+                self.authorities(&forwarded.ca, forwarded.crl.as_ref(), forwarded.depth).map(ForwardedCertificates::new)
+            });
         let authenticators =
             self.table(&config.authenticators, |compiler, name, authenticator| compiler.authenticator(name, authenticator));
         let upstreams = self.table(&config.upstreams, |compiler, name, upstream| Upstream::compile(name, upstream, compiler.live));
@@ -171,8 +197,8 @@ impl Compiler<'_> {
         Some(Snapshot {
             router,
             routes,
-            server: ServerRules::compile(&config.server),
-            certificates,
+            server: ServerRules::compile(&config.server, forwarded),
+            listeners,
             access_log_sample: config.telemetry.access_log.sample,
             unrouted: self.metrics.route("", std::iter::empty()),
             credential_locations,
@@ -193,6 +219,26 @@ impl Compiler<'_> {
         table
     }
 
+    fn listener(&mut self, listener: &config::Listener) -> ListenerTls {
+        let asked = listener.tls.as_ref().and_then(|tls| tls.client_certificates.as_ref());
+        let clients = asked.and_then(|asked| {
+            let authorities = self.authorities(&asked.ca, asked.crl.as_ref(), asked.depth)?;
+            let required = asked.mode == config::ClientCertificateMode::Required;
+            Some(ClientCertificates { required, authorities: Arc::new(authorities) })
+        });
+        ListenerTls { certificates: self.certificates(listener), clients }
+    }
+
+    /// Who vouches for callers. `None`: a problem was reported, so that nobody is left unasked.
+    fn authorities(&mut self, ca: &config::File, crl: Option<&config::File>, depth: u32) -> Option<ClientAuthorities> {
+        let mut refuse = |file: &config::File, what: String| {
+            self.problems.push(Problem::at(&file.place, format!("{}: {what}", file.path.display())));
+        };
+        let certificates = client_certificates::authorities(&ca.bytes).map_err(|what| refuse(ca, what)).ok()?;
+        let revoked = crl.map(|file| RevocationFile { path: &file.path, bytes: &file.bytes });
+        ClientAuthorities::new(certificates, revoked, depth).map_err(|what| refuse(crl.unwrap_or(ca), what)).ok()
+    }
+
     fn certificates(&mut self, listener: &config::Listener) -> Certificates {
         let mut parsed = Vec::new();
         for certificate in listener.tls.iter().flat_map(|tls| &tls.certificates) {
@@ -210,6 +256,9 @@ impl Compiler<'_> {
         Ok(match authenticator {
             config::Authenticator::Jwt(jwt) => Authenticator::Jwt(jwt::Jwt::new(Arc::clone(name), jwt, self.live)?),
             config::Authenticator::ApiKey(api_key) => Authenticator::ApiKey(api_key::ApiKey::new(Arc::clone(name), api_key, self.live)),
+            config::Authenticator::ClientCertificate(certificate) => {
+                Authenticator::ClientCertificate(client_certificate::ClientCertificate::new(Arc::clone(name), certificate)?)
+            }
             config::Authenticator::Sigv4(sigv4) => Authenticator::Sigv4(sigv4::Sigv4::new(Arc::clone(name), sigv4, self.live)),
         })
     }
@@ -373,6 +422,8 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
             .iter()
             .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("bearer")));
         let (missing, invalid) = match &**authenticator {
+            // No scheme of HTTP asks for one: it says why this request is refused, and what a handshake must bring.
+            Authenticator::ClientCertificate(_) => ("ClientCertificate realm=\"edgeward\"", "ClientCertificate realm=\"edgeward\""),
             Authenticator::Sigv4(_) => ("AWS4-HMAC-SHA256 realm=\"edgeward\"", "AWS4-HMAC-SHA256 realm=\"edgeward\""),
             Authenticator::ApiKey(_) if !bearer => ("ApiKey realm=\"edgeward\"", "ApiKey realm=\"edgeward\""),
             Authenticator::Jwt(_) | Authenticator::ApiKey(_) => {

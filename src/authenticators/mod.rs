@@ -1,7 +1,9 @@
 //! Who are you: one credential, judged by the authenticator whose it is; `combination` says which of them a policy accepts together.
 
 pub mod api_key;
+pub mod client_certificate;
 mod combination;
+pub mod confirmation;
 pub mod credential;
 pub mod jwt;
 pub mod key_format;
@@ -48,6 +50,8 @@ pub enum Authenticator {
     Jwt(jwt::Jwt),
     /// API keys.
     ApiKey(api_key::ApiKey),
+    /// Certificates of TLS clients.
+    ClientCertificate(client_certificate::ClientCertificate),
     /// AWS Signature Version 4.
     Sigv4(sigv4::Sigv4),
 }
@@ -57,6 +61,7 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.authenticate(request, now).await,
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
+            Self::ClientCertificate(client_certificate) => client_certificate.authenticate(request),
             Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
         }
     }
@@ -64,7 +69,7 @@ impl Authenticator {
     fn asks_for_body(&self, request: &Request<'_>) -> bool {
         match self {
             Self::Sigv4(sigv4) => sigv4.asks_for_body(request),
-            Self::Jwt(_) | Self::ApiKey(_) => false,
+            Self::Jwt(_) | Self::ApiKey(_) | Self::ClientCertificate(_) => false,
         }
     }
 
@@ -73,6 +78,7 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.name(),
             Self::ApiKey(api_key) => api_key.name(),
+            Self::ClientCertificate(client_certificate) => client_certificate.name(),
             Self::Sigv4(sigv4) => sigv4.name(),
         }
     }
@@ -82,6 +88,7 @@ impl Authenticator {
         match self {
             Self::Jwt(_) => Method::Jwt,
             Self::ApiKey(_) => Method::ApiKey,
+            Self::ClientCertificate(_) => Method::ClientCertificate,
             Self::Sigv4(_) => Method::Sigv4,
         }
     }
@@ -91,6 +98,8 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.locations(),
             Self::ApiKey(api_key) => api_key.locations(),
+            // It comes with the connection, or in headers that reach no upstream anyway.
+            Self::ClientCertificate(_) => &[],
             Self::Sigv4(sigv4) => sigv4.locations(),
         }
     }

@@ -144,6 +144,7 @@ fn dependencies(config: &Config) -> Vec<String> {
                 )),
                 KeySource::JwksFile(_) | KeySource::Secret(_) => {}
             },
+            Authenticator::ClientCertificate(_) => {}
             Authenticator::ApiKey(api_key) => {
                 if let config::KeyStore::Database(path) = &api_key.keys.value {
                     plans.push(format!(

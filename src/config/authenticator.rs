@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map as Object, Value, json};
 
+use super::client_certificate::ClientCertificate;
 use super::decode::{Context, Decode, Fields, NonEmpty, OneOrMany, Scalar, grammar, unknown_word};
 use super::header;
 use super::keys::{KeyEntry, KeyFile};
@@ -24,18 +25,22 @@ pub enum Authenticator {
     Jwt(Jwt),
     /// By an API key.
     ApiKey(ApiKey),
+    /// By the certificate of a TLS client.
+    ClientCertificate(ClientCertificate),
     /// By an AWS Signature Version 4.
     Sigv4(Sigv4),
 }
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key, sigv4)]
+    #[one_of(jwt, api_key, client_certificate, sigv4)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
         /// By an API key.
         api_key: Option<ApiKey> = absent,
+        /// By the certificate of a TLS client.
+        client_certificate: Option<ClientCertificate> = absent,
         /// By an AWS Signature Version 4.
         sigv4: Option<Sigv4> = absent,
     }
@@ -141,8 +146,9 @@ impl Decode for Authenticator {
     type Value = Self;
 
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
-        let WrittenAuthenticator { jwt, api_key, sigv4 } = WrittenAuthenticator::decode(node, context)?;
-        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey)).or(sigv4.map(Self::Sigv4))
+        let WrittenAuthenticator { jwt, api_key, client_certificate, sigv4 } = WrittenAuthenticator::decode(node, context)?;
+        let certificate = client_certificate.map(Self::ClientCertificate);
+        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey)).or(certificate).or(sigv4.map(Self::Sigv4))
     }
 
     fn expected() -> String {

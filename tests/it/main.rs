@@ -16,6 +16,7 @@ mod harness;
 mod authenticators;
 mod cli;
 mod limits;
+mod client_certificate;
 mod proxy;
 mod redis;
 mod reload;
