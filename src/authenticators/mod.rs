@@ -1,6 +1,7 @@
 //! Who are you: one credential, judged by the authenticator whose it is; `combination` says which of them a policy accepts together.
 
 pub mod api_key;
+pub mod basic;
 mod combination;
 pub mod credential;
 pub mod jwt;
@@ -50,6 +51,8 @@ pub enum Authenticator {
     ApiKey(api_key::ApiKey),
     /// AWS Signature Version 4.
     Sigv4(sigv4::Sigv4),
+    /// Users and passwords.
+    Basic(basic::Basic),
 }
 
 impl Authenticator {
@@ -58,13 +61,14 @@ impl Authenticator {
             Self::Jwt(jwt) => jwt.authenticate(request, now).await,
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
             Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
+            Self::Basic(basic) => basic.authenticate(request, now).await,
         }
     }
 
     fn asks_for_body(&self, request: &Request<'_>) -> bool {
         match self {
             Self::Sigv4(sigv4) => sigv4.asks_for_body(request),
-            Self::Jwt(_) | Self::ApiKey(_) => false,
+            Self::Jwt(_) | Self::ApiKey(_) | Self::Basic(_) => false,
         }
     }
 
@@ -74,6 +78,7 @@ impl Authenticator {
             Self::Jwt(jwt) => jwt.name(),
             Self::ApiKey(api_key) => api_key.name(),
             Self::Sigv4(sigv4) => sigv4.name(),
+            Self::Basic(basic) => basic.name(),
         }
     }
 
@@ -83,6 +88,7 @@ impl Authenticator {
             Self::Jwt(_) => Method::Jwt,
             Self::ApiKey(_) => Method::ApiKey,
             Self::Sigv4(_) => Method::Sigv4,
+            Self::Basic(_) => Method::Basic,
         }
     }
 
@@ -92,6 +98,7 @@ impl Authenticator {
             Self::Jwt(jwt) => jwt.locations(),
             Self::ApiKey(api_key) => api_key.locations(),
             Self::Sigv4(sigv4) => sigv4.locations(),
+            Self::Basic(basic) => basic.locations(),
         }
     }
 }

@@ -145,7 +145,7 @@ fn dependencies(config: &Config) -> Vec<String> {
                     ));
                 }
             }
-            Authenticator::Sigv4(_) => {}
+            Authenticator::Sigv4(_) | Authenticator::Basic(_) => {}
         }
     }
     for (name, upstream) in &config.upstreams {

@@ -12,7 +12,7 @@ use super::keys::{KeyEntry, KeyFile};
 use super::limit::ClaimPath;
 use super::values::{DAY, HeaderName, Lasting, MINUTE, SECOND, Text, Token, Url};
 use super::yaml::Node;
-use super::{At, File, Problem, Sigv4};
+use super::{At, Basic, File, Problem, Sigv4};
 use crate::jose::Algorithm;
 use crate::secret::Secret;
 
@@ -26,11 +26,13 @@ pub enum Authenticator {
     ApiKey(ApiKey),
     /// By an AWS Signature Version 4.
     Sigv4(Sigv4),
+    /// By a user and a password.
+    Basic(Basic),
 }
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key, sigv4)]
+    #[one_of(jwt, api_key, sigv4, basic)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
@@ -38,6 +40,8 @@ grammar! {
         api_key: Option<ApiKey> = absent,
         /// By an AWS Signature Version 4.
         sigv4: Option<Sigv4> = absent,
+        /// By a user and a password (RFC 7617).
+        basic: Option<Basic> = absent,
     }
 
     /// Tokens of one issuer.
@@ -141,8 +145,9 @@ impl Decode for Authenticator {
     type Value = Self;
 
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
-        let WrittenAuthenticator { jwt, api_key, sigv4 } = WrittenAuthenticator::decode(node, context)?;
-        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey)).or(sigv4.map(Self::Sigv4))
+        let WrittenAuthenticator { jwt, api_key, sigv4, basic } = WrittenAuthenticator::decode(node, context)?;
+        let tokens = jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey));
+        tokens.or(sigv4.map(Self::Sigv4)).or(basic.map(Self::Basic))
     }
 
     fn expected() -> String {

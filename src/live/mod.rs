@@ -1,16 +1,23 @@
 //! Facts that outlive a reload, keyed by identity only: never by anything an operator may tune.
 
+pub mod answers;
 pub mod api_keys;
 pub mod backends;
-pub mod counters;
+pub mod breaker;
 pub mod key_set;
 pub mod key_store;
+pub mod leases;
+pub mod limits;
+pub mod passwords;
 pub mod replays;
+pub mod shared_limits;
 pub mod token_cache;
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::net::redis;
 
 /// Everything live, made once in `server` and handed down.
 #[derive(Debug, Default)]
@@ -19,10 +26,18 @@ pub struct LiveState {
     pub key_sets: Registry<key_set::KeySetId, key_set::KeySet>,
     /// Verified tokens.
     pub tokens: Arc<token_cache::TokenCache>,
-    /// Rate-limit counters, by the name of the limit.
-    pub counters: Registry<Arc<str>, counters::Counters>,
+    /// What is used of rate limits, by the name of the limit.
+    pub limits: Registry<Arc<str>, limits::Limits>,
+    /// The requests in flight, by the name of the limit.
+    pub concurrency: Registry<Arc<str>, limits::concurrency::Concurrency>,
+    /// Connections to Redis, by where it is and who logs in.
+    pub redis: Registry<redis::Server, redis::Redis>,
+    /// Leases of limits that Redis counts, by the name of the limit and that Redis.
+    pub leases: Registry<(Arc<str>, redis::Server), leases::Hybrid>,
     /// API keys, by their store.
     pub api_keys: Registry<api_keys::Source, api_keys::ApiKeys>,
+    /// Passwords that were found right.
+    pub passwords: Arc<passwords::Passwords>,
     /// What may be used once, by the name of the authenticator.
     pub replays: Registry<Arc<str>, replays::Replays>,
     /// Resolved and probed backends, by the name of the upstream.
