@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, client_certificate, credential, jwt, sigv4};
+use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, jwt, sigv4};
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
@@ -259,6 +259,7 @@ impl Compiler<'_> {
             config::Authenticator::ClientCertificate(certificate) => {
                 Authenticator::ClientCertificate(client_certificate::ClientCertificate::new(Arc::clone(name), certificate)?)
             }
+            config::Authenticator::Basic(basic) => Authenticator::Basic(basic::Basic::new(Arc::clone(name), basic, self.live)),
             config::Authenticator::Sigv4(sigv4) => Authenticator::Sigv4(sigv4::Sigv4::new(Arc::clone(name), sigv4, self.live)),
         })
     }
@@ -421,16 +422,24 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
             .locations()
             .iter()
             .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("bearer")));
+        let fixed = HeaderValue::from_static;
         let (missing, invalid) = match &**authenticator {
             // No scheme of HTTP asks for one: it says why this request is refused, and what a handshake must bring.
-            Authenticator::ClientCertificate(_) => ("ClientCertificate realm=\"edgeward\"", "ClientCertificate realm=\"edgeward\""),
-            Authenticator::Sigv4(_) => ("AWS4-HMAC-SHA256 realm=\"edgeward\"", "AWS4-HMAC-SHA256 realm=\"edgeward\""),
-            Authenticator::ApiKey(_) if !bearer => ("ApiKey realm=\"edgeward\"", "ApiKey realm=\"edgeward\""),
+            Authenticator::ClientCertificate(_) => {
+                (fixed("ClientCertificate realm=\"edgeward\""), fixed("ClientCertificate realm=\"edgeward\""))
+            }
+            Authenticator::Sigv4(_) => (fixed("AWS4-HMAC-SHA256 realm=\"edgeward\""), fixed("AWS4-HMAC-SHA256 realm=\"edgeward\"")),
+            Authenticator::Basic(basic) => {
+                let challenge = HeaderValue::try_from(format!("Basic realm=\"{}\", charset=\"UTF-8\"", basic.realm()));
+                // The grammar takes no realm that cannot stand in a header.
+                let challenge = challenge.unwrap_or(fixed("Basic realm=\"edgeward\", charset=\"UTF-8\""));
+                (challenge.clone(), challenge)
+            }
+            Authenticator::ApiKey(_) if !bearer => (fixed("ApiKey realm=\"edgeward\""), fixed("ApiKey realm=\"edgeward\"")),
             Authenticator::Jwt(_) | Authenticator::ApiKey(_) => {
-                ("Bearer realm=\"edgeward\"", "Bearer realm=\"edgeward\", error=\"invalid_token\"")
+                (fixed("Bearer realm=\"edgeward\""), fixed("Bearer realm=\"edgeward\", error=\"invalid_token\""))
             }
         };
-        let (missing, invalid) = (HeaderValue::from_static(missing), HeaderValue::from_static(invalid));
         if !challenges.missing.contains(&missing) {
             challenges.missing.push(missing);
             challenges.invalid.push(invalid);

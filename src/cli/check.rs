@@ -154,7 +154,7 @@ fn dependencies(config: &Config) -> Vec<String> {
                     ));
                 }
             }
-            Authenticator::Sigv4(_) => {}
+            Authenticator::Sigv4(_) | Authenticator::Basic(_) => {}
         }
     }
     plans.extend(limits::dependencies(config));

@@ -15,8 +15,8 @@ mod harness;
 
 mod authenticators;
 mod cli;
-mod limits;
 mod client_certificate;
+mod limits;
 mod proxy;
 mod redis;
 mod reload;

@@ -55,7 +55,9 @@ pub(super) fn dependencies(config: &Config) -> Vec<String> {
     }
     if config.limits.iter().any(|(_, limit)| matches!(limit.allowance, Allowance::Quota(_))) {
         let path = config.quotas.database.display();
-        plans.push(format!("quotas: kept in {path}; while it cannot be written the counts go on in memory, at the start no request is admitted without it"));
+        plans.push(format!(
+            "quotas: kept in {path}; while it cannot be written the counts go on in memory, at the start no request is admitted without it"
+        ));
     }
     plans
 }
