@@ -1,6 +1,7 @@
 //! Who are you: one credential, judged by the authenticator whose it is; `combination` says which of them a policy accepts together.
 
 pub mod api_key;
+pub mod basic;
 pub mod client_certificate;
 mod combination;
 pub mod confirmation;
@@ -54,6 +55,8 @@ pub enum Authenticator {
     ClientCertificate(client_certificate::ClientCertificate),
     /// AWS Signature Version 4.
     Sigv4(sigv4::Sigv4),
+    /// Users and passwords.
+    Basic(basic::Basic),
 }
 
 impl Authenticator {
@@ -63,13 +66,14 @@ impl Authenticator {
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
             Self::ClientCertificate(client_certificate) => client_certificate.authenticate(request),
             Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
+            Self::Basic(basic) => basic.authenticate(request, now).await,
         }
     }
 
     fn asks_for_body(&self, request: &Request<'_>) -> bool {
         match self {
             Self::Sigv4(sigv4) => sigv4.asks_for_body(request),
-            Self::Jwt(_) | Self::ApiKey(_) | Self::ClientCertificate(_) => false,
+            _ => false,
         }
     }
 
@@ -80,6 +84,7 @@ impl Authenticator {
             Self::ApiKey(api_key) => api_key.name(),
             Self::ClientCertificate(client_certificate) => client_certificate.name(),
             Self::Sigv4(sigv4) => sigv4.name(),
+            Self::Basic(basic) => basic.name(),
         }
     }
 
@@ -90,6 +95,7 @@ impl Authenticator {
             Self::ApiKey(_) => Method::ApiKey,
             Self::ClientCertificate(_) => Method::ClientCertificate,
             Self::Sigv4(_) => Method::Sigv4,
+            Self::Basic(_) => Method::Basic,
         }
     }
 
@@ -101,6 +107,7 @@ impl Authenticator {
             // It comes with the connection, or in headers that reach no upstream anyway.
             Self::ClientCertificate(_) => &[],
             Self::Sigv4(sigv4) => sigv4.locations(),
+            Self::Basic(basic) => basic.locations(),
         }
     }
 }

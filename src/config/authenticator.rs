@@ -13,7 +13,7 @@ use super::keys::{KeyEntry, KeyFile};
 use super::limit::ClaimPath;
 use super::values::{DAY, HeaderName, Lasting, MINUTE, SECOND, Text, Token, Url};
 use super::yaml::Node;
-use super::{At, File, Problem, Sigv4};
+use super::{At, Basic, File, Problem, Sigv4};
 use crate::jose::Algorithm;
 use crate::secret::Secret;
 
@@ -29,11 +29,13 @@ pub enum Authenticator {
     ClientCertificate(ClientCertificate),
     /// By an AWS Signature Version 4.
     Sigv4(Sigv4),
+    /// By a user and a password.
+    Basic(Basic),
 }
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key, client_certificate, sigv4)]
+    #[one_of(jwt, api_key, client_certificate, sigv4, basic)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
@@ -43,6 +45,8 @@ grammar! {
         client_certificate: Option<ClientCertificate> = absent,
         /// By an AWS Signature Version 4.
         sigv4: Option<Sigv4> = absent,
+        /// By a user and a password (RFC 7617).
+        basic: Option<Basic> = absent,
     }
 
     /// Tokens of one issuer.
@@ -146,9 +150,15 @@ impl Decode for Authenticator {
     type Value = Self;
 
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
-        let WrittenAuthenticator { jwt, api_key, client_certificate, sigv4 } = WrittenAuthenticator::decode(node, context)?;
-        let certificate = client_certificate.map(Self::ClientCertificate);
-        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey)).or(certificate).or(sigv4.map(Self::Sigv4))
+        let written = WrittenAuthenticator::decode(node, context)?;
+        let ways = [
+            written.jwt.map(Self::Jwt),
+            written.api_key.map(Self::ApiKey),
+            written.client_certificate.map(Self::ClientCertificate),
+            written.sigv4.map(Self::Sigv4),
+            written.basic.map(Self::Basic),
+        ];
+        ways.into_iter().flatten().next()
     }
 
     fn expected() -> String {

@@ -4,6 +4,7 @@
 //! (policies, upstreams, limits) is deliberately not resolved here: the compiler of the snapshot does.
 
 mod authenticator;
+mod basic;
 mod client_certificate;
 mod decode;
 mod header;
@@ -26,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use authenticator::{ApiKey, Authenticator, ClaimNames, Jwt, KeyFetch, KeySource, KeyStore, Location};
+pub use basic::{Basic, PasswordHash, User};
 pub use client_certificate::{AllowedCertificate, CertificateName, ClientCertificate};
 use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
 pub use keys::KeyEntry;
