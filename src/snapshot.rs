@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, credential, jwt};
+use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, credential, introspection, jwt};
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
@@ -67,6 +67,8 @@ pub struct Snapshot {
     credential_locations: Vec<Location>,
     /// Every upstream, whether a route uses it or not.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// Every authenticator, whether a route uses it or not.
+    authenticators: Vec<Arc<Authenticator>>,
 }
 
 impl Snapshot {
@@ -74,6 +76,9 @@ impl Snapshot {
     pub fn activate(&self) {
         for upstream in &self.upstreams {
             upstream.activate();
+        }
+        for authenticator in &self.authenticators {
+            authenticator.activate();
         }
     }
 
@@ -174,6 +179,7 @@ impl Compiler<'_> {
             unrouted: self.metrics.route("", std::iter::empty()),
             credential_locations,
             upstreams: upstreams.into_values().collect(),
+            authenticators: authenticators.into_values().collect(),
         })
     }
 
@@ -207,6 +213,9 @@ impl Compiler<'_> {
         Ok(match authenticator {
             config::Authenticator::Jwt(jwt) => Authenticator::Jwt(jwt::Jwt::new(Arc::clone(name), jwt, self.live)?),
             config::Authenticator::ApiKey(api_key) => Authenticator::ApiKey(api_key::ApiKey::new(Arc::clone(name), api_key, self.live)),
+            config::Authenticator::Introspection(introspection) => {
+                Authenticator::Introspection(introspection::Introspection::new(Arc::clone(name), introspection, self.live)?)
+            }
         })
     }
 
@@ -396,7 +405,7 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
             .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("bearer")));
         let (missing, invalid) = match &**authenticator {
             Authenticator::ApiKey(_) if !bearer => ("ApiKey realm=\"edgeward\"", "ApiKey realm=\"edgeward\""),
-            Authenticator::Jwt(_) | Authenticator::ApiKey(_) => {
+            Authenticator::Jwt(_) | Authenticator::ApiKey(_) | Authenticator::Introspection(_) => {
                 ("Bearer realm=\"edgeward\"", "Bearer realm=\"edgeward\", error=\"invalid_token\"")
             }
         };

@@ -1,10 +1,13 @@
 //! Who are you: one credential, judged by the authenticator whose it is; `combination` says which of them a policy accepts together.
 
 pub mod api_key;
+pub mod claims;
 mod combination;
 pub mod credential;
+pub mod introspection;
 pub mod jwt;
 pub mod key_format;
+pub mod oauth_client;
 
 use std::sync::Arc;
 
@@ -45,6 +48,8 @@ pub enum Authenticator {
     Jwt(jwt::Jwt),
     /// API keys.
     ApiKey(api_key::ApiKey),
+    /// Opaque tokens.
+    Introspection(introspection::Introspection),
 }
 
 impl Authenticator {
@@ -52,6 +57,7 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.authenticate(request, now).await,
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
+            Self::Introspection(introspection) => introspection.authenticate(request, now).await,
         }
     }
 
@@ -60,6 +66,7 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.name(),
             Self::ApiKey(api_key) => api_key.name(),
+            Self::Introspection(introspection) => introspection.name(),
         }
     }
 
@@ -68,6 +75,7 @@ impl Authenticator {
         match self {
             Self::Jwt(_) => Method::Jwt,
             Self::ApiKey(_) => Method::ApiKey,
+            Self::Introspection(_) => Method::Introspection,
         }
     }
 
@@ -76,6 +84,14 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.locations(),
             Self::ApiKey(api_key) => api_key.locations(),
+            Self::Introspection(introspection) => introspection.locations(),
+        }
+    }
+
+    /// Sets live facts to this configuration; called once, when it takes effect.
+    pub fn activate(&self) {
+        if let Self::Introspection(introspection) = self {
+            introspection.activate();
         }
     }
 }

@@ -8,6 +8,7 @@ use serde_json::{Map as Object, Value, json};
 
 use super::decode::{Context, Decode, Fields, NonEmpty, OneOrMany, Scalar, grammar, unknown_word};
 use super::header;
+use super::introspection::Introspection;
 use super::keys::{KeyEntry, KeyFile};
 use super::limit::ClaimPath;
 use super::values::{DAY, HeaderName, Lasting, MINUTE, SECOND, Text, Token, Url};
@@ -24,16 +25,20 @@ pub enum Authenticator {
     Jwt(Jwt),
     /// By an API key.
     ApiKey(ApiKey),
+    /// By an opaque token.
+    Introspection(Introspection),
 }
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key)]
+    #[one_of(jwt, api_key, introspection)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
         /// By an API key.
         api_key: Option<ApiKey> = absent,
+        /// By an opaque token, about which its issuer is asked (RFC 7662).
+        introspection: Option<Introspection> = absent,
     }
 
     /// Tokens of one issuer.
@@ -137,8 +142,8 @@ impl Decode for Authenticator {
     type Value = Self;
 
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
-        let WrittenAuthenticator { jwt, api_key } = WrittenAuthenticator::decode(node, context)?;
-        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey))
+        let WrittenAuthenticator { jwt, api_key, introspection } = WrittenAuthenticator::decode(node, context)?;
+        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey)).or(introspection.map(Self::Introspection))
     }
 
     fn expected() -> String {

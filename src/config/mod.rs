@@ -5,7 +5,9 @@
 
 mod authenticator;
 mod decode;
+mod dependency;
 mod header;
+mod introspection;
 mod keys;
 mod limit;
 mod policy;
@@ -24,6 +26,8 @@ use std::sync::Arc;
 
 pub use authenticator::{ApiKey, Authenticator, ClaimNames, Jwt, KeyFetch, KeySource, KeyStore, Location};
 use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
+pub use dependency::{Breaker, OnFailure};
+pub use introspection::{ClientProof, Introspection, OauthClient, OauthClientMethod};
 pub use keys::KeyEntry;
 pub use limit::{Limit, LimitAlgorithm, LimitKey, WhenMissing};
 pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};

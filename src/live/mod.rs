@@ -5,6 +5,7 @@ pub mod api_keys;
 pub mod backends;
 pub mod breaker;
 pub mod counters;
+pub mod introspected;
 pub mod key_set;
 pub mod key_store;
 pub mod token_cache;
@@ -24,6 +25,8 @@ pub struct LiveState {
     pub counters: Registry<Arc<str>, counters::Counters>,
     /// API keys, by their store.
     pub api_keys: Registry<api_keys::Source, api_keys::ApiKeys>,
+    /// What is known of opaque tokens, by the endpoint that said it.
+    pub introspected: Registry<introspected::EndpointId, introspected::TokenAnswers>,
     /// Resolved and probed backends, by the name of the upstream.
     pub backends: Registry<Arc<str>, backends::Backends>,
 }
