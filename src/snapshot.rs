@@ -11,7 +11,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, jwt, sigv4};
+use crate::authenticators::{
+    Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, introspection, jwt, sigv4,
+};
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
@@ -70,6 +72,8 @@ pub struct Snapshot {
     credential_locations: Vec<Location>,
     /// Every upstream, whether a route uses it or not.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// Every authenticator, whether a route uses it or not.
+    authenticators: Vec<Arc<Authenticator>>,
 }
 
 impl Snapshot {
@@ -77,6 +81,9 @@ impl Snapshot {
     pub fn activate(&self) {
         for upstream in &self.upstreams {
             upstream.activate();
+        }
+        for authenticator in &self.authenticators {
+            authenticator.activate();
         }
     }
 
@@ -203,6 +210,7 @@ impl Compiler<'_> {
             unrouted: self.metrics.route("", std::iter::empty()),
             credential_locations,
             upstreams: upstreams.into_values().collect(),
+            authenticators: authenticators.into_values().collect(),
         })
     }
 
@@ -261,6 +269,9 @@ impl Compiler<'_> {
             }
             config::Authenticator::Basic(basic) => Authenticator::Basic(basic::Basic::new(Arc::clone(name), basic, self.live)),
             config::Authenticator::Sigv4(sigv4) => Authenticator::Sigv4(sigv4::Sigv4::new(Arc::clone(name), sigv4, self.live)),
+            config::Authenticator::Introspection(introspection) => {
+                Authenticator::Introspection(introspection::Introspection::new(Arc::clone(name), introspection, self.live)?)
+            }
         })
     }
 
@@ -436,7 +447,7 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
                 (challenge.clone(), challenge)
             }
             Authenticator::ApiKey(_) if !bearer => (fixed("ApiKey realm=\"edgeward\""), fixed("ApiKey realm=\"edgeward\"")),
-            Authenticator::Jwt(_) | Authenticator::ApiKey(_) => {
+            Authenticator::Jwt(_) | Authenticator::ApiKey(_) | Authenticator::Introspection(_) => {
                 (fixed("Bearer realm=\"edgeward\""), fixed("Bearer realm=\"edgeward\", error=\"invalid_token\""))
             }
         };
