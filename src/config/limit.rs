@@ -400,10 +400,18 @@ fn check_limit(limit: &WrittenLimit, fields: &Fields<'_>, context: &mut Context<
     }
     if !requests {
         if limit.per.iter().any(LimitKey::needs_identity) {
-            fields.refuse(context, "a refused credential has no identity", "`per` of client_ip, header, host, route and path, with `on: refused`");
+            fields.refuse(
+                context,
+                "a refused credential has no identity",
+                "`per` of client_ip, header, host, route and path, with `on: refused`",
+            );
         }
         if leaky || limit.concurrency.is_some() {
-            fields.refuse(context, "what was refused neither waits nor goes on", "a `rate` without a queue or a `quota`, with `on: refused`");
+            fields.refuse(
+                context,
+                "what was refused neither waits nor goes on",
+                "a `rate` without a queue or a `quota`, with `on: refused`",
+            );
         }
     }
 }

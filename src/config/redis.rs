@@ -145,8 +145,23 @@ mod tests {
             assert_eq!(url.password.map(|password| password.expose().to_vec()), password.map(|text| text.as_bytes().to_vec()), "{text}");
         }
         for text in [
-            "", "127.0.0.1:6379", "http://a", "redis:a", "redis://", "redis:///0", "redis://a:0", "redis://a:99999", "redis://a/x",
-            "redis://a/-1", "redis://a/0/1", "redis://a?x=1", "redis://a#0", "redis://user@a", "redis://user:@a", "redis://a:b:c", "redis+unix://a",
+            "",
+            "127.0.0.1:6379",
+            "http://a",
+            "redis:a",
+            "redis://",
+            "redis:///0",
+            "redis://a:0",
+            "redis://a:99999",
+            "redis://a/x",
+            "redis://a/-1",
+            "redis://a/0/1",
+            "redis://a?x=1",
+            "redis://a#0",
+            "redis://user@a",
+            "redis://user:@a",
+            "redis://a:b:c",
+            "redis+unix://a",
         ] {
             assert!(RedisUrl::parse(text).is_err(), "{text}");
         }

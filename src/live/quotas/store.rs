@@ -8,8 +8,8 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, Row, TransactionBehavior, params};
 
 use super::account::{Account, Entry};
-use crate::live::limits::Key;
 use crate::live::database::{Database, Kind, OpenError, Opening, integer, natural};
+use crate::live::limits::Key;
 
 /// Why a store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
