@@ -10,6 +10,7 @@ pub mod key_store;
 pub mod leases;
 pub mod limits;
 pub mod quotas;
+pub mod replays;
 pub mod shared_limits;
 pub mod token_cache;
 
@@ -39,6 +40,8 @@ pub struct LiveState {
     pub leases: Registry<(Arc<str>, redis::Server), leases::Hybrid>,
     /// API keys, by their store.
     pub api_keys: Registry<api_keys::Source, api_keys::ApiKeys>,
+    /// What may be used once, by the name of the authenticator.
+    pub replays: Registry<Arc<str>, replays::Replays>,
     /// Resolved and probed backends, by the name of the upstream.
     pub backends: Registry<Arc<str>, backends::Backends>,
 }
