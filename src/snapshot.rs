@@ -1,5 +1,7 @@
 //! The frozen whole: what the operator wants, compiled once, swapped in one store, kept by each request until its end.
 
+mod limits;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -13,7 +15,6 @@ use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, cr
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
-use crate::live::limits::Limits;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
 use crate::request::Client;
@@ -26,6 +27,7 @@ use crate::route::rewrite::Rewrite;
 use crate::route::router::{Entry, Fault, Router};
 use crate::route::{Challenges, Policy, Route};
 use crate::upstream::Upstream;
+use limits::Limits;
 
 /// The snapshot that serves.
 #[derive(Debug)]
@@ -143,10 +145,11 @@ impl Compiler<'_> {
         let authenticators =
             self.table(&config.authenticators, |compiler, name, authenticator| compiler.authenticator(name, authenticator));
         let upstreams = self.table(&config.upstreams, |compiler, name, upstream| Upstream::compile(name, upstream, compiler.live));
+        let limits = self.limits();
         let identity_headers = self.identity_headers();
         // Also those that no route uses: the next edit may bring the route.
         let policies = config.policies.iter().filter_map(|(name, policy)| {
-            let policy = self.policy(policy, &authenticators, &identity_headers)?;
+            let policy = self.policy(policy, &authenticators, &limits, &identity_headers)?;
             Some((Arc::clone(&name.value), Arc::new(policy)))
         });
         let policies: Table<Policy> = policies.collect();
@@ -156,7 +159,7 @@ impl Compiler<'_> {
             .map(|route| {
                 let policy = match &route.policy {
                     config::RoutePolicy::Named(name) => self.named("policy", name, &policies, &config.policies),
-                    config::RoutePolicy::Inline(policy) => self.policy(policy, &authenticators, &identity_headers).map(Arc::new),
+                    config::RoutePolicy::Inline(policy) => self.policy(policy, &authenticators, &limits, &identity_headers).map(Arc::new),
                 };
                 let upstream = self.named("upstream", &route.upstream, &upstreams, &config.upstreams);
                 self.route(route, policy, upstream)
@@ -238,6 +241,7 @@ impl Compiler<'_> {
         &mut self,
         policy: &config::Policy,
         authenticators: &Table<Authenticator>,
+        compiled: &Limits,
         identity_headers: &Arc<[HeaderName]>,
     ) -> Option<Policy> {
         let config = self.config;
@@ -259,19 +263,14 @@ impl Compiler<'_> {
             );
         }
         if accepted.is_none() {
-            for (name, _) in limits.iter().filter(|(_, limit)| RateLimits::refuses_the_public(limit)) {
-                self.problems.push(
-                    Problem::at(&name.place, format!("limit `{}` counts per identity, and this policy is public", name.value))
-                        .expected("a limit per client_ip, header, host, route or path, or `when_missing: skip` or `client_ip`"),
-                );
-            }
+            self.check_public_limits(&limits);
         }
-        let counts = |name: &Arc<str>| self.live.limits.find_or_create(name, Limits::default);
+        let limits = limits.iter().filter_map(|(name, _)| compiled.by_name.get(&name.value).cloned());
         let named = accepted.iter().flat_map(Authenticators::iter);
         let credentials = Credentials::new(named.map(|authenticator| (authenticator.name(), authenticator.locations())));
         Some(Policy {
             ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
-            rate_limits: RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit, counts(&name.value)))),
+            rate_limits: RateLimits::new(limits.collect(), Arc::clone(&compiled.plans)),
             challenges: accepted.as_ref().map(challenges).unwrap_or_default(),
             authenticators: accepted,
             authorizers: Authorizers::compile(&policy.authorize),
@@ -300,7 +299,7 @@ impl Compiler<'_> {
         if let (Some(rewrite), Some(Err(expected))) = (&route.rewrite, &rewrite) {
             self.problems.push(Problem::at(&rewrite.place, "is no rewrite of this route's path").expected(*expected));
         }
-        self.check_path_limits(route);
+        self.check_route_limits(route);
         let (policy, upstream) = (policy?, upstream?);
         let accepted = policy.authenticators.iter().flat_map(Authenticators::iter);
         let accepted = accepted.map(|authenticator| (Arc::clone(authenticator.name()), authenticator.method().label()));
@@ -309,34 +308,12 @@ impl Compiler<'_> {
             name: Arc::clone(&route.name.value),
             policy,
             rewrite: rewrite.transpose().ok()?,
+            cost: *route.cost,
             websocket: route.websocket,
             response_timeout: route.timeouts.response.unwrap_or(upstream.timeouts.response),
             upstream,
             metrics,
         }))
-    }
-
-    /// A limit per path parameter refuses every request of a route without that parameter: better said now.
-    fn check_path_limits(&mut self, route: &config::Route) {
-        let config = self.config;
-        let policy = match &route.policy {
-            config::RoutePolicy::Named(name) => {
-                config.policies.iter().find(|(known, _)| known.value == name.value).map(|(_, policy)| policy)
-            }
-            config::RoutePolicy::Inline(policy) => Some(&**policy),
-        };
-        let names = policy.into_iter().flat_map(|policy| &policy.limits);
-        let limits = names.filter_map(|name| config.limits.iter().find(|(known, _)| known.value == name.value));
-        for (name, limit) in limits.filter(|(_, limit)| limit.when_missing == config::WhenMissing::Deny) {
-            for key in &limit.per {
-                if let config::LimitKey::Path(parameter) = key
-                    && !parameters(&route.path.value).contains(&&**parameter)
-                {
-                    let what = format!("limit `{}` counts per `{parameter}`, which this path does not have", name.value);
-                    self.problems.push(Problem::at(&route.path.place, what).expected(format!("`{{{parameter}}}` in the path")));
-                }
-            }
-        }
     }
 
     /// Every header that any policy sets, and the one that names the client, so that a caller can bring none of them to any route.

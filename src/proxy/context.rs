@@ -30,6 +30,10 @@ pub struct Context {
     pub admission: Option<Admission>,
     /// Who was refused, for the log.
     pub refused: Option<Arc<Identity>>,
+    /// The limits that would have refused it, were they enforced.
+    pub shadowed: Vec<Arc<str>>,
+    /// How long it waited for its turn.
+    pub queued: Duration,
     /// What the upstream is asked for.
     pub target: Option<Target>,
     /// Why this request was refused or failed.

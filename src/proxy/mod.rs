@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! request_filter           normalise -> route -> admit          -> a permit, or a refusal is answered
+//!                          wait for its turn in a queue
 //! upstream_peer            permit? -> choose a backend
 //! upstream_request_filter  permit? -> strip, then set           (after Pingora's Connection hygiene, so it cannot be undone)
 //! request_body_filter      count; withhold what is not proven
@@ -15,6 +16,7 @@ mod access_log;
 mod body;
 mod context;
 mod peer;
+mod queue;
 mod respond;
 mod session;
 pub mod tls;
@@ -23,6 +25,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -35,7 +38,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use prometheus::IntCounter;
 
-use crate::admit::{Refusal, admit};
+use crate::admit::{Admission, Refusal, admit};
 use crate::config::{Builtin, RetryOn};
 use crate::metrics::Metrics;
 use crate::request::message::Message;
@@ -107,8 +110,27 @@ impl Gateway {
             let permit = admission.insert(permit);
             let proven = body.prove(session, permit.body(), body_rules).await;
             *body_received = body.whole().map_or(0, |whole| whole.len() as u64);
-            return proven.map_err(|rejection| Refusal { rejection, identity: permit.identity().cloned() });
+            return proven.map_err(|rejection| Refusal {
+                rejection,
+                identity: permit.identity().cloned(),
+                shadowed: permit.shadowed().to_vec(),
+            });
         }
+    }
+
+    /// Waits for the turn of a request that everything else has admitted; a caller that hangs up leaves the queue.
+    async fn wait(&self, session: &mut Session, context: &mut Context) -> Result<(), BError> {
+        let Some(turn) = context.admission.as_mut().and_then(Admission::take_turn) else { return Ok(()) };
+        let began = (self.clock)().monotonic;
+        let stayed = queue::stays(session, turn.at.saturating_sub(began)).await;
+        context.queued = (self.clock)().monotonic.saturating_sub(began);
+        if stayed {
+            return Ok(());
+        }
+        turn.give_up();
+        context.admission = None;
+        context.rejection = Some(Rejection::ClientClosed);
+        Err(Error::new_down(ErrorType::ConnectionClosed))
     }
 }
 
@@ -125,6 +147,8 @@ impl ProxyHttp for Gateway {
             route: None,
             admission: None,
             refused: None,
+            shadowed: Vec::new(),
+            queued: Duration::ZERO,
             target: None,
             rejection: None,
             backend: None,
@@ -142,10 +166,11 @@ impl ProxyHttp for Gateway {
 
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool, BError> {
         let Err(refusal) = refuse_on_panic(self.decide(session, context), &self.metrics.panics).await else {
-            return Ok(false);
+            return self.wait(session, context).await.map(|()| false);
         };
         context.admission = None;
         context.refused = refusal.identity;
+        context.shadowed = refusal.shadowed;
         let rejection = refusal.rejection;
         let answered = respond::refuse(session, context, &rejection).await;
         context.rejection = Some(rejection);

@@ -123,7 +123,11 @@ pub(super) fn limit_headers(header: &mut ResponseHeader, state: &LimitState) -> 
     header.insert_header(&X_RATELIMIT_REMAINING, HeaderValue::from(state.remaining))?;
     header.insert_header(&X_RATELIMIT_RESET, HeaderValue::from(reset))?;
     header.insert_header(&RATELIMIT, format!("\"{}\";r={};t={reset}", state.name, state.remaining))?;
-    header.insert_header(&RATELIMIT_POLICY, format!("\"{}\";q={};w={}", state.name, state.limit, seconds(state.window)))?;
+    let mut policy = format!("\"{}\";q={}", state.name, state.limit);
+    if let Some(window) = state.window {
+        policy.push_str(&format!(";w={}", seconds(window)));
+    }
+    header.insert_header(&RATELIMIT_POLICY, policy)?;
     Ok(())
 }
 

@@ -8,16 +8,16 @@ use std::time::Duration;
 pub struct LimitState {
     /// The limit's name in the configuration.
     pub name: Arc<str>,
-    /// Requests allowed per window.
+    /// Units allowed per window, or at once.
     pub limit: u64,
-    /// Requests left now.
+    /// Units left now.
     pub remaining: u64,
     /// Time until the whole allowance is back.
     pub reset: Duration,
     /// Time until one more request is admitted; zero while some remain.
     pub retry_after: Duration,
-    /// The window.
-    pub window: Duration,
+    /// The window; absent where it has no length of its own.
+    pub window: Option<Duration>,
 }
 
 /// A refusal. The outside sees [`code`](Rejection::code) and [`status`](Rejection::status); the log sees [`reason`](Rejection::reason) too.
@@ -162,6 +162,14 @@ impl Rejection {
             Self::UpstreamUnreachable | Self::UpstreamInvalid => S::BAD_GATEWAY,
             Self::UpstreamTimeout => S::GATEWAY_TIMEOUT,
             Self::DependencyUnavailable { .. } | Self::Overloaded(_) | Self::NoHealthyUpstream => S::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// Where the limit stands that refused.
+    pub fn limit(&self) -> Option<&LimitState> {
+        match self {
+            Self::RateLimited(state) | Self::QuotaExceeded(state) | Self::QueueFull(state) => Some(state),
+            _ => None,
         }
     }
 
