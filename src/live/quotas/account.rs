@@ -10,7 +10,7 @@ use crate::live::limits::Standing;
 
 /// Charges of one key, in the order of time.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Account {
+pub(super) struct Account {
     slots: Vec<Slot>,
     /// Whether the key is among those that are to be written down.
     listed: bool,
@@ -31,15 +31,15 @@ struct Slot {
 
 /// A slot as it is written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(super) struct Entry {
     /// When its slot begins.
-    pub(crate) begins: u64,
+    pub(super) begins: u64,
     /// When it was charged last.
-    pub(crate) last: u64,
+    pub(super) last: u64,
     /// The first second in which it counts no longer.
-    pub(crate) until: u64,
+    pub(super) until: u64,
     /// What was charged, or is to be added to it.
-    pub(crate) units: i64,
+    pub(super) units: i64,
 }
 
 impl Account {
@@ -67,13 +67,13 @@ impl Account {
     }
 
     /// Where the key stands; `admitted` says whether one more would be.
-    pub(crate) fn standing(&self, terms: &QuotaTerms, unix: Duration) -> Standing {
+    pub(super) fn standing(&self, terms: &QuotaTerms, unix: Duration) -> Standing {
         let window = terms.period.window(unix.as_secs());
         self.stand(terms, &window, self.used(&window), 1, unix)
     }
 
     /// Takes note of what is written down. Whoever knows of more is right: another process has charged as well, or it was not written yet.
-    pub(crate) fn merge(&mut self, entry: Entry) {
+    pub(super) fn merge(&mut self, entry: Entry) {
         let Entry { begins, last, until, units } = entry;
         let written = u64::try_from(units).unwrap_or(0);
         match self.slots.iter_mut().find(|slot| slot.begins == begins) {

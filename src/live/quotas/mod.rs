@@ -14,15 +14,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-pub(crate) use account::Account;
 pub use period::Period;
-pub(crate) use store::QuotaStore;
 pub use store::StoreError;
 
-use self::account::Entry;
-use self::store::Addition;
+use self::account::{Account, Entry};
+use self::store::{Addition, QuotaStore};
 use super::api_keys::Failure;
-use super::database::Opening;
+use super::database::{OpenError, Opening};
 use super::limits::{Key, KeyBuilder, Standing};
 use crate::request::{Clock, Now};
 
@@ -85,6 +83,18 @@ impl Quotas {
         self.counts().and_then(|counts| counts.standing(key, terms, now.unix)).unwrap_or(REFUSED)
     }
 
+    /// Where a key stands by what is written down: for who looks on while another process counts. Blocks.
+    ///
+    /// # Errors
+    /// When the database cannot be opened or read. One that is not there holds nothing.
+    pub fn written(&self, key: &Key, terms: &QuotaTerms, now: Now) -> Result<Standing, StoreError> {
+        let account = match QuotaStore::open(&self.ledger.path, Opening::Existing, PATIENCE) {
+            Err(StoreError::Open(OpenError::Missing { .. })) => Account::default(),
+            store => store?.read(&self.counts.name, key)?,
+        };
+        Ok(account.standing(terms, now.unix))
+    }
+
     /// How many keys are told apart.
     pub fn keys(&self) -> usize {
         self.counts.keys()
@@ -133,11 +143,6 @@ impl Ledger {
         *slot = Some(store);
         self.open.store(true, Ordering::Release);
         Ok(())
-    }
-
-    /// Where the database is.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Why charges are not written down at the moment, if so. Counting goes on in memory.
