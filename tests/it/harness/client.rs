@@ -272,6 +272,24 @@ impl Http2 {
             self.frame(Self::DATA, 0, 1, b"hello");
             self.frame(Self::HEADERS, END_HEADERS | END_STREAM, 1, &literals(trailers));
         }
+        self.verdict()
+    }
+
+    /// The same request on so many streams at once.
+    pub fn ask_often(mut self, fields: &[(&str, &str)], streams: u32) -> Vec<Verdict> {
+        const END_STREAM_AND_HEADERS: u8 = 5;
+        for stream in 0..streams {
+            self.frame(Self::HEADERS, END_STREAM_AND_HEADERS, 2 * stream + 1, &literals(fields));
+        }
+        let mut verdicts = Vec::new();
+        while verdicts.len() < streams as usize {
+            verdicts.push(self.verdict());
+        }
+        verdicts
+    }
+
+    /// What becomes of the next request of which something is heard.
+    fn verdict(&mut self) -> Verdict {
         loop {
             while self.0.read.len() < 9 {
                 if !self.0.fill() {
