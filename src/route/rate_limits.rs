@@ -657,7 +657,8 @@ mod tests {
     #[test]
     fn who_comes_early_gets_a_turn_in_the_queue_and_who_gives_it_up_leaves_the_queue() {
         let algorithm = LimitAlgorithm::LeakyBucket { queue: 2, max_wait: 10 * SECOND };
-        let smooth = Limit { allowance: Allowance::Rate { rate: Rate { count: 1, window: SECOND }, algorithm }, ..limit(&[LimitKey::Host], 0) };
+        let smooth =
+            Limit { allowance: Allowance::Rate { rate: Rate { count: 1, window: SECOND }, algorithm }, ..limit(&[LimitKey::Host], 0) };
         let limits = compile(&[("smooth", smooth), ("flood", limit(&[LimitKey::ClientIp], 4))]);
         let caller = Caller::new("192.0.2.1");
         let come = || admit(&limits, &caller, None, 1, 0).map(|held| held.turn);

@@ -17,6 +17,7 @@ mod authenticators;
 mod cli;
 mod limits;
 mod proxy;
+mod quotas;
 mod reload;
 mod request;
 mod route;

@@ -47,12 +47,15 @@ pub(super) fn dependencies(config: &Config) -> Vec<String> {
             OnStoreFailure::Allow => "it does NOT hold",
             OnStoreFailure::Deny => "503",
         };
-        let lent = lent.map_or(String::new(), |units| format!(", which lends to each process; each may admit {units} too many per key at worst"));
+        let lent =
+            lent.map_or(String::new(), |units| format!(", which lends to each process; each may admit {units} too many per key at worst"));
         plans.push(format!("{}: counted in {redis}{lent}; while that is away {away}", name.value));
     }
     if config.limits.iter().any(|(_, limit)| matches!(limit.allowance, Allowance::Quota(_))) {
         let path = config.quotas.database.display();
-        plans.push(format!("quotas: kept in {path}; while it cannot be written the counts go on in memory, at the start no request is admitted without it"));
+        plans.push(format!(
+            "quotas: kept in {path}; while it cannot be written the counts go on in memory, at the start no request is admitted without it"
+        ));
     }
     plans
 }
