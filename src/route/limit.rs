@@ -97,8 +97,7 @@ impl RateLimit {
         let counted_as: Arc<str> = if shadow { format!("shadow:{name}").into() } else { Arc::clone(name) };
         let own = match limit.allowance {
             Allowance::Rate { rate, algorithm } => {
-                let terms = Terms { limit: rate.count, window: rate.window, algorithm: counted(algorithm) };
-                Own::Rate(stores.live.limits.find_or_create(&counted_as, Limits::default), terms)
+                Own::Rate(stores.live.limits.find_or_create(&counted_as, Limits::default), terms(rate, algorithm))
             }
             Allowance::Quota(config::Quota { count, period }) => {
                 let period = match period {
@@ -276,13 +275,15 @@ fn only_value<'a>(request: &Request<'a>, name: &http::HeaderName) -> Option<&'a 
     values.next().is_none().then(|| value.as_bytes().trim_ascii())
 }
 
-fn counted(algorithm: LimitAlgorithm) -> Algorithm {
-    match algorithm {
+/// A rate as those know it who count.
+pub fn terms(rate: config::Rate, algorithm: LimitAlgorithm) -> Terms {
+    let algorithm = match algorithm {
         LimitAlgorithm::FixedWindow => Algorithm::FixedWindow,
         LimitAlgorithm::SlidingWindow => Algorithm::SlidingWindow,
         LimitAlgorithm::TokenBucket { burst } => Algorithm::TokenBucket { burst },
         LimitAlgorithm::LeakyBucket { queue, max_wait } => Algorithm::LeakyBucket { queue, max_wait },
-    }
+    };
+    Terms { limit: rate.count, window: rate.window, algorithm }
 }
 
 /// The most that can be left, and the time in which that much comes back; none for what does not come back by itself, and for a month, which

@@ -18,6 +18,7 @@ mod cli;
 mod limits;
 mod proxy;
 mod quotas;
+mod redis;
 mod reload;
 mod request;
 mod route;
