@@ -25,6 +25,7 @@ use crate::request::cidr::CidrSet;
 use crate::request::message::HeadLimits;
 use crate::route::forward::{Credentials, Forward};
 use crate::route::ip_rules::IpRules;
+use crate::route::limit::RateLimit;
 use crate::route::rate_limits::RateLimits;
 use crate::route::rewrite::Rewrite;
 use crate::route::router::{Entry, Fault, Router};
@@ -70,6 +71,8 @@ pub struct Snapshot {
     pub unrouted: RouteMetrics,
     /// Every place of a credential, to be kept out of the log.
     credential_locations: Vec<Location>,
+    /// Every limit, whether a policy names it or not.
+    pub limits: Vec<Arc<RateLimit>>,
     /// Every upstream, whether a route uses it or not.
     pub upstreams: Vec<Arc<Upstream>>,
     /// Every authenticator, whether a route uses it or not.
@@ -209,6 +212,7 @@ impl Compiler<'_> {
             access_log_sample: config.telemetry.access_log.sample,
             unrouted: self.metrics.route("", std::iter::empty()),
             credential_locations,
+            limits: config.limits.iter().filter_map(|(name, _)| limits.by_name.get(&name.value).cloned()).collect(),
             upstreams: upstreams.into_values().collect(),
             authenticators: authenticators.into_values().collect(),
         })
