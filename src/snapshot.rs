@@ -11,7 +11,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, jwt, sigv4};
+use crate::authenticators::{
+    Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, introspection, jwt, sigv4,
+};
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
@@ -23,6 +25,7 @@ use crate::request::cidr::CidrSet;
 use crate::request::message::HeadLimits;
 use crate::route::forward::{Credentials, Forward};
 use crate::route::ip_rules::IpRules;
+use crate::route::limit::RateLimit;
 use crate::route::rate_limits::RateLimits;
 use crate::route::rewrite::Rewrite;
 use crate::route::router::{Entry, Fault, Router};
@@ -68,8 +71,12 @@ pub struct Snapshot {
     pub unrouted: RouteMetrics,
     /// Every place of a credential, to be kept out of the log.
     credential_locations: Vec<Location>,
+    /// Every limit, whether a policy names it or not.
+    pub limits: Vec<Arc<RateLimit>>,
     /// Every upstream, whether a route uses it or not.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// Every authenticator, whether a route uses it or not.
+    authenticators: Vec<Arc<Authenticator>>,
 }
 
 impl Snapshot {
@@ -77,6 +84,9 @@ impl Snapshot {
     pub fn activate(&self) {
         for upstream in &self.upstreams {
             upstream.activate();
+        }
+        for authenticator in &self.authenticators {
+            authenticator.activate();
         }
     }
 
@@ -202,7 +212,9 @@ impl Compiler<'_> {
             access_log_sample: config.telemetry.access_log.sample,
             unrouted: self.metrics.route("", std::iter::empty()),
             credential_locations,
+            limits: config.limits.iter().filter_map(|(name, _)| limits.by_name.get(&name.value).cloned()).collect(),
             upstreams: upstreams.into_values().collect(),
+            authenticators: authenticators.into_values().collect(),
         })
     }
 
@@ -261,6 +273,9 @@ impl Compiler<'_> {
             }
             config::Authenticator::Basic(basic) => Authenticator::Basic(basic::Basic::new(Arc::clone(name), basic, self.live)),
             config::Authenticator::Sigv4(sigv4) => Authenticator::Sigv4(sigv4::Sigv4::new(Arc::clone(name), sigv4, self.live)),
+            config::Authenticator::Introspection(introspection) => {
+                Authenticator::Introspection(introspection::Introspection::new(Arc::clone(name), introspection, self.live)?)
+            }
         })
     }
 
@@ -436,7 +451,7 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
                 (challenge.clone(), challenge)
             }
             Authenticator::ApiKey(_) if !bearer => (fixed("ApiKey realm=\"edgeward\""), fixed("ApiKey realm=\"edgeward\"")),
-            Authenticator::Jwt(_) | Authenticator::ApiKey(_) => {
+            Authenticator::Jwt(_) | Authenticator::ApiKey(_) | Authenticator::Introspection(_) => {
                 (fixed("Bearer realm=\"edgeward\""), fixed("Bearer realm=\"edgeward\", error=\"invalid_token\""))
             }
         };

@@ -2,12 +2,15 @@
 
 pub mod api_key;
 pub mod basic;
+pub mod claims;
 pub mod client_certificate;
 mod combination;
 pub mod confirmation;
 pub mod credential;
+pub mod introspection;
 pub mod jwt;
 pub mod key_format;
+pub mod oauth_client;
 pub mod sigv4;
 
 use std::sync::Arc;
@@ -57,6 +60,8 @@ pub enum Authenticator {
     Sigv4(sigv4::Sigv4),
     /// Users and passwords.
     Basic(basic::Basic),
+    /// Opaque tokens.
+    Introspection(introspection::Introspection),
 }
 
 impl Authenticator {
@@ -67,6 +72,7 @@ impl Authenticator {
             Self::ClientCertificate(client_certificate) => client_certificate.authenticate(request),
             Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
             Self::Basic(basic) => basic.authenticate(request, now).await,
+            Self::Introspection(introspection) => introspection.authenticate(request, now).await,
         }
     }
 
@@ -85,6 +91,7 @@ impl Authenticator {
             Self::ClientCertificate(client_certificate) => client_certificate.name(),
             Self::Sigv4(sigv4) => sigv4.name(),
             Self::Basic(basic) => basic.name(),
+            Self::Introspection(introspection) => introspection.name(),
         }
     }
 
@@ -96,6 +103,7 @@ impl Authenticator {
             Self::ClientCertificate(_) => Method::ClientCertificate,
             Self::Sigv4(_) => Method::Sigv4,
             Self::Basic(_) => Method::Basic,
+            Self::Introspection(_) => Method::Introspection,
         }
     }
 
@@ -108,6 +116,14 @@ impl Authenticator {
             Self::ClientCertificate(_) => &[],
             Self::Sigv4(sigv4) => sigv4.locations(),
             Self::Basic(basic) => basic.locations(),
+            Self::Introspection(introspection) => introspection.locations(),
+        }
+    }
+
+    /// Sets live facts to this configuration; called once, when it takes effect.
+    pub fn activate(&self) {
+        if let Self::Introspection(introspection) = self {
+            introspection.activate();
         }
     }
 }

@@ -7,7 +7,9 @@ mod authenticator;
 mod basic;
 mod client_certificate;
 mod decode;
+mod dependency;
 mod header;
+mod introspection;
 mod keys;
 mod limit;
 mod policy;
@@ -30,6 +32,8 @@ pub use authenticator::{ApiKey, Authenticator, ClaimNames, Jwt, KeyFetch, KeySou
 pub use basic::{Basic, PasswordHash, User};
 pub use client_certificate::{AllowedCertificate, CertificateName, ClientCertificate};
 use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
+pub use dependency::{Breaker, OnFailure};
+pub use introspection::{ClientProof, Introspection, OauthClient, OauthClientMethod};
 pub use keys::KeyEntry;
 pub use limit::{Allowance, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, Plan, Quotas, WhenMissing};
 pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};

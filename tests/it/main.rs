@@ -18,6 +18,7 @@ mod cli;
 mod client_certificate;
 mod limits;
 mod proxy;
+mod quotas;
 mod redis;
 mod reload;
 mod request;
