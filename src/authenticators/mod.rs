@@ -2,10 +2,13 @@
 
 pub mod api_key;
 pub mod credential;
+pub mod external;
 pub mod jwt;
 pub mod key_format;
 
 use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue};
 
 use crate::config::Location;
 use crate::request::{Identity, Method, Now, Rejection, Request};
@@ -26,11 +29,13 @@ pub enum Verdict {
 pub struct Proof {
     /// Who calls.
     pub identity: Arc<Identity>,
+    /// Headers of the upstream request that it decides on as well: set, or removed where there is no value.
+    pub headers: Option<Arc<[(HeaderName, Option<HeaderValue>)]>>,
 }
 
 impl From<Arc<Identity>> for Proof {
     fn from(identity: Arc<Identity>) -> Self {
-        Self { identity }
+        Self { identity, headers: None }
     }
 }
 
@@ -42,6 +47,8 @@ pub enum Authenticator {
     Jwt(jwt::Jwt),
     /// API keys.
     ApiKey(api_key::ApiKey),
+    /// Another service.
+    External(external::External),
 }
 
 impl Authenticator {
@@ -49,6 +56,7 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.authenticate(request, now).await,
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
+            Self::External(external) => external.authenticate(request, now).await,
         }
     }
 
@@ -57,6 +65,7 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.name(),
             Self::ApiKey(api_key) => api_key.name(),
+            Self::External(external) => external.name(),
         }
     }
 
@@ -65,6 +74,7 @@ impl Authenticator {
         match self {
             Self::Jwt(_) => Method::Jwt,
             Self::ApiKey(_) => Method::ApiKey,
+            Self::External(_) => Method::External,
         }
     }
 
@@ -73,6 +83,15 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.locations(),
             Self::ApiKey(api_key) => api_key.locations(),
+            Self::External(external) => external.locations(),
+        }
+    }
+
+    /// How long a body it must be shown, in bytes; none when it looks at none.
+    pub fn body_limit(&self) -> Option<usize> {
+        match self {
+            Self::External(external) => external.body_limit(),
+            Self::Jwt(_) | Self::ApiKey(_) => None,
         }
     }
 }
@@ -98,6 +117,11 @@ impl Authenticators {
         }
         let present = self.0.iter().any(|authenticator| credential::is_present(authenticator.locations(), request));
         Err(if present { Rejection::CredentialInvalid("not_recognised") } else { Rejection::CredentialMissing })
+    }
+
+    /// How much of a body must be read before they are asked, in bytes; none when nobody looks at it.
+    pub fn body_limit(&self) -> Option<usize> {
+        self.0.iter().filter_map(|authenticator| authenticator.body_limit()).max()
     }
 
     /// The authenticators, in order.

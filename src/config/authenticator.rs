@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Map as Object, Value, json};
 
 use super::decode::{Context, Decode, Fields, NonEmpty, OneOrMany, Scalar, grammar, unknown_word};
+use super::external::External;
 use super::header;
 use super::keys::{KeyEntry, KeyFile};
 use super::limit::ClaimPath;
@@ -24,16 +25,20 @@ pub enum Authenticator {
     Jwt(Jwt),
     /// By an API key.
     ApiKey(ApiKey),
+    /// By another service's word.
+    External(External),
 }
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key)]
+    #[one_of(jwt, api_key, external)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
         /// By an API key.
         api_key: Option<ApiKey> = absent,
+        /// By the word of another service.
+        external: Option<External> = absent,
     }
 
     /// Tokens of one issuer.
@@ -137,8 +142,8 @@ impl Decode for Authenticator {
     type Value = Self;
 
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
-        let WrittenAuthenticator { jwt, api_key } = WrittenAuthenticator::decode(node, context)?;
-        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey))
+        let WrittenAuthenticator { jwt, api_key, external } = WrittenAuthenticator::decode(node, context)?;
+        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey)).or(external.map(Self::External))
     }
 
     fn expected() -> String {

@@ -5,6 +5,8 @@
 
 mod authenticator;
 mod decode;
+mod dependency;
+mod external;
 mod header;
 mod keys;
 mod limit;
@@ -24,6 +26,8 @@ use std::sync::Arc;
 
 pub use authenticator::{ApiKey, Authenticator, ClaimNames, Jwt, KeyFetch, KeySource, KeyStore, Location};
 use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
+pub use dependency::{Breaker, OnFailure};
+pub use external::{DecisionCache, DecisionKey, External, ExternalClaims, ExternalResponse, WhenAbsent};
 pub use keys::KeyEntry;
 pub use limit::{Limit, LimitAlgorithm, LimitKey, WhenMissing};
 pub use policy::{Authenticate, Authorize, Forward, Policy, TemplatePart, Token};

@@ -1,8 +1,11 @@
 //! Facts that outlive a reload, keyed by identity only: never by anything an operator may tune.
 
+pub mod answers;
 pub mod api_keys;
 pub mod backends;
+pub mod breaker;
 pub mod counters;
+pub mod decisions;
 pub mod key_set;
 pub mod key_store;
 pub mod token_cache;
@@ -22,6 +25,8 @@ pub struct LiveState {
     pub counters: Registry<Arc<str>, counters::Counters>,
     /// API keys, by their store.
     pub api_keys: Registry<api_keys::Source, api_keys::ApiKeys>,
+    /// Decisions of external authorizers.
+    pub decisions: Registry<decisions::AuthorizerId, decisions::Decisions>,
     /// Resolved and probed backends, by the name of the upstream.
     pub backends: Registry<Arc<str>, backends::Backends>,
 }

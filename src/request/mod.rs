@@ -14,7 +14,7 @@ use std::time::Duration;
 pub use cidr::CidrSet;
 pub use client::Client;
 pub use identity::{Identity, Method};
-pub use rejection::{LimitState, Rejection};
+pub use rejection::{LimitState, Rejection, Relayed};
 
 /// What a decision may look at: one request after normalisation and routing.
 ///
@@ -25,6 +25,10 @@ pub struct Request<'a> {
     pub method: &'a http::Method,
     /// The canonical host: lower case, no port, no trailing dot; IPv6 literals in brackets.
     pub host: &'a str,
+    /// The port that stood behind the host.
+    pub port: Option<&'a str>,
+    /// `https` or `http`, as the caller speaks.
+    pub scheme: &'static str,
     /// The canonical path (see [`crate::request::path`]).
     pub path: &'a str,
     /// The query as it came, without `?`.
@@ -37,12 +41,23 @@ pub struct Request<'a> {
     pub route: &'a str,
     /// The path parameters of the matched route.
     pub parameters: Parameters<'a>,
+    /// The whole body, where the route has an authenticator that looks at it.
+    pub body: Option<&'a [u8]>,
 }
 
 impl<'a> Request<'a> {
     /// A request of which only this is known.
     pub fn new(method: &'a http::Method, host: &'a str, path: &'a str, headers: &'a http::HeaderMap, client: &'a Client) -> Self {
-        Self { method, host, path, query: None, headers, client, route: "", parameters: Parameters::default() }
+        let parameters = Parameters::default();
+        Self { method, host, port: None, scheme: "http", path, query: None, headers, client, route: "", parameters, body: None }
+    }
+
+    /// The canonical host, with the port that stood behind it.
+    pub fn authority(&self) -> String {
+        match self.port {
+            Some(port) => format!("{}:{port}", self.host),
+            None => self.host.to_owned(),
+        }
     }
 }
 

@@ -1,0 +1,1 @@
+//! Decisions of a scripted authorizer, and what a request to it holds.
