@@ -14,9 +14,14 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Who was let in; absent exactly on public routes.
+    /// Who was let in; absent on public routes, and where the policy asks for a credential only when there is one.
     pub fn identity(&self) -> Option<&Arc<Identity>> {
         self.proof.as_ref().map(|proof| &proof.identity)
+    }
+
+    /// What the authenticator decided of the upstream's headers.
+    pub fn headers(&self) -> &[(http::HeaderName, Option<http::HeaderValue>)] {
+        self.proof.as_ref().and_then(|proof| proof.headers.as_deref()).unwrap_or_default()
     }
 
     /// The limit nearest to its end, for the answer's headers.
@@ -50,10 +55,158 @@ pub async fn admit(route: &Route, request: &Request<'_>, now: Now) -> Result<Adm
         return Ok(Admission { proof: None, limit });
     };
     let proof = authenticators.identify(request, now).await?;
-    let identity = &*proof.identity;
+    let identity = proof.as_ref().map(|proof| &*proof.identity);
     let judged = policy.authorizers.authorize(identity);
-    match judged.and_then(|()| policy.rate_limits.check_identity(request, Some(identity), charge, now)) {
-        Ok(limit) => Ok(Admission { proof: Some(proof), limit }),
-        Err(rejection) => Err(Refusal { rejection, identity: Some(proof.identity) }),
+    match judged.and_then(|()| policy.rate_limits.check_identity(request, identity, charge, now)) {
+        Ok(limit) => Ok(Admission { proof, limit }),
+        Err(rejection) => Err(Refusal { rejection, identity: proof.map(|proof| proof.identity) }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authenticators::key_format;
+    use crate::config::{self, System};
+    use crate::live::LiveState;
+    use crate::live::api_keys::KeyHash;
+    use crate::metrics::Metrics;
+    use crate::request::Client;
+    use crate::route::router::ParametersBuffer;
+    use crate::snapshot::{Snapshot, compile};
+    use http::{HeaderMap, HeaderName, HeaderValue, Method};
+    use std::time::Duration;
+
+    fn key(authenticator: &str, consumer: &str) -> String {
+        let secret = ["acme", "umbrella", "bad"].iter().position(|known| *known == consumer).unwrap() as u8;
+        key_format::compose(&format!("ck_{authenticator}_"), "7f3k2m9q", &[secret; 32]).to_string()
+    }
+
+    /// One authenticator per header, each with a good key for acme and one for umbrella; two share `Authorization`.
+    fn snapshot(policy: &str) -> Snapshot {
+        let folder = tempfile::tempdir().unwrap();
+        let mut text = "listeners: [{address: 127.0.0.1:0}]\nupstreams: {demo: {builtin: echo}}\nauthenticators:\n".to_owned();
+        for name in ["a", "b", "c", "d"] {
+            let from = match name {
+                "c" | "d" => "{header: Authorization, scheme: Bearer}".to_owned(),
+                _ => format!("{{header: x-{name}}}"),
+            };
+            let mut keys = "keys:\n".to_owned();
+            for consumer in ["acme", "umbrella"] {
+                let hash: String = KeyHash::of(&key(name, consumer)).0.iter().map(|byte| format!("{byte:02x}")).collect();
+                keys += &format!("  - {{id: {name}{consumer}, sha256: {hash}, consumer: {consumer}, scopes: [{name}]}}\n");
+            }
+            std::fs::write(folder.path().join(format!("{name}.yaml")), keys).unwrap();
+            text += &format!("  {name}: {{api_key: {{from: [{from}], prefix: ck_{name}_, keys: {{file: {name}.yaml}}}}}}\n");
+        }
+        text += &format!("routes: [{{name: r, path: /, policy: {{{policy}}}, upstream: demo}}]\n");
+        let path = folder.path().join("edgeward.yaml");
+        std::fs::write(&path, text).unwrap();
+        let loaded = config::load(&path, &System);
+        compile(&loaded.config.unwrap(), &LiveState::default(), &Metrics::new().unwrap()).unwrap()
+    }
+
+    /// The authenticators that accepted, the consumer and the scopes; or the code and the reason of the refusal.
+    fn decide(snapshot: &Snapshot, presented: &str) -> String {
+        let mut headers = HeaderMap::new();
+        for word in presented.split_whitespace() {
+            let (name, consumer) = word.split_once('=').unwrap();
+            let (header, value) = match name {
+                "c" | "d" => ("authorization".to_owned(), format!("Bearer {}", key(name, consumer))),
+                _ => (format!("x-{name}"), key(name, consumer)),
+            };
+            headers.append(HeaderName::from_bytes(header.as_bytes()).unwrap(), HeaderValue::from_str(&value).unwrap());
+        }
+        let client = Client { address: [192, 0, 2, 1].into(), through_trusted_proxy: false };
+        let mut parameters = ParametersBuffer::default();
+        let route = snapshot.router.find("h", "/", &Method::GET, &mut parameters).unwrap();
+        let request = Request::new(&Method::GET, "h", "/", &headers, &client);
+        let now = Now { monotonic: Duration::ZERO, unix: Duration::from_secs(1_800_000_000) };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        match runtime.block_on(admit(route, &request, now)) {
+            Ok(admission) => match admission.identity() {
+                Some(identity) => {
+                    let by: Vec<_> = identity.parts().map(|part| &*part.authenticator).collect();
+                    format!("{} is {} may {}", by.join("+"), identity.consumer.as_deref().unwrap_or("nobody"), identity.scopes.join(","))
+                }
+                None => "anonymous".to_owned(),
+            },
+            Err(Refusal { rejection, .. }) => {
+                format!("{} {}", rejection.code(), rejection.reason().unwrap_or_default()).trim_end().to_owned()
+            }
+        }
+    }
+
+    #[test]
+    fn credentials_combine_as_the_policy_says_and_a_bad_one_is_never_nobody() {
+        const INVALID: &str = "credential_invalid";
+        const MISSING: &str = "credential_missing";
+        type Cases<'a> = &'a [(&'a str, &'a str)];
+        let cases: &[(&str, Cases<'_>)] = &[
+            (
+                "authenticate: [a, b]",
+                &[
+                    ("a=acme", "a is acme may a"),
+                    ("b=acme", "b is acme may b"),
+                    ("a=acme b=bad", "a is acme may a"),
+                    ("a=bad b=acme", INVALID),
+                    ("c=acme", MISSING),
+                    ("", MISSING),
+                ],
+            ),
+            (
+                "authenticate: {all: [a, b]}",
+                &[
+                    ("a=acme b=acme", "a+b is acme may a,b"),
+                    ("a=acme", MISSING),
+                    ("b=acme", MISSING),
+                    ("a=acme b=umbrella", "forbidden principals_differ"),
+                    ("a=acme b=bad", INVALID),
+                    ("a=bad", INVALID),
+                    ("", MISSING),
+                ],
+            ),
+            (
+                "authenticate: {all: [b, a], principals: different}",
+                &[("a=acme b=umbrella", "b+a is umbrella may b,a"), ("a=acme b=bad", INVALID), ("b=acme", MISSING)],
+            ),
+            (
+                "authenticate: {optional: a}",
+                &[("a=acme", "a is acme may a"), ("a=bad", INVALID), ("", "anonymous"), ("b=bad", "anonymous")],
+            ),
+            (
+                "authenticate: {all: [a, {optional: c}]}",
+                &[("a=acme", "a is acme may a"), ("a=acme c=acme", "a+c is acme may a,c"), ("a=acme c=bad", INVALID), ("c=acme", MISSING)],
+            ),
+            // What one of two that read `Authorization` accepts is nothing unknown to the other.
+            (
+                "authenticate: {all: [c, {optional: d}]}",
+                &[("c=acme", "c is acme may c"), ("d=acme", MISSING), ("c=bad", INVALID), ("", MISSING)],
+            ),
+            (
+                "authenticate: [{all: [a, b]}, c]",
+                &[
+                    ("a=acme b=acme", "a+b is acme may a,b"),
+                    ("a=acme c=acme", "c is acme may c"),
+                    ("a=acme", MISSING),
+                    ("a=acme b=bad c=acme", INVALID),
+                    ("c=umbrella", "c is umbrella may c"),
+                ],
+            ),
+            (
+                "authenticate: {optional: {all: [a, b]}}",
+                &[("", "anonymous"), ("a=acme b=acme", "a+b is acme may a,b"), ("a=bad b=acme", INVALID)],
+            ),
+            ("authenticate: {optional: a}, authorize: {scopes: [a]}", &[("a=acme", "a is acme may a"), ("", MISSING), ("a=bad", INVALID)]),
+            ("authenticate: public", &[("a=bad", "anonymous"), ("", "anonymous")]),
+        ];
+        for (policy, requests) in cases {
+            let snapshot = snapshot(policy);
+            for (presented, expected) in *requests {
+                let decided = decide(&snapshot, presented);
+                let decided = if *expected == INVALID { decided.split(' ').next().unwrap() } else { &decided };
+                assert_eq!(decided, *expected, "{policy}: {presented}");
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::authenticators::{Authenticator, Authenticators, api_key, credential, external, jwt};
+use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, credential, external, jwt};
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
@@ -243,17 +243,23 @@ impl Compiler<'_> {
         identity_headers: &Arc<[HeaderName]>,
     ) -> Option<Policy> {
         let config = self.config;
-        let accepted = match &policy.authenticate {
+        let accepted = match &policy.authenticate.value {
             config::Authenticate::Public => Some(None),
-            config::Authenticate::Any(names) => {
-                let found = names.iter().map(|name| self.named("authenticator", name, authenticators, &config.authenticators));
-                // Collected before it is judged, so that every wrong name is reported.
-                let found: Vec<_> = found.collect();
-                found.into_iter().collect::<Option<Vec<_>>>().map(Some)
+            config::Authenticate::By(accepted) => {
+                self.accepted(accepted, authenticators).map(|accepted| Some(Authenticators::new(accepted)))
             }
         };
         let limits: Vec<_> = policy.limits.iter().map(|name| Some((name, self.known("limit", name, &config.limits)?))).collect();
         let (accepted, limits) = (accepted?, limits.into_iter().collect::<Option<Vec<_>>>()?);
+        if accepted.is_none() && !policy.authorize.asks_nothing() {
+            self.problems.push(
+                Problem::at(
+                    &policy.authenticate.place,
+                    "this policy is public, and nobody is proven who could hold what `authorize` asks for",
+                )
+                .expected("an authenticator, or no `authorize`"),
+            );
+        }
         if accepted.is_none() {
             for (name, _) in limits.iter().filter(|(_, limit)| RateLimits::refuses_the_public(limit)) {
                 self.problems.push(
@@ -263,16 +269,51 @@ impl Compiler<'_> {
             }
         }
         let counters = |name: &Arc<str>| self.live.counters.find_or_create(name, Counters::default);
-        let credentials =
-            Credentials::new(accepted.iter().flatten().map(|authenticator| (authenticator.name(), authenticator.locations())));
+        let named = accepted.iter().flat_map(Authenticators::iter);
+        let credentials = Credentials::new(named.map(|authenticator| (authenticator.name(), authenticator.locations())));
         Some(Policy {
             ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
             rate_limits: RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit, counters(&name.value)))),
-            challenges: accepted.as_deref().map(challenges).unwrap_or_default(),
-            authenticators: accepted.map(Authenticators::any),
+            challenges: accepted.as_ref().map(challenges).unwrap_or_default(),
+            authenticators: accepted,
             authorizers: Authorizers::compile(&policy.authorize),
             forward: Forward::compile(&policy.forward, credentials, Arc::clone(identity_headers)),
         })
+    }
+
+    /// Compiled as it stands. Every part is read before any is judged, so that every wrong name is reported.
+    fn accepted(&mut self, accepted: &config::Accepted, authenticators: &Table<Authenticator>) -> Option<Accepted> {
+        let mut each = |accepted: &[config::Accepted]| {
+            let parts: Vec<_> = accepted.iter().map(|part| self.accepted(part, authenticators)).collect();
+            parts.into_iter().collect::<Option<Box<[_]>>>()
+        };
+        match accepted {
+            config::Accepted::Any(accepted) => {
+                let parts = each(accepted).map(Accepted::Any);
+                self.check_reachable(accepted);
+                parts
+            }
+            config::Accepted::All(accepted, principals) => each(accepted).map(|parts| Accepted::All(parts, *principals)),
+            config::Accepted::Optional(accepted) => self.accepted(accepted, authenticators).map(|part| Accepted::Optional(part.into())),
+            config::Accepted::Authenticator(name) => {
+                self.named("authenticator", name, authenticators, &self.config.authenticators).map(Accepted::Authenticator)
+            }
+        }
+    }
+
+    /// Whoever answers for every request leaves nothing to those behind it.
+    fn check_reachable(&mut self, any: &[config::Accepted]) {
+        let Some((_, before)) = any.split_last() else { return };
+        for part in before {
+            if let config::Accepted::Authenticator(name) = part
+                && let Some((_, config::Authenticator::External(external))) =
+                    self.config.authenticators.iter().find(|(known, _)| known.value == name.value)
+                && external.when_missing == config::WhenAbsent::Ask
+            {
+                let what = format!("`{}` is asked about every request, so nobody behind it ever is", name.value);
+                self.problems.push(Problem::at(&name.place, what).expected("it last, or `when_missing: pass`"));
+            }
+        }
     }
 
     fn route(&mut self, route: &config::Route, policy: Option<Arc<Policy>>, upstream: Option<Arc<Upstream>>) -> Option<Arc<Route>> {
@@ -319,7 +360,7 @@ impl Compiler<'_> {
         }
     }
 
-    /// Every header that any policy sets, and the one that names the client, so that a caller can bring none of them to any route.
+    /// Every header that any policy sets or any external authorizer, and the one that names the client, so that a caller can bring none of them to any route.
     fn identity_headers(&self) -> Arc<[HeaderName]> {
         let inline = self.config.routes.iter().filter_map(|route| match &route.policy {
             config::RoutePolicy::Inline(policy) => Some(&**policy),
@@ -327,8 +368,14 @@ impl Compiler<'_> {
         });
         let policies = self.config.policies.iter().map(|(_, policy)| policy).chain(inline);
         let headers = policies.flat_map(|policy| policy.forward.headers.iter().map(|(name, _)| name.value.clone()));
+        let copied = self.config.authenticators.iter().filter_map(|(_, authenticator)| match authenticator {
+            config::Authenticator::External(external) => Some(&external.copy),
+            _ => None,
+        });
+        // These two are the caller's wherever no authorizer replaces them.
+        let copied = copied.flatten().filter(|name| ![http::header::AUTHORIZATION, http::header::COOKIE].contains(name)).cloned();
         // Whose word on the client's address is not a trusted proxy's is not passed on as if it were.
-        headers.chain([self.config.server.client_ip_header.clone()]).collect()
+        headers.chain(copied).chain([self.config.server.client_ip_header.clone()]).collect()
     }
 
     fn router(&mut self, routes: &[Arc<Route>]) -> Option<Router<Arc<Route>>> {
@@ -368,16 +415,17 @@ fn parameters(pattern: &str) -> Vec<&str> {
 }
 
 /// One challenge per accepted method (RFC 9110 section 11.6.1), with RFC 6750's error code only when something was presented.
-fn challenges(authenticators: &[Arc<Authenticator>]) -> Challenges {
+fn challenges(authenticators: &Authenticators) -> Challenges {
     let mut challenges = Challenges::default();
-    for authenticator in authenticators {
+    for authenticator in authenticators.iter() {
         let bearer = authenticator
             .locations()
             .iter()
             .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("bearer")));
         let (missing, invalid) = match &**authenticator {
             Authenticator::ApiKey(_) if !bearer => ("ApiKey realm=\"edgeward\"", "ApiKey realm=\"edgeward\""),
-            Authenticator::Jwt(_) | Authenticator::ApiKey(_) => {
+            Authenticator::External(_) if !bearer => ("External realm=\"edgeward\"", "External realm=\"edgeward\""),
+            Authenticator::Jwt(_) | Authenticator::ApiKey(_) | Authenticator::External(_) => {
                 ("Bearer realm=\"edgeward\"", "Bearer realm=\"edgeward\", error=\"invalid_token\"")
             }
         };

@@ -177,11 +177,6 @@ impl External {
         self.body
     }
 
-    /// Whether it answers for every request, so that nobody behind it is asked.
-    pub fn takes_everything(&self) -> bool {
-        self.when_missing == WhenAbsent::Ask
-    }
-
     async fn judge(&self, request: &Request<'_>, now: Now) -> Result<Grant, Rejection> {
         if let Some(limit) = self.body
             && request.body.ok_or(Rejection::Internal("body_not_read"))?.len() > limit
@@ -368,7 +363,9 @@ impl Reader {
     /// Who calls, by these claims; none when one of them cannot be a word of an identity.
     fn identity(&self, claims: Option<Map<String, Value>>, principal: Option<Arc<str>>, credential: [u8; 32]) -> Option<Identity> {
         let mut identity = Identity { claims: claims?, ..Identity::new(Method::External, self.name.clone(), credential) };
-        let principal = principal.map(|principal| word(&principal)).transpose()?;
+        if principal.as_ref().is_some_and(|principal| word(principal).is_none()) {
+            return None;
+        }
         let names = &self.claims;
         let one = |name: &Option<Arc<str>>| match name.as_ref().and_then(|name| identity.claim(name)) {
             None | Some(Value::Null) => Some(None),

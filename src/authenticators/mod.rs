@@ -1,6 +1,7 @@
-//! Who are you: the authenticators of a route, asked in order, the first answer that is not "not mine" counts.
+//! Who are you: one credential, judged by the authenticator whose it is; `combination` says which of them a policy accepts together.
 
 pub mod api_key;
+mod combination;
 pub mod credential;
 pub mod external;
 pub mod jwt;
@@ -8,6 +9,7 @@ pub mod key_format;
 
 use std::sync::Arc;
 
+pub use combination::{Accepted, Authenticators};
 use http::{HeaderName, HeaderValue};
 
 use crate::config::Location;
@@ -93,39 +95,5 @@ impl Authenticator {
             Self::External(external) => external.body_limit(),
             Self::Jwt(_) | Self::ApiKey(_) => None,
         }
-    }
-}
-
-/// The authenticators that a policy accepts: any one of them.
-#[derive(Debug)]
-pub struct Authenticators(Vec<Arc<Authenticator>>);
-
-impl Authenticators {
-    /// Any one of these; an empty list admits nobody.
-    pub fn any(authenticators: Vec<Arc<Authenticator>>) -> Self {
-        Self(authenticators)
-    }
-
-    /// What the request proves. A credential that is present and not accepted refuses, whatever else is there.
-    pub async fn identify(&self, request: &Request<'_>, now: Now) -> Result<Proof, Rejection> {
-        for authenticator in &self.0 {
-            match authenticator.authenticate(request, now).await {
-                Verdict::Accept(proof) => return Ok(proof),
-                Verdict::Pass => {}
-                Verdict::Reject(rejection) => return Err(rejection),
-            }
-        }
-        let present = self.0.iter().any(|authenticator| credential::is_present(authenticator.locations(), request));
-        Err(if present { Rejection::CredentialInvalid("not_recognised") } else { Rejection::CredentialMissing })
-    }
-
-    /// How much of a body must be read before they are asked, in bytes; none when nobody looks at it.
-    pub fn body_limit(&self) -> Option<usize> {
-        self.0.iter().filter_map(|authenticator| authenticator.body_limit()).max()
-    }
-
-    /// The authenticators, in order.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Authenticator>> {
-        self.0.iter()
     }
 }

@@ -43,8 +43,12 @@ impl Authorizers {
     }
 
     /// Refuses an identity that lacks something: with [`Rejection::InsufficientScope`] when it is a scope, as its client can ask for more,
-    /// else with [`Rejection::Forbidden`].
-    pub fn authorize(&self, identity: &Identity) -> Result<(), Rejection> {
+    /// else with [`Rejection::Forbidden`]. Nobody lacks whatever is asked for.
+    pub fn authorize(&self, identity: Option<&Identity>) -> Result<(), Rejection> {
+        let Some(identity) = identity else {
+            let asked = !self.scopes.is_empty() || !self.roles.is_empty() || !self.claims.is_empty();
+            return if asked { Err(Rejection::CredentialMissing) } else { Ok(()) };
+        };
         if !self.scopes.iter().all(|scope| identity.scopes.contains(scope)) {
             return Err(Rejection::InsufficientScope(self.scopes_asked.clone()));
         }
@@ -104,7 +108,7 @@ mod tests {
             (&["orders:read orders:write"], refused.clone()),
             (&[], refused),
         ] {
-            assert_eq!(authorizers.authorize(&identity(scopes, &[], json!({}))), expected, "{scopes:?}");
+            assert_eq!(authorizers.authorize(Some(&identity(scopes, &[], json!({})))), expected, "{scopes:?}");
         }
     }
 
@@ -114,7 +118,7 @@ mod tests {
         for (roles, expected) in
             [(&["auditor"][..], true), (&["user", "admin"], true), (&["user"], false), (&["admins"], false), (&[], false)]
         {
-            assert_eq!(authorizers.authorize(&identity(&[], roles, json!({}))).is_ok(), expected, "{roles:?}");
+            assert_eq!(authorizers.authorize(Some(&identity(&[], roles, json!({})))).is_ok(), expected, "{roles:?}");
         }
     }
 
@@ -137,13 +141,13 @@ mod tests {
             (json!({}), false),
         ] {
             let expected = if expected { Ok(()) } else { Err(Rejection::Forbidden("claim_mismatch")) };
-            assert_eq!(authorizers.authorize(&identity(&[], &[], given.clone())), expected, "{given}");
+            assert_eq!(authorizers.authorize(Some(&identity(&[], &[], given.clone()))), expected, "{given}");
         }
     }
 
     #[test]
     fn a_claim_without_values_admits_nobody_and_a_policy_that_asks_nothing_everybody() {
-        assert!(claims(&[("tenant", &[])]).authorize(&identity(&[], &[], json!({"tenant": "acme"}))).is_err());
-        assert!(claims(&[]).authorize(&identity(&[], &[], json!({}))).is_ok());
+        assert!(claims(&[("tenant", &[])]).authorize(Some(&identity(&[], &[], json!({"tenant": "acme"})))).is_err());
+        assert!(claims(&[]).authorize(Some(&identity(&[], &[], json!({})))).is_ok());
     }
 }

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{ConfigFile, print};
-use crate::config::{self, Authenticate, Authenticator, Config, KeySource, RoutePolicy, System};
+use crate::config::{self, Accepted, Authenticate, Authenticator, Config, KeySource, OnFailure, Principals, RoutePolicy, System};
 use crate::live::LiveState;
 use crate::metrics::Metrics;
 use crate::reload::Candidate;
@@ -77,8 +77,8 @@ fn sentence(config: &Config, route: &config::Route) -> String {
     let hosts = if route.hosts.is_empty() { "any host".to_owned() } else { join(route.hosts.iter().map(|host| &host.value), ", ") };
     let mut text = format!("{}: {methods} on {hosts} {}", *route.name, *route.path);
     // Writing to a string cannot fail.
-    let _ = match policy.map(|policy| &policy.authenticate) {
-        Some(Authenticate::Any(names)) => write!(text, " asks for {}", join(names.iter().map(|name| &name.value), " or ")),
+    let _ = match policy.map(|policy| &policy.authenticate.value) {
+        Some(Authenticate::By(accepted)) => write!(text, " asks for {}", asked_for(accepted)),
         Some(Authenticate::Public) | None => write!(text, " is open to ANYONE"),
     };
     if let Some(policy) = policy {
@@ -106,6 +106,23 @@ fn sentence(config: &Config, route: &config::Route) -> String {
     text
 }
 
+/// Which credentials are enough, in words.
+fn asked_for(accepted: &Accepted) -> String {
+    let part = |part: &Accepted| match part {
+        Accepted::Authenticator(_) => asked_for(part),
+        _ => format!("({})", asked_for(part)),
+    };
+    match accepted {
+        Accepted::Authenticator(name) => name.value.to_string(),
+        Accepted::Any(parts) => join(parts.iter().map(part), " or "),
+        Accepted::All(parts, Principals::Same) => join(parts.iter().map(part), " and "),
+        Accepted::All(parts, Principals::Different) => {
+            format!("{}, which may name different consumers", join(parts.iter().map(part), " and "))
+        }
+        Accepted::Optional(inner) => format!("{} or NOTHING", part(inner)),
+    }
+}
+
 /// What happens when a dependency is away.
 fn dependencies(config: &Config) -> Vec<String> {
     let mut plans = Vec::new();
@@ -128,6 +145,18 @@ fn dependencies(config: &Config) -> Vec<String> {
                     ));
                 }
             }
+            Authenticator::External(external) => plans.push(format!(
+                "{}: {} decides; while it is away {}",
+                name.value,
+                external.url,
+                match external.on_failure {
+                    OnFailure::Deny => "503".to_owned(),
+                    OnFailure::AllowCached(window) => {
+                        format!("whom it let in last is let in for {} more, others get 503", config::duration(window))
+                    }
+                    OnFailure::Allow => "ANYONE is let in".to_owned(),
+                }
+            )),
         }
     }
     for (name, upstream) in &config.upstreams {

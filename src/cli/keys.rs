@@ -332,7 +332,7 @@ impl Place {
             .iter()
             .filter_map(|(name, authenticator)| match authenticator {
                 Authenticator::ApiKey(api_key) => Some((&name.value, api_key)),
-                Authenticator::Jwt(_) => None,
+                Authenticator::Jwt(_) | Authenticator::External(_) => None,
             })
             .collect();
         let names = || stores.iter().map(|(name, _)| &***name);

@@ -30,7 +30,7 @@ pub use dependency::{Breaker, OnFailure};
 pub use external::{DecisionCache, DecisionKey, External, ExternalClaims, ExternalResponse, WhenAbsent};
 pub use keys::KeyEntry;
 pub use limit::{Limit, LimitAlgorithm, LimitKey, WhenMissing};
-pub use policy::{Authenticate, Authorize, Forward, Policy, TemplatePart, Token};
+pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};
 pub use problem::{At, Place, Problem, nearest};
 pub use route::{Route, RoutePolicy, RouteTimeouts};
 pub use server::{AccessLog, Admin, Certificate, Listener, ListenerTls, Server, ServerLimits, ServerTimeouts, Telemetry};

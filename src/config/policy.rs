@@ -21,8 +21,9 @@ grammar! {
         allow: Option<Vec<IpNet>> as Option<NonEmpty<Networks>> = absent,
         /// The limits that apply, by name: one whose key needs the identity is checked after it, the others before.
         limits: Vec<At<Arc<str>>> as Vec<At<Name>> = "[]",
-        /// Who proves the caller: authenticators by name, any one of which is enough; or `public`: anyone may enter.
-        authenticate: Authenticate,
+        /// Who proves the caller: the name of an authenticator; a list, any one of which is enough; `{any: [...]}`, `{all: [...]}` and
+        /// `{optional: [...]}` in any nesting; or `public`: anyone may enter.
+        authenticate: At<Authenticate>,
         /// What the proven caller must hold.
         authorize: Authorize = "{}",
         /// What the upstream is told.
@@ -49,14 +50,37 @@ grammar! {
         token: Token = "strip",
     }
 
-    /// Any one of these.
-    struct WrittenAny {
-        /// The authenticators, by name.
-        any: Vec<At<Arc<str>>> as NonEmpty<Vec<At<AuthenticatorName>>>,
+    /// Several credentials, or none.
+    #[one_of(any, all, optional)]
+    #[checked(check_combination)]
+    struct WrittenCombination {
+        /// Any one of these; the first that is presented counts.
+        any: Vec<Accepted> as NonEmpty<Vec<Accepted>> = absent,
+        /// All of these.
+        all: Vec<Accepted> as NonEmpty<Vec<Accepted>> = absent,
+        /// Any one of these, when it is presented; nobody, when none is. One that is presented and not good refuses.
+        optional: Vec<Accepted> as NonEmpty<OneOrMany<Accepted>> = absent,
+        /// With `all`: whether the credentials may name different consumers.
+        principals: Principals = "same",
+    }
+}
+
+impl Authorize {
+    /// Whether everybody who is proven holds it.
+    pub fn asks_nothing(&self) -> bool {
+        self.scopes.is_empty() && self.roles.is_empty() && self.claims.is_empty()
     }
 }
 
 words! {
+    /// Whether several credentials must speak of one principal.
+    pub enum Principals {
+        /// Those that name a consumer name the same one.
+        Same = "same",
+        /// They may name different ones; the first counts.
+        Different = "different",
+    }
+
     /// What becomes of the credential that was accepted.
     pub enum Token {
         /// It is removed.
@@ -71,8 +95,83 @@ words! {
 pub enum Authenticate {
     /// The word `public`: anyone may enter.
     Public,
+    /// Whoever presents this.
+    By(Accepted),
+}
+
+/// Which credentials are enough.
+#[derive(Debug, Clone)]
+pub enum Accepted {
+    /// One that this authenticator accepts.
+    Authenticator(At<Arc<str>>),
     /// Any one of these.
-    Any(Vec<At<Arc<str>>>),
+    Any(Vec<Accepted>),
+    /// All of these.
+    All(Vec<Accepted>, Principals),
+    /// This or none.
+    Optional(Box<Accepted>),
+}
+
+impl Accepted {
+    /// Any one of a list; of one there is no choice.
+    fn any(mut accepted: Vec<Self>) -> Self {
+        match (accepted.len(), accepted.pop()) {
+            (1, Some(only)) => only,
+            (_, last) => Self::Any(accepted.into_iter().chain(last).collect()),
+        }
+    }
+
+    /// Every authenticator that is named.
+    pub fn names(&self) -> Vec<&At<Arc<str>>> {
+        match self {
+            Self::Authenticator(name) => vec![name],
+            Self::Any(accepted) | Self::All(accepted, _) => accepted.iter().flat_map(Self::names).collect(),
+            Self::Optional(accepted) => accepted.names(),
+        }
+    }
+
+    /// Whether a request without any credential is let through.
+    pub fn admits_anonymous(&self) -> bool {
+        match self {
+            Self::Authenticator(_) => false,
+            Self::Any(accepted) => accepted.iter().any(Self::admits_anonymous),
+            Self::All(accepted, _) => accepted.iter().all(Self::admits_anonymous),
+            Self::Optional(_) => true,
+        }
+    }
+}
+
+impl Decode for Accepted {
+    type Value = Self;
+
+    fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
+        match &node.kind {
+            Kind::Mapping(_) => {
+                let WrittenCombination { any, all, optional, principals } = WrittenCombination::decode(node, context)?;
+                Some(match (all.is_empty(), optional.is_empty()) {
+                    (false, _) => Self::All(all, principals),
+                    (_, false) => Self::Optional(Self::any(optional).into()),
+                    (true, true) => Self::Any(any),
+                })
+            }
+            Kind::Scalar { .. } if !node.is_null() => At::<AuthenticatorName>::decode(node, context).map(Self::Authenticator),
+            _ => context.refuse_kind(node, Self::expected()),
+        }
+    }
+
+    fn expected() -> String {
+        "the name of an authenticator, `{any: [...]}`, `{all: [...]}` or `{optional: [...]}`".to_owned()
+    }
+
+    fn schema(definitions: &mut Object<String, Value>) -> Value {
+        json!({"anyOf": [<AuthenticatorName as Scalar>::schema(), WrittenCombination::schema(definitions)]})
+    }
+}
+
+fn check_combination(combination: &WrittenCombination, fields: &Fields<'_>, context: &mut Context<'_>) {
+    if combination.all.is_empty() && fields.written("principals").is_some() {
+        fields.refuse(context, "`principals` speaks of several credentials", "`{all: [...], principals: different}`");
+    }
 }
 
 impl Decode for Authenticate {
@@ -81,21 +180,19 @@ impl Decode for Authenticate {
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
         match &node.kind {
             Kind::Scalar { text, .. } if text == "public" => Some(Self::Public),
-            Kind::Mapping(_) => WrittenAny::decode(node, context).map(|written| Self::Any(written.any)),
             Kind::Scalar { .. } if node.is_null() => context.refuse_kind(node, Self::expected()),
-            _ => NonEmpty::<OneOrMany<At<AuthenticatorName>>>::decode(node, context).map(Self::Any),
+            _ => NonEmpty::<OneOrMany<Accepted>>::decode(node, context).map(|accepted| Self::By(Accepted::any(accepted))),
         }
     }
 
     fn expected() -> String {
-        "the word `public`, or the name of an authenticator, or a list of names".to_owned()
+        format!("the word `public`, or {}", OneOrMany::<Accepted>::expected())
     }
 
     fn schema(definitions: &mut Object<String, Value>) -> Value {
-        let mut schema = NonEmpty::<OneOrMany<At<AuthenticatorName>>>::schema(definitions);
+        let mut schema = NonEmpty::<OneOrMany<Accepted>>::schema(definitions);
         if let Some(Value::Array(forms)) = schema.get_mut("anyOf") {
             forms.insert(0, json!({"const": "public"}));
-            forms.push(WrittenAny::schema(definitions));
         }
         schema
     }

@@ -45,7 +45,7 @@ impl AccessLog {
             None => counters.count_served(status),
         }
         if let Some(identity) = context.admission.as_ref().and_then(|admission| admission.identity()) {
-            counters.count_accepted(&identity.authenticator);
+            identity.parts().for_each(|part| counters.count_accepted(&part.authenticator));
         }
         let sample = context.snapshot.access_log_sample;
         if context.rejection.is_none() && (sample <= 0.0 || (sample < 1.0 && fastrand::f64() >= sample)) {
@@ -86,8 +86,8 @@ impl AccessLog {
         }
         let admitted = context.admission.as_ref().and_then(|admission| admission.identity());
         if let Some(identity) = admitted.or(context.refused.as_ref()) {
-            line.text("authenticator", &identity.authenticator);
-            line.text("auth_method", identity.method.label());
+            line.words("authenticator", identity.parts().map(|part| &*part.authenticator));
+            line.words("auth_method", identity.parts().map(|part| part.method.label()));
             let named = [
                 ("consumer", &identity.consumer),
                 ("subject", &identity.subject),
@@ -196,6 +196,10 @@ impl Line {
             }
         }
         self.0.push('"');
+    }
+
+    fn words<'w>(&mut self, name: &str, words: impl Iterator<Item = &'w str>) {
+        self.text(name, &words.collect::<Vec<_>>().join(" "));
     }
 
     fn end(mut self) -> String {

@@ -35,6 +35,8 @@ pub struct Context {
     pub backend: Option<Chosen>,
     /// Backends that were tried.
     pub tried: Vec<SocketAddr>,
+    /// Whether the body was read before the decision.
+    pub body_read: bool,
     /// Body bytes that came from the caller.
     pub body_received: u64,
     /// When the upstream was asked.

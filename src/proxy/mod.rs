@@ -64,7 +64,7 @@ impl Gateway {
     /// Everything between the request's head and the permit to forward it.
     async fn decide(&self, session: &mut Session, context: &mut Context) -> Result<(), Refusal> {
         let now = (self.clock)();
-        let Context { snapshot, client, request_id, route: matched, admission, target, .. } = context;
+        let Context { snapshot, client, request_id, route: matched, admission, target, body_read, body_received, .. } = context;
         session::prepare(session, &snapshot.server);
         let peer = session.client_addr().and_then(|address| address.as_inet()).ok_or(Rejection::Internal("no_peer_address"))?.ip();
         let caller = snapshot.server.client(peer, &session.req_header().headers);
@@ -74,20 +74,38 @@ impl Gateway {
             *request_id = received.unwrap_or_else(|| request_id.clone());
         }
         let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
-        let message = Message::read(session::head(session, raw.as_deref()), snapshot.server.head)?;
+        let mut message = Message::read(session::head(session, raw.as_deref()), snapshot.server.head)?;
         let mut parameters = crate::route::router::ParametersBuffer::default();
-        let route = snapshot.router.find(&message.host, &message.path, message.method, &mut parameters)?;
+        let mut route = snapshot.router.find(&message.host, &message.path, message.method, &mut parameters)?;
         *matched = Some(Arc::clone(route));
         message.check_length(snapshot.server.body_limit)?;
+        let body = match route.policy.body_limit() {
+            None => None,
+            Some(limit) => {
+                // Of whom nothing is wanted, nothing is read.
+                route.policy.ip_rules.check(caller.address)?;
+                let body = session::read_body(session, limit, snapshot.server.body_timeout).await?;
+                (*body_read, *body_received) = (true, body.len() as u64);
+                // The same head and route again: reading the body asked for the session that the first ones borrowed.
+                message = Message::read(session::head(session, raw.as_deref()), snapshot.server.head)?;
+                parameters = crate::route::router::ParametersBuffer::default();
+                route = snapshot.router.find(&message.host, &message.path, message.method, &mut parameters)?;
+                Some(body)
+            }
+        };
+        let secure = session::is_secure(session);
         let request = crate::request::Request {
             method: message.method,
             host: &message.host,
+            port: message.port,
+            scheme: crate::route::forward::scheme(message.headers, caller.through_trusted_proxy, secure),
             path: &message.path,
             query: message.query,
             headers: message.headers,
             client: &caller,
             route: &route.name,
             parameters: parameters.parameters(),
+            body: body.as_deref(),
         };
         let permit = admit(route, &request, now).await?;
         *target = Some(Target::new(&message, route, request.parameters, permit.identity())?);
@@ -113,6 +131,7 @@ impl ProxyHttp for Gateway {
             rejection: None,
             backend: None,
             tried: Vec::new(),
+            body_read: false,
             body_received: 0,
             asked: None,
             answered: None,
@@ -242,7 +261,8 @@ impl ProxyHttp for Gateway {
         }
         // Pingora closes the connection after a failure; unannounced, the caller's next request would be lost with it.
         session.set_keepalive(None);
-        let answerable = rejection != Rejection::ClientClosed && session.response_written().is_none();
+        let answered = session.response_written().is_some_and(|answer| !answer.status.is_informational());
+        let answerable = rejection != Rejection::ClientClosed && !answered;
         let answered = answerable && respond::refuse(session, context, &rejection).await.is_ok();
         let error_code = if answered { rejection.status().as_u16() } else { 0 };
         context.rejection = Some(rejection);

@@ -62,8 +62,10 @@ pub struct Identity {
     pub plan: Option<Arc<str>>,
     /// Every claim of the credential; empty for API keys.
     pub claims: serde_json::Map<String, serde_json::Value>,
-    /// SHA-256 of the credential: the key of `per: credential` limits.
+    /// SHA-256 of the credential, or of all of them: the key of `per: credential` limits.
     pub credential: [u8; 32],
+    /// The other identities that were proven with it, where a policy asks for several credentials.
+    pub beside: Vec<Arc<Identity>>,
 }
 
 impl Identity {
@@ -81,7 +83,13 @@ impl Identity {
             plan: None,
             claims: serde_json::Map::new(),
             credential,
+            beside: Vec::new(),
         }
+    }
+
+    /// Every identity of the principal, each proven by one credential; the first is the one whose word goes first.
+    pub fn parts(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.beside.iter().map(|identity| &**identity))
     }
 
     /// The claim at a dotted path, such as `realm_access.roles`. A claim whose own name has dots, such as a URL, is found first.

@@ -77,16 +77,28 @@ impl Forward {
     pub fn query<'q>(&self, query: &'q str, identity: Option<&Identity>) -> Cow<'q, str> {
         match identity.filter(|_| self.token == Token::Keep) {
             // A parameter beside any other credential of the same authenticator was refused, so the one that is there was accepted.
-            Some(identity) => credential::strip_query(&self.credentials.of_others(&identity.authenticator), query),
+            Some(identity) => credential::strip_query(&self.credentials.of_others(identity), query),
             None => credential::strip_query(&self.credentials.all, query),
+        }
+    }
+
+    /// Sets and removes what an authenticator decided on, after [`apply`](Self::apply): save what this policy or the gateway itself says.
+    pub fn copy(&self, upstream: &mut impl UpstreamHeaders, decided: &[(HeaderName, Option<HeaderValue>)]) {
+        for (name, value) in decided.iter().filter(|(name, _)| !self.headers.iter().any(|(own, _)| own == name)) {
+            match value {
+                Some(value) => upstream.set(name, value.clone()),
+                None => upstream.remove(name),
+            }
         }
     }
 
     /// Removes what the caller says about itself and what it proved it with, then sets what the gateway knows.
     pub fn apply(&self, upstream: &mut impl UpstreamHeaders, identity: Option<&Identity>, connection: &Connection<'_>) {
         let kept = identity.filter(|_| self.token == Token::Keep);
-        let kept = kept.and_then(|identity| self.credentials.presented(&identity.authenticator, upstream.headers())).cloned();
-        self.credentials.strip(upstream, kept.as_ref());
+        let accepted = kept.into_iter().flat_map(Identity::parts);
+        let kept: Vec<_> =
+            accepted.filter_map(|part| self.credentials.presented(&part.authenticator, upstream.headers()).cloned()).collect();
+        self.credentials.strip(upstream, &kept);
         let origin = Origin::of(upstream.headers(), connection);
         self.reserved.strip(upstream);
         origin.set(upstream, connection);
@@ -117,9 +129,9 @@ impl Credentials {
         self.by_authenticator.iter().find(|(name, _)| **name == *authenticator).map_or(&[], |(_, locations)| locations)
     }
 
-    fn of_others(&self, authenticator: &str) -> Vec<Location> {
-        let own = self.of(authenticator);
-        self.all.iter().filter(|location| !own.contains(location)).cloned().collect()
+    fn of_others(&self, identity: &Identity) -> Vec<Location> {
+        let own = |location| identity.parts().any(|part| self.of(&part.authenticator).contains(location));
+        self.all.iter().filter(|location| !own(*location)).cloned().collect()
     }
 
     /// The first of an authenticator's headers and cookies that holds something, which is the one it accepted.
@@ -134,13 +146,13 @@ impl Credentials {
         })
     }
 
-    fn strip(&self, upstream: &mut impl UpstreamHeaders, kept: Option<&Location>) {
+    fn strip(&self, upstream: &mut impl UpstreamHeaders, kept: &[Location]) {
         let aliases: Vec<HeaderName> = upstream.headers().keys().filter(|name| self.is_alias(name)).cloned().collect();
         for alias in &aliases {
             upstream.remove(alias);
         }
         let mut cookies = Vec::new();
-        for location in self.all.iter().filter(|location| Some(*location) != kept) {
+        for location in self.all.iter().filter(|location| !kept.contains(location)) {
             match location {
                 Location::Header { name, scheme } => {
                     if upstream.headers().get_all(name).iter().any(|line| holds(line, scheme.as_deref())) {
@@ -307,6 +319,17 @@ pub fn forwarded_for(headers: &HeaderMap, heard: IpAddr, trusted: bool) -> Optio
     HeaderValue::from_bytes(&hops).ok()
 }
 
+/// How the caller speaks: as a trusted proxy heard it, or as we do. Two words are no word to believe.
+pub fn scheme(headers: &HeaderMap, trusted: bool, secure: bool) -> &'static str {
+    let mut lines = headers.get_all(X_FORWARDED_PROTO).iter();
+    match (lines.next().filter(|_| trusted).map(HeaderValue::as_bytes), lines.next()) {
+        (Some(b"http"), None) => "http",
+        (Some(b"https"), None) => "https",
+        _ if secure => "https",
+        _ => "http",
+    }
+}
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -328,10 +351,9 @@ impl Origin {
             lines.next().is_none().then(|| line.clone())
         };
         let heard = connection.peer.unwrap_or(connection.client);
-        let proto = HeaderValue::from_static(if connection.secure { "https" } else { "http" });
         Self {
             forwarded_for: forwarded_for(headers, heard, connection.through_trusted_proxy),
-            proto: said(X_FORWARDED_PROTO).filter(|said| said == "http" || said == "https").unwrap_or(proto),
+            proto: HeaderValue::from_static(scheme(headers, connection.through_trusted_proxy, connection.secure)),
             host: said(X_FORWARDED_HOST).or_else(|| HeaderValue::from_str(connection.host).ok()),
         }
     }
@@ -371,7 +393,12 @@ fn fill(template: &[TemplatePart], identity: Option<&Identity>) -> Option<Header
             (TemplatePart::Client, Some(identity)) => escape(identity.client.as_deref()?, &mut text),
             (TemplatePart::KeyId, Some(identity)) => escape(identity.key_id.as_deref()?, &mut text),
             (TemplatePart::Plan, Some(identity)) => escape(identity.plan.as_deref()?, &mut text),
-            (TemplatePart::Method, Some(identity)) => text.push_str(identity.method.label()),
+            (TemplatePart::Method, Some(identity)) => {
+                for (at, part) in identity.parts().enumerate() {
+                    text.push_str(if at == 0 { "" } else { " " });
+                    text.push_str(part.method.label());
+                }
+            }
             (TemplatePart::Scopes, Some(identity)) => escape_list(identity.scopes.iter().map(|scope| Cow::Borrowed(&**scope)), &mut text)?,
             (TemplatePart::Roles, Some(identity)) => escape_list(identity.roles.iter().map(|role| Cow::Borrowed(&**role)), &mut text)?,
             (TemplatePart::Claim(path), Some(identity)) => match identity.claim(path)? {
@@ -512,6 +539,13 @@ mod tests {
         ("x-scopes", "orders:read orders:write"),
         ("x-user-id", "alice"),
     ];
+
+    #[test]
+    fn each_method_of_a_principal_with_several_credentials_is_named() {
+        let key = Identity::new(Method::ApiKey, "partners".into(), [1; 32]);
+        let both = Identity { beside: vec![Arc::new(key)], ..identity() };
+        assert_eq!(fill(&[TemplatePart::Method], Some(&both)), Some(HeaderValue::from_static("jwt api_key")));
+    }
 
     #[test]
     fn the_upstream_sees_what_was_proven_and_nothing_that_the_caller_says() {

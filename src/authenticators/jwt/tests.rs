@@ -1,7 +1,7 @@
 //! Tokens, hostile and sound, and the verdicts on them.
 
 use super::*;
-use crate::authenticators::{Authenticator, Authenticators, Proof};
+use crate::authenticators::{Accepted, Authenticator, Authenticators, Proof};
 use crate::config::{At, ClaimNames, File, KeyFetch, Place};
 use crate::jose::SigningKey;
 use crate::live::key_set::script::{Answer, Issuer, URL, clock, id};
@@ -183,7 +183,7 @@ async fn every_hostile_token_gets_the_verdict_of_its_row() {
             if !matches!(verdict, Verdict::Accept(_)) {
                 let client = Caller { address: [127, 0, 0, 1].into(), through_trusted_proxy: false };
                 let request = Request { route: "r", ..Request::new(&http::Method::GET, "gw.test", "/", &headers, &client) };
-                let list = Authenticators::any(vec![Arc::new(Authenticator::Jwt(authenticator))]);
+                let list = Authenticators::new(Accepted::Authenticator(Arc::new(Authenticator::Jwt(authenticator))));
                 let refused = list.identify(&request, now(NOW)).await.unwrap_err();
                 assert!([400, 401].contains(&refused.status().as_u16()), "{}: {refused:?}", row.id);
             }

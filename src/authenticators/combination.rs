@@ -1,0 +1,234 @@
+//! Which credentials a policy accepts: any of several, all of them, or none, in any nesting.
+//!
+//! What is presented and not good refuses, wherever it stands: nobody becomes anonymous, or another principal, by presenting something bad.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use super::{Authenticator, Proof, Verdict, credential};
+use crate::config::Principals;
+use crate::request::{Identity, Now, Rejection, Request};
+
+/// The credentials that a policy accepts.
+#[derive(Debug)]
+pub struct Authenticators {
+    accepted: Accepted,
+    /// Every one that is named, once.
+    named: Vec<Arc<Authenticator>>,
+}
+
+/// Which credentials are enough.
+#[derive(Debug)]
+pub enum Accepted {
+    /// One that this authenticator accepts.
+    Authenticator(Arc<Authenticator>),
+    /// Any one of these: the first that is presented counts.
+    Any(Box<[Accepted]>),
+    /// All of these.
+    All(Box<[Accepted]>, Principals),
+    /// This or none.
+    Optional(Box<Accepted>),
+}
+
+/// What a request proves to a part of the combination.
+enum Outcome {
+    Proven(Proof),
+    /// Nothing was presented, and nothing is asked for.
+    Anonymous,
+    /// Not all that is asked for was presented.
+    Absent,
+}
+
+/// What was met on the way to an outcome.
+#[derive(Default)]
+struct Met<'p> {
+    /// Who accepted a part of an `all`, by name.
+    accepted: Vec<Arc<str>>,
+    /// Who was asked, and need not have been answered.
+    waived: Vec<&'p Arc<Authenticator>>,
+}
+
+impl Authenticators {
+    /// Callers that present this.
+    pub fn new(accepted: Accepted) -> Self {
+        let mut named = Vec::new();
+        accepted.collect(&mut named);
+        Self { accepted, named }
+    }
+
+    /// What the request proves; `None`: nobody, where the policy asks for nothing. A credential that is present and not accepted refuses, also
+    /// one that no authenticator takes for its own.
+    pub async fn identify(&self, request: &Request<'_>, now: Now) -> Result<Option<Proof>, Rejection> {
+        let mut met = Met::default();
+        let outcome = match &self.accepted {
+            // Neither boxes anything: the warm path allocates nothing.
+            Accepted::Authenticator(authenticator) => one(authenticator, request, now).await?,
+            Accepted::Any(accepted) => any(accepted, request, now, &mut met).await?,
+            accepted => judge(accepted, request, now, &mut met).await?,
+        };
+        let unrecognised = match outcome {
+            Outcome::Proven(_) => self.leaves_unrecognised(met.waived.iter().copied(), &met.accepted, request),
+            Outcome::Anonymous | Outcome::Absent => self.leaves_unrecognised(self.named.iter(), &met.accepted, request),
+        };
+        match outcome {
+            _ if unrecognised => Err(Rejection::CredentialInvalid("not_recognised")),
+            Outcome::Proven(proof) => Ok(Some(proof)),
+            Outcome::Anonymous => Ok(None),
+            Outcome::Absent => Err(Rejection::CredentialMissing),
+        }
+    }
+
+    /// Whether something stands where one of these looks that none of those who accepted takes for its own: several may read `Authorization`.
+    fn leaves_unrecognised<'a>(
+        &self,
+        mut asked: impl Iterator<Item = &'a Arc<Authenticator>>,
+        accepted: &[Arc<str>],
+        request: &Request<'_>,
+    ) -> bool {
+        let recognised = |location| {
+            let accepting = self.named.iter().filter(|authenticator| accepted.contains(authenticator.name()));
+            accepting.flat_map(|authenticator| authenticator.locations()).any(|own| own == location)
+        };
+        asked.any(|authenticator| {
+            let mut open = authenticator.locations().iter().filter(|location| !recognised(*location));
+            !accepted.contains(authenticator.name()) && open.any(|location| credential::is_present(std::slice::from_ref(location), request))
+        })
+    }
+
+    /// How much of a body must be read before they are asked, in bytes; none when nobody looks at it.
+    pub fn body_limit(&self) -> Option<usize> {
+        self.named.iter().filter_map(|authenticator| authenticator.body_limit()).max()
+    }
+
+    /// Every authenticator that is named, once, in the order of the configuration.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Authenticator>> {
+        self.named.iter()
+    }
+}
+
+impl Accepted {
+    fn collect(&self, named: &mut Vec<Arc<Authenticator>>) {
+        match self {
+            Self::Authenticator(authenticator) if named.iter().any(|known| Arc::ptr_eq(known, authenticator)) => {}
+            Self::Authenticator(authenticator) => named.push(Arc::clone(authenticator)),
+            Self::Any(accepted) | Self::All(accepted, _) => accepted.iter().for_each(|accepted| accepted.collect(named)),
+            Self::Optional(accepted) => accepted.collect(named),
+        }
+    }
+
+    fn waive<'p>(&'p self, met: &mut Met<'p>) {
+        match self {
+            Self::Authenticator(authenticator) => met.waived.push(authenticator),
+            Self::Any(accepted) | Self::All(accepted, _) => accepted.iter().for_each(|accepted| accepted.waive(met)),
+            Self::Optional(accepted) => accepted.waive(met),
+        }
+    }
+}
+
+type Judging<'a> = Pin<Box<dyn Future<Output = Result<Outcome, Rejection>> + Send + 'a>>;
+
+fn judge<'a, 'p: 'a>(accepted: &'p Accepted, request: &'a Request<'_>, now: Now, met: &'a mut Met<'p>) -> Judging<'a> {
+    Box::pin(async move {
+        match accepted {
+            Accepted::Authenticator(authenticator) => one(authenticator, request, now).await,
+            Accepted::Any(accepted) => any(accepted, request, now, met).await,
+            Accepted::All(accepted, principals) => {
+                let mut proofs = Vec::new();
+                let mut complete = true;
+                // To the end also when one is absent: what is presented and not good refuses.
+                for part in accepted {
+                    match judge(part, request, now, met).await? {
+                        Outcome::Proven(proof) => {
+                            met.accepted.extend(proof.identity.parts().map(|identity| identity.authenticator.clone()));
+                            proofs.push(proof);
+                        }
+                        Outcome::Anonymous => {}
+                        Outcome::Absent => complete = false,
+                    }
+                }
+                if complete { together(proofs, *principals) } else { Ok(Outcome::Absent) }
+            }
+            Accepted::Optional(accepted) => match judge(accepted, request, now, met).await? {
+                Outcome::Proven(proof) => Ok(Outcome::Proven(proof)),
+                Outcome::Anonymous | Outcome::Absent => {
+                    accepted.waive(met);
+                    Ok(Outcome::Anonymous)
+                }
+            },
+        }
+    })
+}
+
+async fn any<'p>(accepted: &'p [Accepted], request: &Request<'_>, now: Now, met: &mut Met<'p>) -> Result<Outcome, Rejection> {
+    let mut otherwise = Outcome::Absent;
+    for part in accepted {
+        let outcome = match part {
+            Accepted::Authenticator(authenticator) => one(authenticator, request, now).await?,
+            group => judge(group, request, now, met).await?,
+        };
+        match outcome {
+            Outcome::Proven(proof) => return Ok(Outcome::Proven(proof)),
+            Outcome::Anonymous => otherwise = Outcome::Anonymous,
+            Outcome::Absent => {}
+        }
+    }
+    Ok(otherwise)
+}
+
+async fn one(authenticator: &Authenticator, request: &Request<'_>, now: Now) -> Result<Outcome, Rejection> {
+    match authenticator.authenticate(request, now).await {
+        Verdict::Accept(proof) => Ok(Outcome::Proven(proof)),
+        Verdict::Pass => Ok(Outcome::Absent),
+        Verdict::Reject(rejection) => Err(rejection),
+    }
+}
+
+/// One principal of several credentials: of what only one can be said the first word counts, what is granted is granted together.
+fn together(proofs: Vec<Proof>, principals: Principals) -> Result<Outcome, Rejection> {
+    let mut consumers = proofs.iter().filter_map(|proof| proof.identity.consumer.as_ref());
+    if let Some(first) = consumers.next()
+        && principals == Principals::Same
+        && !consumers.all(|other| other == first)
+    {
+        return Err(Rejection::Forbidden("principals_differ"));
+    }
+    let mut proofs = proofs.into_iter();
+    let Some(first) = proofs.next() else { return Ok(Outcome::Anonymous) };
+    Ok(Outcome::Proven(proofs.fold(first, join)))
+}
+
+fn join(first: Proof, second: Proof) -> Proof {
+    let mut identity = Identity::clone(&first.identity);
+    let other = &second.identity;
+    for (own, given) in [
+        (&mut identity.subject, &other.subject),
+        (&mut identity.consumer, &other.consumer),
+        (&mut identity.client, &other.client),
+        (&mut identity.key_id, &other.key_id),
+        (&mut identity.plan, &other.plan),
+    ] {
+        if own.is_none() {
+            own.clone_from(given);
+        }
+    }
+    for (own, given) in [(&mut identity.scopes, &other.scopes), (&mut identity.roles, &other.roles)] {
+        for word in given {
+            if !own.contains(word) {
+                own.push(Arc::clone(word));
+            }
+        }
+    }
+    for (name, claim) in &other.claims {
+        identity.claims.entry(name).or_insert_with(|| claim.clone());
+    }
+    let mut credential = openssl::sha::Sha256::new();
+    credential.update(&identity.credential);
+    credential.update(&other.credential);
+    identity.credential = credential.finish();
+    identity.beside.push(Arc::clone(other));
+    let headers = match (first.headers, second.headers) {
+        (Some(first), Some(second)) => Some(first.iter().chain(&*second).cloned().collect()),
+        (first, second) => first.or(second),
+    };
+    Proof { identity: Arc::new(identity), headers }
+}
