@@ -14,9 +14,11 @@ use pingora::services::background::{BackgroundService, background_service};
 
 use crate::admin::Admin;
 use crate::config::{Config, System};
-use crate::live::counters::Counters;
+use crate::live::leases::Hybrid;
+use crate::live::limits::Limits;
 use crate::live::{LiveState, api_keys, backends, key_set};
 use crate::metrics::Metrics;
+use crate::net::redis::Redis;
 use crate::proxy::{self, AccessLog, Gateway};
 use crate::reload::{Candidate, Reloader};
 use crate::request::{Clock, Now};
@@ -248,8 +250,14 @@ impl Housekeeper {
         for keys in self.live.api_keys.unmaintained() {
             tokio::spawn(api_keys::ApiKeys::maintain(keys, Arc::clone(&self.clock)));
         }
-        for counters in self.live.counters.unmaintained() {
-            tokio::spawn(Counters::maintain(counters, Arc::clone(&self.clock)));
+        for limits in self.live.limits.unmaintained() {
+            tokio::spawn(Limits::maintain(limits, Arc::clone(&self.clock)));
+        }
+        for redis in self.live.redis.unmaintained() {
+            tokio::spawn(Redis::maintain(redis));
+        }
+        for leases in self.live.leases.unmaintained() {
+            tokio::spawn(Hybrid::maintain(leases, Arc::clone(&self.clock)));
         }
         for backends in self.live.backends.unmaintained() {
             tokio::spawn(backends::Backends::maintain(backends, Arc::clone(&self.clock)));

@@ -13,7 +13,7 @@ use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, cr
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
-use crate::live::counters::Counters;
+use crate::live::limits::Limits;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
 use crate::request::Client;
@@ -268,12 +268,12 @@ impl Compiler<'_> {
                 );
             }
         }
-        let counters = |name: &Arc<str>| self.live.counters.find_or_create(name, Counters::default);
+        let counts = |name: &Arc<str>| self.live.limits.find_or_create(name, Limits::default);
         let named = accepted.iter().flat_map(Authenticators::iter);
         let credentials = Credentials::new(named.map(|authenticator| (authenticator.name(), authenticator.locations())));
         Some(Policy {
             ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
-            rate_limits: RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit, counters(&name.value)))),
+            rate_limits: RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit, counts(&name.value)))),
             challenges: accepted.as_ref().map(challenges).unwrap_or_default(),
             authenticators: accepted,
             authorizers: Authorizers::compile(&policy.authorize),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::config::{Limit, LimitKey, WhenMissing};
-use crate::live::counters::{Counters, Key, KeyBuilder, Quota, Standing};
+use crate::live::limits::{Algorithm, Key, KeyBuilder, Limits, Standing, Terms};
 use crate::request::{Identity, LimitState, Now, Rejection, Request};
 
 /// The limits of one policy.
@@ -29,14 +29,14 @@ pub struct Charge {
 
 impl RateLimits {
     /// Compiles the limits that a policy names, each with its name and its counts.
-    pub fn compile<'a>(limits: impl IntoIterator<Item = (&'a Arc<str>, &'a Limit, Arc<Counters>)>) -> Self {
-        let limits = limits.into_iter().map(|(name, limit, counters)| RateLimit {
+    pub fn compile<'a>(limits: impl IntoIterator<Item = (&'a Arc<str>, &'a Limit, Arc<Limits>)>) -> Self {
+        let limits = limits.into_iter().map(|(name, limit, counts)| RateLimit {
             name: name.clone(),
             per: limit.per.as_slice().into(),
-            quota: Quota { limit: limit.rate.count, window: limit.rate.window },
+            terms: Terms { limit: limit.rate.count, window: limit.rate.window, algorithm: Algorithm::SlidingWindow },
             ipv6_prefix: limit.ipv6_prefix,
             when_missing: limit.when_missing,
-            counters,
+            counts,
         });
         let (after_identity, before_identity): (Vec<_>, Vec<_>) = limits.partition(|limit| limit.per.iter().any(needs_identity));
         Self { before_identity: before_identity.into(), after_identity: after_identity.into() }
@@ -81,7 +81,7 @@ fn charge(limits: &[RateLimit], request: &Request<'_>, identity: Option<&Identit
             Subject::Exempt => continue,
             Subject::Missing => Rejection::Forbidden("limit_key_missing"),
             Subject::Key(key) => {
-                let standing = limit.counters.charge(&key, limit.quota, now.monotonic);
+                let standing = limit.counts.charge(&key, &limit.terms, 1, now.monotonic);
                 if standing.admitted {
                     nearest = nearer(nearest, Some(limit.state(standing)));
                     continue;
@@ -98,7 +98,7 @@ fn charge(limits: &[RateLimit], request: &Request<'_>, identity: Option<&Identit
 fn refund(limits: &[RateLimit], request: &Request<'_>, identity: Option<&Identity>, now: Now) {
     for limit in limits {
         if let Subject::Key(key) = limit.key(request, identity) {
-            limit.counters.refund(&key, limit.quota, now.monotonic);
+            limit.counts.refund(&key, &limit.terms, 1, now.monotonic);
         }
     }
 }
@@ -121,10 +121,10 @@ fn needs_identity(key: &LimitKey) -> bool {
 struct RateLimit {
     name: Arc<str>,
     per: Box<[LimitKey]>,
-    quota: Quota,
+    terms: Terms,
     ipv6_prefix: u8,
     when_missing: WhenMissing,
-    counters: Arc<Counters>,
+    counts: Arc<Limits>,
 }
 
 /// Whom a limit counts a request for.
@@ -188,7 +188,7 @@ impl RateLimit {
 
     fn state(&self, standing: Standing) -> LimitState {
         let Standing { remaining, reset, retry_after, .. } = standing;
-        LimitState { name: self.name.clone(), limit: self.quota.limit, remaining, reset, retry_after, window: self.quota.window }
+        LimitState { name: self.name.clone(), limit: self.terms.limit, remaining, reset, retry_after, window: self.terms.window }
     }
 }
 
