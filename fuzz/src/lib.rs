@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod credential;
+pub mod external;
 pub mod jwks;
 pub mod jwt;
 pub mod request;

@@ -15,6 +15,7 @@ mod harness;
 
 mod authenticators;
 mod cli;
+mod external;
 mod proxy;
 mod reload;
 mod request;

@@ -69,7 +69,7 @@ fn policy(document: Value) -> Option<Policy> {
     let version = document.remove("Version");
     let statements = list(document.remove("Statement")?);
     let known = version.is_none_or(|version| version == "2012-10-17" || version == "2008-10-17");
-    document.remove("Id");
+    let known = known && document.remove("Id").is_none_or(|id| id.is_string());
     (known && document.is_empty()).then_some(())?;
     statements.into_iter().map(statement).collect::<Option<Vec<_>>>().map(Policy)
 }
@@ -87,8 +87,8 @@ fn statement(statement: Value) -> Option<Statement> {
         (!texts.is_empty()).then_some(texts)
     };
     let statement = Statement { allows, actions: texts("Action")?, resources: texts("Resource")? };
-    members.remove("Sid");
-    members.is_empty().then_some(statement)
+    let named = members.remove("Sid").is_none_or(|id| id.is_string());
+    (named && members.is_empty()).then_some(statement)
 }
 
 fn list(value: Value) -> Vec<Value> {
@@ -187,4 +187,167 @@ fn query_parameters(query: &str) -> Result<Map<String, Value>, Rejection> {
         }
     }
     Ok(parameters)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Client, Parameters};
+    use http::{HeaderValue, Method};
+
+    const ALLOWED: &str = r#"{"Version": "2012-10-17", "Statement": [{"Action": "execute-api:Invoke", "Effect": "Allow", "Resource": "*"}]}"#;
+
+    fn statement(text: &str) -> String {
+        format!(r#"{{"principalId": "u", "policyDocument": {{"Statement": [{text}]}}}}"#)
+    }
+
+    #[test]
+    fn the_two_answers_are_read() {
+        let simple = Answer::parse(br#"{"isAuthorized": true, "context": {"tenant": "acme", "n": 7}}"#).unwrap();
+        let Answer::Simple { authorized: true, context } = simple else { panic!("{simple:?}") };
+        assert_eq!(Value::Object(context), json!({"tenant": "acme", "n": 7}));
+        for (text, expected) in [
+            (r#"{"isAuthorized": false}"#, false),
+            (r#"{"isAuthorized": true}"#, true),
+            (r#"{"isAuthorized": true, "context": null}"#, true),
+        ] {
+            assert_eq!(Answer::parse(text.as_bytes()), Some(Answer::Simple { authorized: expected, context: Map::new() }), "{text}");
+        }
+        let document = format!(r#"{{"principalId": "user", "policyDocument": {ALLOWED}, "context": {{"a": 1}}, "usageIdentifierKey": "k"}}"#);
+        let Some(Answer::Policy { principal, policy, context }) = Answer::parse(document.as_bytes()) else { panic!("{document}") };
+        assert_eq!((&*principal, policy.0.len(), context.len()), ("user", 1, 1));
+        let several = statement(r#"{"Effect": "Allow", "Action": ["a", "b"], "Resource": ["c"], "Sid": "s"}, {"Effect": "Deny", "Action": "a", "Resource": "d"}"#);
+        let Some(Answer::Policy { policy, .. }) = Answer::parse(several.as_bytes()) else { panic!("{several}") };
+        assert_eq!(policy.0.iter().map(|statement| statement.allows).collect::<Vec<_>>(), [true, false]);
+        let thrown = br#"{"errorMessage": "Unauthorized", "errorType": "Error", "trace": []}"#;
+        assert_eq!(Answer::parse(thrown), Some(Answer::Unauthorized));
+    }
+
+    #[test]
+    fn an_answer_that_is_not_understood_to_the_last_member_is_none() {
+        let full = |statement: &str| format!(r#"{{"principalId": "u", "policyDocument": {{"Statement": {statement}}}}}"#);
+        for text in [
+            "",
+            "true",
+            "[]",
+            "{}",
+            "OK",
+            "<html>",
+            r#"{"isAuthorized": "true"}"#,
+            r#"{"isAuthorized": 1}"#,
+            r#"{"isAuthorized": null}"#,
+            r#"{"IsAuthorized": true}"#,
+            r#"{"isAuthorized": true, "isAuthorized": false}"#,
+            r#"{"isAuthorized": true, "context": []}"#,
+            r#"{"isAuthorized": true, "context": "acme"}"#,
+            r#"{"isAuthorized": true, "effect": "Deny"}"#,
+            &format!(r#"{{"isAuthorized": true, "principalId": "u", "policyDocument": {ALLOWED}}}"#),
+            &format!(r#"{{"policyDocument": {ALLOWED}}}"#),
+            &format!(r#"{{"principalId": "", "policyDocument": {ALLOWED}}}"#),
+            &format!(r#"{{"principalId": 7, "policyDocument": {ALLOWED}}}"#),
+            &format!(r#"{{"principalId": "u", "policyDocument": {ALLOWED}, "usageIdentifierKey": 7}}"#),
+            &format!(r#"{{"principalId": "u", "policyDocument": {ALLOWED}, "more": 7}}"#),
+            r#"{"principalId": "u", "policyDocument": {}}"#,
+            r#"{"principalId": "u", "policyDocument": {"Statement": [], "Version": "2020-01-01"}}"#,
+            r#"{"principalId": "u", "policyDocument": {"Statement": [], "More": 1}}"#,
+            &full("[7]"),
+            &full("null"),
+            &statement(r#"{"Effect": "allow", "Action": "*", "Resource": "*"}"#),
+            &statement(r#"{"Action": "*", "Resource": "*"}"#),
+            &statement(r#"{"Effect": "Allow", "Resource": "*"}"#),
+            &statement(r#"{"Effect": "Allow", "Action": "*"}"#),
+            &statement(r#"{"Effect": "Allow", "Action": [], "Resource": "*"}"#),
+            &statement(r#"{"Effect": "Allow", "Action": [7], "Resource": "*"}"#),
+            &statement(r#"{"Effect": "Allow", "NotAction": "x", "Resource": "*"}"#),
+            &statement(r#"{"Effect": "Allow", "Action": "*", "Resource": "*", "NotResource": "x"}"#),
+            &statement(r#"{"Effect": "Allow", "Action": "*", "Resource": "*", "Condition": {"IpAddress": {}}}"#),
+            &statement(r#"{"Effect": "Allow", "Action": "*", "Resource": "*", "Principal": "*"}"#),
+            r#"{"errorMessage": "Unauthorized."}"#,
+            r#"{"errorMessage": ["Unauthorized"]}"#,
+            r#"{"message": "Unauthorized"}"#,
+        ] {
+            assert_eq!(Answer::parse(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    fn headers(lines: &[(&'static str, &[u8])]) -> HeaderMap {
+        lines.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_bytes(value).unwrap())).collect()
+    }
+
+    const SHOWN: [HeaderName; 4] = [header::AUTHORIZATION, header::COOKIE, header::ACCEPT, HeaderName::from_static("x-absent")];
+
+    #[test]
+    fn an_event_tells_of_the_request_and_of_nothing_else() {
+        let mut headers = headers(&[
+            ("authorization", b"Bearer abc"),
+            ("cookie", b"a=1; b=2"),
+            ("accept", b"text/html"),
+            ("user-agent", b"curl"),
+            ("x-forwarded-for", b"127.0.0.1"),
+            ("x-user-id", b"root"),
+            ("host", b"forged"),
+        ]);
+        headers.append(header::ACCEPT, HeaderValue::from_static("*/*"));
+        headers.append(header::COOKIE, HeaderValue::from_static("c=3"));
+        let client = Client { address: "::ffff:192.0.2.7".parse().unwrap(), through_trusted_proxy: false };
+        let request = Request {
+            query: Some("a=1&a=2&b=x%20y+z&c&=d"),
+            port: Some("8443"),
+            scheme: "https",
+            route: "orders",
+            parameters: Parameters(&[("id", "7")]),
+            body: Some(b"\xff"),
+            ..Request::new(&Method::POST, "api.test", "/orders/7", &headers, &client)
+        };
+        let resource = resource("arn:api/$default", &request);
+        let event: Value = serde_json::from_slice(&event(&request, &SHOWN, &[b"Bearer abc"], &resource).unwrap()).unwrap();
+        let expected = json!({
+            "version": "2.0",
+            "type": "REQUEST",
+            "routeArn": "arn:api/$default/POST/orders/7",
+            "routeKey": "orders",
+            "rawPath": "/orders/7",
+            "rawQueryString": "a=1&a=2&b=x%20y+z&c&=d",
+            "headers": {
+                "authorization": "Bearer abc",
+                "accept": "text/html,*/*",
+                "host": "api.test:8443",
+                "x-forwarded-for": "192.0.2.7",
+                "x-forwarded-proto": "https",
+            },
+            "queryStringParameters": {"a": "1,2", "b": "x y z", "c": "", "": "d"},
+            "pathParameters": {"id": "7"},
+            "identitySource": ["Bearer abc"],
+            "cookies": ["a=1", "b=2", "c=3"],
+            "requestContext": {
+                "domainName": "api.test",
+                "routeKey": "orders",
+                "stage": "$default",
+                "http": {"method": "POST", "path": "/orders/7", "protocol": "HTTP/1.1", "sourceIp": "192.0.2.7", "userAgent": "curl"},
+            },
+            "body": "/w==",
+            "isBase64Encoded": true,
+        });
+        assert_eq!(event, expected);
+    }
+
+    #[test]
+    fn what_cannot_be_told_in_json_as_it_is_is_a_bad_request() {
+        let client = Client { address: [192, 0, 2, 7].into(), through_trusted_proxy: false };
+        for (lines, query, reason) in [
+            (&[("authorization", &b"Bearer \xff"[..])][..], None, Some("header_encoding")),
+            (&[("accept", b"\xe9")], None, Some("header_encoding")),
+            (&[("cookie", b"a=\xff")], None, Some("header_encoding")),
+            (&[("user-agent", b"\xff")], None, Some("header_encoding")),
+            (&[("x-not-shown", b"\xff")], None, None),
+            (&[], Some("a=%ff"), Some("query_encoding")),
+            (&[], Some("%ff"), Some("query_encoding")),
+            (&[], Some("a=%C3%A9&%zz"), None),
+        ] {
+            let headers = headers(lines);
+            let request = Request { query, ..Request::new(&Method::GET, "api.test", "/", &headers, &client) };
+            let refused = event(&request, &SHOWN, &[], "arn").err().map(|rejection| rejection.reason().unwrap());
+            assert_eq!(refused, reason, "{lines:?} {query:?}");
+        }
+    }
 }
