@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::authenticators::Proof;
-use crate::request::{Identity, LimitState, Now, Rejection, Request};
+use crate::request::{BodyDigest, Identity, LimitState, Now, Rejection, Request};
 use crate::route::Route;
 
 /// The permit to forward one request. Only [`admit`] makes one, and the phases that reach an upstream ask for it.
@@ -22,6 +22,11 @@ impl Admission {
     /// What the authenticator decided of the upstream's headers.
     pub fn headers(&self) -> &[(http::HeaderName, Option<http::HeaderValue>)] {
         self.proof.as_ref().and_then(|proof| proof.headers.as_deref()).unwrap_or_default()
+    }
+
+    /// What the body must hash to before any of it is forwarded.
+    pub fn body(&self) -> &[BodyDigest] {
+        self.proof.as_ref().map_or(&[], |proof| &proof.body)
     }
 
     /// The limit nearest to its end, for the answer's headers.

@@ -16,11 +16,12 @@ use crate::admin::Admin;
 use crate::config::{Config, System};
 use crate::live::leases::Hybrid;
 use crate::live::limits::Limits;
+use crate::live::quotas::Ledger;
 use crate::live::{LiveState, api_keys, backends, key_set};
 use crate::metrics::Metrics;
 use crate::net::redis::Redis;
 use crate::proxy::{self, AccessLog, Gateway};
-use crate::reload::{Candidate, Reloader};
+use crate::reload::{Candidate, Reloader, open_stores};
 use crate::request::{Clock, Now};
 use crate::snapshot::Slot;
 use crate::upstream::echo;
@@ -53,7 +54,8 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     let metrics = Arc::new(Metrics::new().map_err(|error| StartError::System("metrics", error.to_string()))?);
     let live = Arc::new(LiveState::default());
     let candidate = Candidate::read(&path, &System, &live, &metrics);
-    let (config, snapshot) = candidate.result.map_err(|problems| {
+    let opened = candidate.result.and_then(|(config, snapshot)| open_stores(&config, &live, clock()).map(|()| (config, snapshot)));
+    let (config, snapshot) = opened.map_err(|problems| {
         for problem in &problems {
             eprintln!("{problem}");
         }
@@ -185,6 +187,9 @@ fn finish(live: &LiveState) {
     for (_, keys) in live.api_keys.living() {
         keys.flush();
     }
+    for (_, ledger) in live.ledgers.living() {
+        ledger.flush();
+    }
 }
 
 /// Everything that happens without a request.
@@ -258,6 +263,9 @@ impl Housekeeper {
         }
         for leases in self.live.leases.unmaintained() {
             tokio::spawn(Hybrid::maintain(leases, Arc::clone(&self.clock)));
+        }
+        for ledger in self.live.ledgers.unmaintained() {
+            tokio::spawn(Ledger::maintain(ledger, Arc::clone(&self.clock)));
         }
         for backends in self.live.backends.unmaintained() {
             tokio::spawn(backends::Backends::maintain(backends, Arc::clone(&self.clock)));

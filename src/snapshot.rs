@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, credential, external, jwt};
+use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, credential, external, jwt, sigv4};
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
@@ -207,6 +207,7 @@ impl Compiler<'_> {
         Ok(match authenticator {
             config::Authenticator::Jwt(jwt) => Authenticator::Jwt(jwt::Jwt::new(Arc::clone(name), jwt, self.live)?),
             config::Authenticator::ApiKey(api_key) => Authenticator::ApiKey(api_key::ApiKey::new(Arc::clone(name), api_key, self.live)),
+            config::Authenticator::Sigv4(sigv4) => Authenticator::Sigv4(sigv4::Sigv4::new(Arc::clone(name), sigv4, self.live)),
             config::Authenticator::External(external) => {
                 Authenticator::External(external::External::new(Arc::clone(name), external, self.live)?)
             }
@@ -423,6 +424,7 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
             .iter()
             .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("bearer")));
         let (missing, invalid) = match &**authenticator {
+            Authenticator::Sigv4(_) => ("AWS4-HMAC-SHA256 realm=\"edgeward\"", "AWS4-HMAC-SHA256 realm=\"edgeward\""),
             Authenticator::ApiKey(_) if !bearer => ("ApiKey realm=\"edgeward\"", "ApiKey realm=\"edgeward\""),
             Authenticator::External(_) if !bearer => ("External realm=\"edgeward\"", "External realm=\"edgeward\""),
             Authenticator::Jwt(_) | Authenticator::ApiKey(_) | Authenticator::External(_) => {

@@ -28,6 +28,9 @@ pub(super) fn dependencies(live: &LiveState) -> (Vec<String>, Vec<String>) {
             None => {}
         }
     }
+    for (_, ledger) in live.ledgers.living() {
+        amiss.extend(ledger.failure().map(|failure| format!("quotas: {}", failure.reason)));
+    }
     for (server, redis) in live.redis.living() {
         match redis.standing() {
             Standing::Away(fault) => amiss.push(format!("redis {server}: {fault}")),
@@ -66,9 +69,17 @@ pub(super) fn render(out: &mut String, live: &LiveState, snapshot: &Snapshot, no
     families.add("edgeward_backend_healthy", "1 while requests are sent to a backend.", &healthy);
     let busy: Vec<_> = backends.iter().map(|(labels, status)| (labels.clone(), status.in_flight as f64)).collect();
     families.add("edgeward_backend_requests_in_flight", "Requests that a backend is answering.", &busy);
-    let limits: Vec<_> =
+    let mut limits: Vec<_> =
         live.limits.living().into_iter().map(|(name, limits)| (labels(&[("limit", &name)]), limits.keys() as f64)).collect();
+    let ledgers = live.ledgers.living();
+    let quotas = ledgers.iter().flat_map(|(_, ledger)| ledger.keys());
+    limits.extend(quotas.map(|(quota, keys)| (labels(&[("limit", &quota)]), keys as f64)));
     families.add("edgeward_limit_keys", "Keys that a limit counts.", &limits);
+    let failing: Vec<_> = ledgers
+        .iter()
+        .map(|(path, ledger)| (labels(&[("database", &path.display().to_string())]), f64::from(u8::from(ledger.failure().is_some()))))
+        .collect();
+    families.add("edgeward_quotas_failing", "1 while quotas are not written down and counting goes on in memory.", &failing);
     let redis: Vec<_> = live
         .redis
         .living()

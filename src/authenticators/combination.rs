@@ -100,6 +100,11 @@ impl Authenticators {
         self.named.iter().filter_map(|authenticator| authenticator.body_limit()).max()
     }
 
+    /// Whether one of them has to see the body before it can judge.
+    pub fn ask_for_body(&self, request: &Request<'_>) -> bool {
+        request.body.is_none() && self.named.iter().any(|authenticator| authenticator.asks_for_body(request))
+    }
+
     /// Every authenticator that is named, once, in the order of the configuration.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Authenticator>> {
         self.named.iter()
@@ -198,6 +203,8 @@ fn together(proofs: Vec<Proof>, principals: Principals) -> Result<Outcome, Rejec
 }
 
 fn join(first: Proof, second: Proof) -> Proof {
+    let mut body = first.body;
+    body.extend(second.body);
     let mut identity = Identity::clone(&first.identity);
     let other = &second.identity;
     for (own, given) in [
@@ -230,5 +237,5 @@ fn join(first: Proof, second: Proof) -> Proof {
         (Some(first), Some(second)) => Some(first.iter().chain(&*second).cloned().collect()),
         (first, second) => first.or(second),
     };
-    Proof { identity: Arc::new(identity), headers }
+    Proof { identity: Arc::new(identity), body, headers }
 }

@@ -157,7 +157,7 @@ impl External {
             Found::Absent | Found::One(_) | Found::Malformed(_) => {}
         }
         match self.judge(request, now).await {
-            Ok(Grant { identity, headers }) => Verdict::Accept(Proof { headers, ..identity.into() }),
+            Ok(Grant { identity, headers }) => Verdict::Accept(Proof { headers, ..Proof::from(identity) }),
             Err(rejection) => Verdict::Reject(rejection),
         }
     }

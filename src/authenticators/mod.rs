@@ -6,6 +6,7 @@ pub mod credential;
 pub mod external;
 pub mod jwt;
 pub mod key_format;
+pub mod sigv4;
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ pub use combination::{Accepted, Authenticators};
 use http::{HeaderName, HeaderValue};
 
 use crate::config::Location;
-use crate::request::{Identity, Method, Now, Rejection, Request};
+use crate::request::{BodyDigest, Identity, Method, Now, Rejection, Request};
 
 /// What an authenticator says of a request.
 #[derive(Debug)]
@@ -31,13 +32,15 @@ pub enum Verdict {
 pub struct Proof {
     /// Who calls.
     pub identity: Arc<Identity>,
+    /// What the body must hash to, each of them: until it does, the proof is not complete and nothing of the body reaches the upstream.
+    pub body: Vec<BodyDigest>,
     /// Headers of the upstream request that it decides on as well: set, or removed where there is no value.
     pub headers: Option<Arc<[(HeaderName, Option<HeaderValue>)]>>,
 }
 
 impl From<Arc<Identity>> for Proof {
     fn from(identity: Arc<Identity>) -> Self {
-        Self { identity, headers: None }
+        Self { identity, body: Vec::new(), headers: None }
     }
 }
 
@@ -49,6 +52,8 @@ pub enum Authenticator {
     Jwt(jwt::Jwt),
     /// API keys.
     ApiKey(api_key::ApiKey),
+    /// AWS Signature Version 4.
+    Sigv4(sigv4::Sigv4),
     /// Another service.
     External(external::External),
 }
@@ -59,6 +64,14 @@ impl Authenticator {
             Self::Jwt(jwt) => jwt.authenticate(request, now).await,
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
             Self::External(external) => external.authenticate(request, now).await,
+            Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
+        }
+    }
+
+    fn asks_for_body(&self, request: &Request<'_>) -> bool {
+        match self {
+            Self::Sigv4(sigv4) => sigv4.asks_for_body(request),
+            Self::Jwt(_) | Self::ApiKey(_) | Self::External(_) => false,
         }
     }
 
@@ -67,6 +80,7 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.name(),
             Self::ApiKey(api_key) => api_key.name(),
+            Self::Sigv4(sigv4) => sigv4.name(),
             Self::External(external) => external.name(),
         }
     }
@@ -76,6 +90,7 @@ impl Authenticator {
         match self {
             Self::Jwt(_) => Method::Jwt,
             Self::ApiKey(_) => Method::ApiKey,
+            Self::Sigv4(_) => Method::Sigv4,
             Self::External(_) => Method::External,
         }
     }
@@ -85,6 +100,7 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.locations(),
             Self::ApiKey(api_key) => api_key.locations(),
+            Self::Sigv4(sigv4) => sigv4.locations(),
             Self::External(external) => external.locations(),
         }
     }
@@ -93,7 +109,7 @@ impl Authenticator {
     pub fn body_limit(&self) -> Option<usize> {
         match self {
             Self::External(external) => external.body_limit(),
-            Self::Jwt(_) | Self::ApiKey(_) => None,
+            Self::Jwt(_) | Self::ApiKey(_) | Self::Sigv4(_) => None,
         }
     }
 }

@@ -157,6 +157,7 @@ fn dependencies(config: &Config) -> Vec<String> {
                     OnFailure::Allow => "ANYONE is let in".to_owned(),
                 }
             )),
+            Authenticator::Sigv4(_) => {}
         }
     }
     for (name, upstream) in &config.upstreams {

@@ -13,7 +13,7 @@ use super::keys::{KeyEntry, KeyFile};
 use super::limit::ClaimPath;
 use super::values::{DAY, HeaderName, Lasting, MINUTE, SECOND, Text, Token, Url};
 use super::yaml::Node;
-use super::{At, File, Problem};
+use super::{At, File, Problem, Sigv4};
 use crate::jose::Algorithm;
 use crate::secret::Secret;
 
@@ -25,18 +25,22 @@ pub enum Authenticator {
     Jwt(Jwt),
     /// By an API key.
     ApiKey(ApiKey),
+    /// By an AWS Signature Version 4.
+    Sigv4(Sigv4),
     /// By another service's word.
     External(External),
 }
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key, external)]
+    #[one_of(jwt, api_key, sigv4, external)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
         /// By an API key.
         api_key: Option<ApiKey> = absent,
+        /// By an AWS Signature Version 4.
+        sigv4: Option<Sigv4> = absent,
         /// By the word of another service.
         external: Option<External> = absent,
     }
@@ -142,8 +146,9 @@ impl Decode for Authenticator {
     type Value = Self;
 
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
-        let WrittenAuthenticator { jwt, api_key, external } = WrittenAuthenticator::decode(node, context)?;
-        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey)).or(external.map(Self::External))
+        let WrittenAuthenticator { jwt, api_key, sigv4, external } = WrittenAuthenticator::decode(node, context)?;
+        let local = jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey)).or(sigv4.map(Self::Sigv4));
+        local.or(external.map(Self::External))
     }
 
     fn expected() -> String {

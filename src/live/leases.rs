@@ -233,7 +233,10 @@ impl Hybrid {
                 lease.is_due = true;
                 due.push(*key);
             }
-            owes || lease.is_due || lease.units > 0 || now < lease.refused_until || lease.settled.is_some_and(|settled| now < settled + LIFE)
+            owes || lease.is_due
+                || lease.units > 0
+                || now < lease.refused_until
+                || lease.settled.is_some_and(|settled| now < settled + LIFE)
         });
         due.into_iter().for_each(|key| self.falls_due(key));
     }

@@ -4,16 +4,20 @@ pub mod answers;
 pub mod api_keys;
 pub mod backends;
 pub mod breaker;
+pub mod database;
 pub mod decisions;
 pub mod key_set;
 pub mod key_store;
 pub mod leases;
 pub mod limits;
+pub mod quotas;
+pub mod replays;
 pub mod shared_limits;
 pub mod token_cache;
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::net::redis;
@@ -25,6 +29,8 @@ pub struct LiveState {
     pub key_sets: Registry<key_set::KeySetId, key_set::KeySet>,
     /// Verified tokens.
     pub tokens: Arc<token_cache::TokenCache>,
+    /// Quotas, by their database.
+    pub ledgers: Registry<PathBuf, quotas::Ledger>,
     /// What is used of rate limits, by the name of the limit.
     pub limits: Registry<Arc<str>, limits::Limits>,
     /// The requests in flight, by the name of the limit.
@@ -37,6 +43,8 @@ pub struct LiveState {
     pub api_keys: Registry<api_keys::Source, api_keys::ApiKeys>,
     /// Decisions of external authorizers.
     pub decisions: Registry<decisions::AuthorizerId, decisions::Decisions>,
+    /// What may be used once, by the name of the authenticator.
+    pub replays: Registry<Arc<str>, replays::Replays>,
     /// Resolved and probed backends, by the name of the upstream.
     pub backends: Registry<Arc<str>, backends::Backends>,
 }

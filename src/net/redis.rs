@@ -43,7 +43,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 const HOPS: u32 = 5;
 
 /// Connected is not enough: a replica, a full server or a user who may do nothing answers as well. This asks for all that scripts need.
-const PROOF: &str = "return {redis.call('TIME')[1] * 1, redis.call('SET', KEYS[1], ARGV[1], 'PX', 1000) and redis.call('GET', KEYS[1]) * 1}";
+const PROOF: &str =
+    "return {redis.call('TIME')[1] * 1, redis.call('SET', KEYS[1], ARGV[1], 'PX', 1000) and redis.call('GET', KEYS[1]) * 1}";
 
 /// Where Redis is, and as whom to log in.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,15 +1,12 @@
 //! What is done to Pingora's session: deadlines before the decision, the upstream's headers after it.
 
-use std::time::Duration;
-
 use http::HeaderName;
 use http::header;
 use pingora::http::RequestHeader;
-use pingora::{BError, Error, ErrorType, Result};
+use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::context::Context;
-use crate::request::Rejection;
 use crate::request::message::Head;
 use crate::route::forward::UpstreamHeaders;
 use crate::snapshot::ServerRules;
@@ -53,6 +50,9 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
         upstream.remove_header(&header::UPGRADE);
         upstream.remove_header(&header::CONNECTION);
     }
+    if context.body.continued {
+        upstream.remove_header(&header::EXPECT);
+    }
     merge_cookies(upstream)?;
     continue_trace(upstream)?;
     let secure = is_secure(session);
@@ -66,10 +66,6 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
     };
     route.policy.forward.apply(upstream, admission.identity().map(|identity| &**identity), &connection);
     route.policy.forward.copy(upstream, admission.headers());
-    if context.body_read {
-        // Nobody waits for leave to send what is here.
-        upstream.remove_header(&header::EXPECT);
-    }
     Ok(())
 }
 
@@ -77,43 +73,6 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
 pub(super) fn is_secure(session: &Session) -> bool {
     session.digest().is_some_and(|digest| digest.ssl_digest.is_some())
 }
-
-/// Longest body that can be read before the decision: Pingora sends no more than this on to the upstream again.
-const REPLAYED: usize = 64 * 1024;
-
-/// The whole body, for those who decide by it; it goes on to the upstream all the same.
-///
-/// # Errors
-/// It is longer than `limit`, or not there in `patience`.
-pub(super) async fn read_body(session: &mut Session, limit: usize, patience: Duration) -> Result<Vec<u8>, Rejection> {
-    let limit = limit.min(REPLAYED);
-    let length = session.req_header().headers.get(header::CONTENT_LENGTH);
-    if length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok()).is_some_and(|length| length > limit) {
-        return Err(Rejection::BodyTooLarge);
-    }
-    let reading = async {
-        session.enable_retry_buffering();
-        let waits = session.req_header().headers.get(header::EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(CONTINUE));
-        if waits && !session.is_body_done() {
-            session.write_continue_response().await?;
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = session.read_request_body().await? {
-            if chunk.len() > limit - body.len() {
-                return Ok(None);
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok::<_, BError>(Some(body))
-    };
-    match tokio::time::timeout(patience, reading).await {
-        Ok(Ok(body)) => body.ok_or(Rejection::BodyTooLarge),
-        Ok(Err(error)) => Err(super::failure(&Error::into_down(error))),
-        Err(_) => Err(Rejection::RequestTimeout),
-    }
-}
-
-const CONTINUE: &[u8] = b"100-continue";
 
 /// Passes on the caller's trace, or begins one (W3C Trace Context): without a sampling flag, for nobody here records spans.
 fn continue_trace(upstream: &mut RequestHeader) -> Result<()> {

@@ -2,6 +2,7 @@
 
 pub mod cidr;
 pub mod client;
+pub mod digest;
 pub mod framing;
 pub mod host;
 pub mod identity;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 pub use cidr::CidrSet;
 pub use client::Client;
+pub use digest::{BodyCheck, BodyDigest};
 pub use identity::{Identity, Method};
 pub use rejection::{LimitState, Rejection, Relayed};
 
@@ -35,14 +37,14 @@ pub struct Request<'a> {
     pub query: Option<&'a str>,
     /// The headers as they came.
     pub headers: &'a http::HeaderMap,
+    /// The whole body, where it is known already: an empty one always, another where an authenticator asked to see it.
+    pub body: Option<&'a [u8]>,
     /// Who is on the other end of the connection.
     pub client: &'a Client,
     /// The name of the matched route.
     pub route: &'a str,
     /// The path parameters of the matched route.
     pub parameters: Parameters<'a>,
-    /// The whole body, where the route has an authenticator that looks at it.
-    pub body: Option<&'a [u8]>,
 }
 
 impl<'a> Request<'a> {

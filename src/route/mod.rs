@@ -55,13 +55,6 @@ pub struct Policy {
     pub forward: Forward,
 }
 
-impl Policy {
-    /// How much of a body must be read before the decision, in bytes; none when nobody decides by it.
-    pub fn body_limit(&self) -> Option<usize> {
-        self.authenticators.as_ref().and_then(Authenticators::body_limit)
-    }
-}
-
 /// `WWW-Authenticate` values, one per accepted method.
 #[derive(Debug, Default)]
 pub struct Challenges {

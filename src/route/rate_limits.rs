@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::config::{Limit, LimitKey, WhenMissing};
+use crate::config::{Allowance, Limit, LimitKey, WhenMissing};
 use crate::live::limits::{Algorithm, Key, KeyBuilder, Limits, Standing, Terms};
 use crate::request::{Identity, LimitState, Now, Rejection, Request};
 
@@ -33,7 +33,7 @@ impl RateLimits {
         let limits = limits.into_iter().map(|(name, limit, counts)| RateLimit {
             name: name.clone(),
             per: limit.per.as_slice().into(),
-            terms: Terms { limit: limit.rate.count, window: limit.rate.window, algorithm: Algorithm::SlidingWindow },
+            terms: terms(limit),
             ipv6_prefix: limit.ipv6_prefix,
             when_missing: limit.when_missing,
             counts,
@@ -101,6 +101,15 @@ fn refund(limits: &[RateLimit], request: &Request<'_>, identity: Option<&Identit
             limit.counts.refund(&key, &limit.terms, 1, now.monotonic);
         }
     }
+}
+
+fn terms(limit: &Limit) -> Terms {
+    let (limit, window) = match limit.allowance {
+        Allowance::Rate { rate, .. } => (rate.count, rate.window),
+        Allowance::Quota(quota) => (quota.count, std::time::Duration::from_secs(86_400)),
+        Allowance::Concurrency(limit) => (limit, std::time::Duration::from_secs(1)),
+    };
+    Terms { limit, window, algorithm: Algorithm::SlidingWindow }
 }
 
 fn nearer(one: Option<LimitState>, other: Option<LimitState>) -> Option<LimitState> {
@@ -202,7 +211,7 @@ fn only_value<'a>(request: &Request<'a>, name: &http::HeaderName) -> Option<&'a 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{LimitAlgorithm, Rate};
+    use crate::config::{At, LimitAlgorithm, LimitMode, LimitOn, LimitStore, Place, Rate};
     use crate::request::{Client, Method, Parameters};
     use http::{HeaderMap, HeaderName};
     use std::time::Duration;
@@ -210,11 +219,18 @@ mod tests {
     fn limit(per: &[LimitKey], count: u64) -> Limit {
         Limit {
             per: per.to_vec(),
-            rate: Rate { count, window: Duration::from_secs(1) },
-            algorithm: LimitAlgorithm::SlidingWindow,
+            allowance: Allowance::Rate { rate: Rate { count, window: Duration::from_secs(1) }, algorithm: LimitAlgorithm::SlidingWindow },
+            cost: 1,
+            on: LimitOn::Requests,
+            mode: LimitMode::Enforce,
+            store: local(),
             ipv6_prefix: 64,
             when_missing: WhenMissing::Deny,
         }
+    }
+
+    fn local() -> At<LimitStore> {
+        At { value: LimitStore::Local, place: Place { file: "".into(), line: 1, column: 1, path: "".into() } }
     }
 
     fn compile(limits: &[(&str, Limit)]) -> RateLimits {

@@ -21,4 +21,5 @@ mod reload;
 mod request;
 mod route;
 mod server;
+mod sigv4;
 mod upstream;

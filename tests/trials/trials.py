@@ -3,6 +3,7 @@
 import sys
 
 import harness
+import trial_external
 import trial_grpc
 import trial_keys
 import trial_nginx

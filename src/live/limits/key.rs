@@ -16,9 +16,14 @@ const DIGEST: u8 = u8::MAX;
 pub struct Key([u8; KEY_BYTES]);
 
 impl Key {
-    /// The same bytes for the same parts on every node, and never those of other parts.
+    /// The same bytes for the same parts on every node and in every version, and never those of other parts.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The key of these bytes, as they were written down.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
     }
 
     fn new(parts: [u8; ROOM], length: u8) -> Self {
@@ -132,6 +137,18 @@ mod tests {
         let is_whole = |length: usize| key(vec![b'a'; length]).as_bytes().last() != Some(&DIGEST);
         assert!(is_whole(32) && is_whole(36) && is_whole(37));
         assert!(!is_whole(38));
+    }
+
+    #[test]
+    fn a_key_is_written_down_in_the_form_that_it_always_had() {
+        let mut bytes = [0; KEY_BYTES];
+        bytes[..6].copy_from_slice(b"\x00\x04acme");
+        bytes[KEY_BYTES - 1] = 6;
+        assert_eq!(key("acme").as_bytes(), bytes);
+        assert_eq!(Key::from_bytes(&bytes), Some(key("acme")));
+        let digest: String = key([7; 60]).as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(digest, "b493f1d2ac4ae98c4fe85087ba721d589778b32c7c232cb9c0a1fb44b225bd8f00000000000000ff");
+        assert_eq!(Key::from_bytes(&bytes[1..]), None);
     }
 
     #[test]
