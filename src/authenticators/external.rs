@@ -83,8 +83,8 @@ struct Reader {
 enum Protocol {
     ForwardAuth {
         copy: Box<[HeaderName]>,
-        /// Headers that become claims.
-        claimed: Box<[HeaderName]>,
+        /// Headers that say who calls.
+        named: Box<[HeaderName]>,
     },
     Lambda {
         arn: Arc<str>,
@@ -102,8 +102,8 @@ impl External {
             ExternalResponse::ForwardAuth => {
                 let claims = in_lower_case(&config.claims);
                 let named = claim_names(&claims).filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok());
-                let claimed = config.copy.iter().cloned().chain(named).collect();
-                (Protocol::ForwardAuth { copy: config.copy.clone().into(), claimed }, claims)
+                let named = named.collect();
+                (Protocol::ForwardAuth { copy: config.copy.clone().into(), named }, claims)
             }
             ExternalResponse::Lambda => (Protocol::Lambda { arn: config.arn.clone() }, config.claims.clone()),
         };
@@ -310,8 +310,8 @@ impl Reader {
         let status = answer.status();
         let size = answer.body().len() + answer.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
         let decision = match &self.protocol {
-            Protocol::ForwardAuth { claimed, .. } if status.is_success() => {
-                self.identity(claims(claimed, &answer), None, credential).map(|identity| Decision::Allow(self.grant(identity, Some(&answer))))
+            Protocol::ForwardAuth { copy, named } if status.is_success() => {
+                self.identity(claims(copy, named, &answer), None, credential).map(|identity| Decision::Allow(self.grant(identity, Some(&answer))))
             }
             Protocol::ForwardAuth { .. } => {
                 let relayed = forward_auth::refusal(answer).ok_or_else(|| format!("answered {status}"))?;
@@ -383,12 +383,17 @@ impl Reader {
     }
 }
 
-/// Headers of an answer as claims; none when one of them is no text.
-fn claims(names: &[HeaderName], answer: &Response<Bytes>) -> Option<Map<String, Value>> {
+/// Headers of an answer as claims; none when one that says who calls is no text. Others that are none are only copied.
+fn claims(copied: &[HeaderName], named: &[HeaderName], answer: &Response<Bytes>) -> Option<Map<String, Value>> {
     let mut claims = Map::new();
-    for name in names {
-        if let Some(line) = forward_auth::line(answer.headers(), name) {
-            claims.insert(name.as_str().to_owned(), std::str::from_utf8(line.as_bytes()).ok()?.into());
+    for name in copied.iter().chain(named) {
+        let Some(line) = forward_auth::line(answer.headers(), name) else { continue };
+        match std::str::from_utf8(line.as_bytes()) {
+            Ok(text) => {
+                claims.insert(name.as_str().to_owned(), text.into());
+            }
+            Err(_) if named.contains(name) => return None,
+            Err(_) => {}
         }
     }
     Some(claims)
