@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::authenticators::Proof;
-use crate::request::{BodyDigest, Identity, LimitState, Now, Rejection, Request};
+use crate::request::{BodyDigest, HeaderChange, Identity, LimitState, Now, Rejection, Request};
 use crate::route::Route;
 
 /// The permit to forward one request. Only [`admit`] makes one, and the phases that reach an upstream ask for it.
@@ -20,7 +20,7 @@ impl Admission {
     }
 
     /// What the authenticator decided of the upstream's headers.
-    pub fn headers(&self) -> &[(http::HeaderName, Option<http::HeaderValue>)] {
+    pub fn headers(&self) -> &[HeaderChange] {
         self.proof.as_ref().and_then(|proof| proof.headers.as_deref()).unwrap_or_default()
     }
 

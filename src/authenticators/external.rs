@@ -310,9 +310,9 @@ impl Reader {
         let status = answer.status();
         let size = answer.body().len() + answer.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
         let decision = match &self.protocol {
-            Protocol::ForwardAuth { copy, named } if status.is_success() => {
-                self.identity(claims(copy, named, &answer), None, credential).map(|identity| Decision::Allow(self.grant(identity, Some(&answer))))
-            }
+            Protocol::ForwardAuth { copy, named } if status.is_success() => self
+                .identity(claims(copy, named, &answer), None, credential)
+                .map(|identity| Decision::Allow(self.grant(identity, Some(&answer)))),
             Protocol::ForwardAuth { .. } => {
                 let relayed = forward_auth::refusal(answer).ok_or_else(|| format!("answered {status}"))?;
                 // What sets a cookie or leads somewhere was made for this caller.

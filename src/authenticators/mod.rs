@@ -11,10 +11,9 @@ pub mod sigv4;
 use std::sync::Arc;
 
 pub use combination::{Accepted, Authenticators};
-use http::{HeaderName, HeaderValue};
 
 use crate::config::Location;
-use crate::request::{BodyDigest, Identity, Method, Now, Rejection, Request};
+use crate::request::{BodyDigest, HeaderChange, Identity, Method, Now, Rejection, Request};
 
 /// What an authenticator says of a request.
 #[derive(Debug)]
@@ -34,8 +33,8 @@ pub struct Proof {
     pub identity: Arc<Identity>,
     /// What the body must hash to, each of them: until it does, the proof is not complete and nothing of the body reaches the upstream.
     pub body: Vec<BodyDigest>,
-    /// Headers of the upstream request that it decides on as well: set, or removed where there is no value.
-    pub headers: Option<Arc<[(HeaderName, Option<HeaderValue>)]>>,
+    /// What becomes of the upstream's headers beside.
+    pub headers: Option<Arc<[HeaderChange]>>,
 }
 
 impl From<Arc<Identity>> for Proof {
@@ -46,7 +45,6 @@ impl From<Arc<Identity>> for Proof {
 
 /// One way to prove an identity, as the configuration names it.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a handful of them, each behind an Arc")]
 pub enum Authenticator {
     /// JSON Web Tokens.
     Jwt(jwt::Jwt),

@@ -19,7 +19,6 @@ use crate::secret::Secret;
 
 /// One way to prove who calls.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "a handful, that live as long as a compile")]
 pub enum Authenticator {
     /// By a JSON Web Token.
     Jwt(Jwt),

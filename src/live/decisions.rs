@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use http::{HeaderName, HeaderValue};
-
 use super::answers::Answers;
-use crate::request::{Identity, Rejection};
+use crate::request::{HeaderChange, Identity, Rejection};
 
 /// What tells one authorizer from another.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -51,8 +49,8 @@ impl Decision {
 pub struct Grant {
     /// Who calls.
     pub identity: Arc<Identity>,
-    /// Headers of the upstream request: set, or removed where there is no value.
-    pub headers: Option<Arc<[(HeaderName, Option<HeaderValue>)]>>,
+    /// What becomes of the upstream's headers.
+    pub headers: Option<Arc<[HeaderChange]>>,
 }
 
 /// What a caller of an API asks for, in the words of IAM.

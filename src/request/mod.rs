@@ -63,6 +63,9 @@ impl<'a> Request<'a> {
     }
 }
 
+/// A header that is set, or removed where there is no value.
+pub type HeaderChange = (http::HeaderName, Option<http::HeaderValue>);
+
 /// The path parameters of a matched route: name and value, in the order of the pattern.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Parameters<'a>(pub &'a [(&'a str, &'a str)]);

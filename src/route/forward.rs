@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::authenticators::credential;
 use crate::config::{self, Location, TemplatePart, Token};
-use crate::request::{Identity, Method};
+use crate::request::{HeaderChange, Identity, Method};
 
 /// The head of an upstream's request.
 pub trait UpstreamHeaders {
@@ -83,8 +83,8 @@ impl Forward {
     }
 
     /// Sets and removes what an authenticator decided on, after [`apply`](Self::apply): save what this policy or the gateway itself says.
-    pub fn copy(&self, upstream: &mut impl UpstreamHeaders, decided: &[(HeaderName, Option<HeaderValue>)]) {
-        for (name, value) in decided.iter().filter(|(name, _)| !self.headers.iter().any(|(own, _)| own == name)) {
+    pub fn copy(&self, upstream: &mut impl UpstreamHeaders, changes: &[HeaderChange]) {
+        for (name, value) in changes.iter().filter(|(name, _)| !self.headers.iter().any(|(own, _)| own == name)) {
             match value {
                 Some(value) => upstream.set(name, value.clone()),
                 None => upstream.remove(name),

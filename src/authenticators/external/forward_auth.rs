@@ -181,7 +181,10 @@ mod tests {
             let relayed = refusal(answer(status, lines));
             assert_eq!(relayed.is_some(), told, "{status}");
             if let Some(relayed) = relayed {
-                assert_eq!((relayed.status.as_u16(), &relayed.headers, &*relayed.body), (status, answer(200, lines).headers(), &b"body"[..]));
+                assert_eq!(
+                    (relayed.status.as_u16(), &relayed.headers, &*relayed.body),
+                    (status, answer(200, lines).headers(), &b"body"[..])
+                );
             }
         }
         let connected = [("connection", "close, X-Hop"), ("x-hop", "1"), ("transfer-encoding", "chunked"), ("keep-alive", "5")];

@@ -195,7 +195,8 @@ mod tests {
     use crate::request::{Client, Parameters};
     use http::{HeaderValue, Method};
 
-    const ALLOWED: &str = r#"{"Version": "2012-10-17", "Statement": [{"Action": "execute-api:Invoke", "Effect": "Allow", "Resource": "*"}]}"#;
+    const ALLOWED: &str =
+        r#"{"Version": "2012-10-17", "Statement": [{"Action": "execute-api:Invoke", "Effect": "Allow", "Resource": "*"}]}"#;
 
     fn statement(text: &str) -> String {
         format!(r#"{{"principalId": "u", "policyDocument": {{"Statement": [{text}]}}}}"#)
@@ -213,10 +214,13 @@ mod tests {
         ] {
             assert_eq!(Answer::parse(text.as_bytes()), Some(Answer::Simple { authorized: expected, context: Map::new() }), "{text}");
         }
-        let document = format!(r#"{{"principalId": "user", "policyDocument": {ALLOWED}, "context": {{"a": 1}}, "usageIdentifierKey": "k"}}"#);
+        let document =
+            format!(r#"{{"principalId": "user", "policyDocument": {ALLOWED}, "context": {{"a": 1}}, "usageIdentifierKey": "k"}}"#);
         let Some(Answer::Policy { principal, policy, context }) = Answer::parse(document.as_bytes()) else { panic!("{document}") };
         assert_eq!((&*principal, policy.0.len(), context.len()), ("user", 1, 1));
-        let several = statement(r#"{"Effect": "Allow", "Action": ["a", "b"], "Resource": ["c"], "Sid": "s"}, {"Effect": "Deny", "Action": "a", "Resource": "d"}"#);
+        let several = statement(
+            r#"{"Effect": "Allow", "Action": ["a", "b"], "Resource": ["c"], "Sid": "s"}, {"Effect": "Deny", "Action": "a", "Resource": "d"}"#,
+        );
         let Some(Answer::Policy { policy, .. }) = Answer::parse(several.as_bytes()) else { panic!("{several}") };
         assert_eq!(policy.0.iter().map(|statement| statement.allows).collect::<Vec<_>>(), [true, false]);
         let thrown = br#"{"errorMessage": "Unauthorized", "errorType": "Error", "trace": []}"#;

@@ -166,7 +166,10 @@ fn a_context_becomes_claims_and_the_principal_the_subject() {
     let policy = json!({"Statement": {"Effect": "Allow", "Action": "*", "Resource": "*"}});
     let document = json!({"principalId": "alice", "policyDocument": policy, "context": context});
     let identity = granted(&lambda, answer(200, &[], &document.to_string())).unwrap().identity;
-    assert_eq!((identity.subject.as_deref(), identity.consumer.as_deref(), identity.client.as_deref()), (Some("alice"), Some("acme"), Some("7")));
+    assert_eq!(
+        (identity.subject.as_deref(), identity.consumer.as_deref(), identity.client.as_deref()),
+        (Some("alice"), Some("acme"), Some("7"))
+    );
     assert_eq!((identity.scopes.join("|"), identity.roles.join("|")), ("a|b".to_owned(), "x, y|z".to_owned()));
     assert_eq!(Value::Object(identity.claims.clone()), context);
 
@@ -286,7 +289,10 @@ async fn while_nobody_answers_the_operator_decides() {
         match external(settings).authenticate(&said.request(), NOW).await {
             Verdict::Accept(proof) => {
                 assert_eq!(Ok(proof.identity.subject.clone()), expected, "{settings}");
-                assert_eq!(proof.headers.is_some_and(|headers| headers.iter().all(|(_, value)| value.is_none())), settings.contains("copy"));
+                assert_eq!(
+                    proof.headers.is_some_and(|headers| headers.iter().all(|(_, value)| value.is_none())),
+                    settings.contains("copy")
+                );
             }
             Verdict::Reject(rejection) => assert_eq!(Err(rejection.code()), expected, "{settings}"),
             Verdict::Pass => panic!("{settings}"),
@@ -344,7 +350,9 @@ async fn what_is_not_there_is_passed_on_where_the_operator_says_so_and_two_are_r
 async fn a_body_that_was_not_read_or_is_too_long_is_not_judged() {
     let external = external("body: 4B, on_failure: allow");
     let said = Said::new(&[]);
-    for (body, expected) in [(None, Some("internal")), (Some(&b"12345"[..]), Some("body_too_large")), (Some(b"1234"), None), (Some(b""), None)] {
+    for (body, expected) in
+        [(None, Some("internal")), (Some(&b"12345"[..]), Some("body_too_large")), (Some(b"1234"), None), (Some(b""), None)]
+    {
         let code = match external.authenticate(&Request { body, ..said.request() }, NOW).await {
             Verdict::Accept(_) => None,
             Verdict::Reject(rejection) => Some(rejection.code()),
