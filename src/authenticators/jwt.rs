@@ -10,8 +10,8 @@ use std::time::Duration;
 use openssl::sha::sha256;
 use serde_json::{Map, Value};
 
-use super::Verdict;
 use super::credential::{self, Found};
+use super::{Verdict, confirmation};
 use crate::config::{self, KeySource, Location, Problem};
 use crate::jose::claims::Registered;
 use crate::jose::jws::{Header, MAX_TOKEN};
@@ -129,7 +129,7 @@ impl Jwt {
             Found::Ambiguous(reason) => return Verdict::Reject(Rejection::BadRequest(reason)),
             Found::Malformed(reason) => return Verdict::Reject(Rejection::CredentialInvalid(reason)),
         };
-        match self.judge(&token, now).await {
+        match self.judge(&token, request, now).await {
             Ok(Some(identity)) => Verdict::Accept(identity.into()),
             Ok(None) => Verdict::Pass,
             Err(rejection) => Verdict::Reject(rejection),
@@ -146,7 +146,7 @@ impl Jwt {
         &self.from
     }
 
-    async fn judge(&self, token: &str, now: Now) -> Result<Option<Arc<Identity>>, Rejection> {
+    async fn judge(&self, token: &str, request: &Request<'_>, now: Now) -> Result<Option<Arc<Identity>>, Rejection> {
         if token.len() > MAX_TOKEN {
             return Err(invalid(Fault::TooLarge));
         }
@@ -154,6 +154,7 @@ impl Jwt {
             && self.keys.still_hold(&known, now)?
         {
             self.rules.check(known.algorithm, known.typ.as_deref(), &known.registered, now)?;
+            confirmation::check(&known.identity.claims, request)?;
             return Ok(Some(known.identity.clone()));
         }
         if !Jws::has_shape(token) {
@@ -167,10 +168,7 @@ impl Jwt {
         }
         let Header { algorithm, ref typ, .. } = jws.header;
         self.rules.check(algorithm, typ.as_deref(), &registered, now)?;
-        // RFC 7800: such a token is worth nothing without proof of its key, and we cannot ask for that proof yet.
-        if all.contains_key("cnf") {
-            return Err(Rejection::CredentialInvalid("bound_token"));
-        }
+        confirmation::check(&all, request)?;
         let key = self.keys.verify(&jws, now).await?;
         let identity = Arc::new(self.identity(all, &jws)?);
         self.tokens.insert(Verified::new(self.verifier, token, (algorithm, typ.clone()), registered, key, identity.clone()));

@@ -1,7 +1,10 @@
 //! Who are you: one credential, judged by the authenticator whose it is; `combination` says which of them a policy accepts together.
 
 pub mod api_key;
+pub mod basic;
+pub mod client_certificate;
 mod combination;
+pub mod confirmation;
 pub mod credential;
 pub mod external;
 pub mod jwt;
@@ -50,8 +53,12 @@ pub enum Authenticator {
     Jwt(jwt::Jwt),
     /// API keys.
     ApiKey(api_key::ApiKey),
+    /// Certificates of TLS clients.
+    ClientCertificate(client_certificate::ClientCertificate),
     /// AWS Signature Version 4.
     Sigv4(sigv4::Sigv4),
+    /// Users and passwords.
+    Basic(basic::Basic),
     /// Another service.
     External(external::External),
 }
@@ -61,15 +68,17 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.authenticate(request, now).await,
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
+            Self::ClientCertificate(client_certificate) => client_certificate.authenticate(request),
             Self::External(external) => external.authenticate(request, now).await,
             Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
+            Self::Basic(basic) => basic.authenticate(request, now).await,
         }
     }
 
     fn asks_for_body(&self, request: &Request<'_>) -> bool {
         match self {
             Self::Sigv4(sigv4) => sigv4.asks_for_body(request),
-            Self::Jwt(_) | Self::ApiKey(_) | Self::External(_) => false,
+            _ => false,
         }
     }
 
@@ -78,7 +87,9 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.name(),
             Self::ApiKey(api_key) => api_key.name(),
+            Self::ClientCertificate(client_certificate) => client_certificate.name(),
             Self::Sigv4(sigv4) => sigv4.name(),
+            Self::Basic(basic) => basic.name(),
             Self::External(external) => external.name(),
         }
     }
@@ -88,7 +99,9 @@ impl Authenticator {
         match self {
             Self::Jwt(_) => Method::Jwt,
             Self::ApiKey(_) => Method::ApiKey,
+            Self::ClientCertificate(_) => Method::ClientCertificate,
             Self::Sigv4(_) => Method::Sigv4,
+            Self::Basic(_) => Method::Basic,
             Self::External(_) => Method::External,
         }
     }
@@ -98,7 +111,10 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.locations(),
             Self::ApiKey(api_key) => api_key.locations(),
+            // It comes with the connection, or in headers that reach no upstream anyway.
+            Self::ClientCertificate(_) => &[],
             Self::Sigv4(sigv4) => sigv4.locations(),
+            Self::Basic(basic) => basic.locations(),
             Self::External(external) => external.locations(),
         }
     }
@@ -107,7 +123,7 @@ impl Authenticator {
     pub fn body_limit(&self) -> Option<usize> {
         match self {
             Self::External(external) => external.body_limit(),
-            Self::Jwt(_) | Self::ApiKey(_) | Self::Sigv4(_) => None,
+            _ => None,
         }
     }
 }

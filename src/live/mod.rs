@@ -10,6 +10,7 @@ pub mod key_set;
 pub mod key_store;
 pub mod leases;
 pub mod limits;
+pub mod passwords;
 pub mod quotas;
 pub mod replays;
 pub mod shared_limits;
@@ -41,6 +42,8 @@ pub struct LiveState {
     pub leases: Registry<(Arc<str>, redis::Server), leases::Hybrid>,
     /// API keys, by their store.
     pub api_keys: Registry<api_keys::Source, api_keys::ApiKeys>,
+    /// Passwords that were found right.
+    pub passwords: Arc<passwords::Passwords>,
     /// Decisions of external authorizers.
     pub decisions: Registry<decisions::AuthorizerId, decisions::Decisions>,
     /// What may be used once, by the name of the authenticator.

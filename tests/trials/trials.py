@@ -3,7 +3,9 @@
 import sys
 
 import harness
+import trial_certificates
 import trial_external
+import trial_fleet
 import trial_grpc
 import trial_keys
 import trial_nginx
