@@ -104,8 +104,8 @@ impl Gateway {
                 parameters: parameters.parameters(),
             };
             let (bound, asked) = match &route.policy.authenticators {
-                Some(authenticators) => (authenticators.body_limit(), authenticators.ask_for_body(&request)),
-                None => (None, false),
+                Some(authenticators) if request.body.is_none() => (authenticators.body_limit(), authenticators.ask_for_body(&request)),
+                _ => (None, false),
             };
             if !read_ahead && (bound.is_some() || asked) {
                 // From where nobody may come, nothing is read.
