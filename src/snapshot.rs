@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::authenticators::{
-    Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, external, jwt, sigv4,
+    Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, external, introspection, jwt, sigv4,
 };
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
@@ -25,6 +25,7 @@ use crate::request::cidr::CidrSet;
 use crate::request::message::HeadLimits;
 use crate::route::forward::{Credentials, Forward};
 use crate::route::ip_rules::IpRules;
+use crate::route::limit::RateLimit;
 use crate::route::rate_limits::RateLimits;
 use crate::route::rewrite::Rewrite;
 use crate::route::router::{Entry, Fault, Router};
@@ -70,8 +71,12 @@ pub struct Snapshot {
     pub unrouted: RouteMetrics,
     /// Every place of a credential, to be kept out of the log.
     credential_locations: Vec<Location>,
+    /// Every limit, whether a policy names it or not.
+    pub limits: Vec<Arc<RateLimit>>,
     /// Every upstream, whether a route uses it or not.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// Every authenticator, whether a route uses it or not.
+    authenticators: Vec<Arc<Authenticator>>,
 }
 
 impl Snapshot {
@@ -79,6 +84,9 @@ impl Snapshot {
     pub fn activate(&self) {
         for upstream in &self.upstreams {
             upstream.activate();
+        }
+        for authenticator in &self.authenticators {
+            authenticator.activate();
         }
     }
 
@@ -204,7 +212,9 @@ impl Compiler<'_> {
             access_log_sample: config.telemetry.access_log.sample,
             unrouted: self.metrics.route("", std::iter::empty()),
             credential_locations,
+            limits: config.limits.iter().filter_map(|(name, _)| limits.by_name.get(&name.value).cloned()).collect(),
             upstreams: upstreams.into_values().collect(),
+            authenticators: authenticators.into_values().collect(),
         })
     }
 
@@ -265,6 +275,9 @@ impl Compiler<'_> {
             config::Authenticator::Sigv4(sigv4) => Authenticator::Sigv4(sigv4::Sigv4::new(Arc::clone(name), sigv4, self.live)),
             config::Authenticator::External(external) => {
                 Authenticator::External(external::External::new(Arc::clone(name), external, self.live)?)
+            }
+            config::Authenticator::Introspection(introspection) => {
+                Authenticator::Introspection(introspection::Introspection::new(Arc::clone(name), introspection, self.live)?)
             }
         })
     }
@@ -468,7 +481,7 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
             }
             Authenticator::ApiKey(_) if !bearer => (fixed("ApiKey realm=\"edgeward\""), fixed("ApiKey realm=\"edgeward\"")),
             Authenticator::External(_) if !bearer => (fixed("External realm=\"edgeward\""), fixed("External realm=\"edgeward\"")),
-            Authenticator::Jwt(_) | Authenticator::ApiKey(_) | Authenticator::External(_) => {
+            Authenticator::Jwt(_) | Authenticator::ApiKey(_) | Authenticator::Introspection(_) | Authenticator::External(_) => {
                 (fixed("Bearer realm=\"edgeward\""), fixed("Bearer realm=\"edgeward\", error=\"invalid_token\""))
             }
         };

@@ -53,6 +53,7 @@ pub struct External {
     memory: Memory,
     on_failure: OnFailure,
     decisions: Arc<Decisions>,
+    entries: usize,
 }
 
 /// What makes two questions one.
@@ -145,6 +146,7 @@ impl External {
             },
             on_failure: config.on_failure,
             decisions: live.decisions.find_or_create(&id, || Decisions::new(id.name.clone(), entries)),
+            entries,
         })
     }
 
@@ -170,6 +172,11 @@ impl External {
     /// Where the credential may be.
     pub fn locations(&self) -> &[Location] {
         &self.from
+    }
+
+    /// Keeps as many decisions as this configuration says.
+    pub fn activate(&self) {
+        self.decisions.resize(self.entries);
     }
 
     /// How much of a body it must be shown.

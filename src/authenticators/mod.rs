@@ -2,13 +2,16 @@
 
 pub mod api_key;
 pub mod basic;
+pub mod claims;
 pub mod client_certificate;
 mod combination;
 pub mod confirmation;
 pub mod credential;
 pub mod external;
+pub mod introspection;
 pub mod jwt;
 pub mod key_format;
+pub mod oauth_client;
 pub mod sigv4;
 
 use std::sync::Arc;
@@ -61,6 +64,8 @@ pub enum Authenticator {
     Basic(basic::Basic),
     /// Another service.
     External(external::External),
+    /// Opaque tokens.
+    Introspection(introspection::Introspection),
 }
 
 impl Authenticator {
@@ -72,6 +77,7 @@ impl Authenticator {
             Self::External(external) => external.authenticate(request, now).await,
             Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
             Self::Basic(basic) => basic.authenticate(request, now).await,
+            Self::Introspection(introspection) => introspection.authenticate(request, now).await,
         }
     }
 
@@ -91,6 +97,7 @@ impl Authenticator {
             Self::Sigv4(sigv4) => sigv4.name(),
             Self::Basic(basic) => basic.name(),
             Self::External(external) => external.name(),
+            Self::Introspection(introspection) => introspection.name(),
         }
     }
 
@@ -103,6 +110,7 @@ impl Authenticator {
             Self::Sigv4(_) => Method::Sigv4,
             Self::Basic(_) => Method::Basic,
             Self::External(_) => Method::External,
+            Self::Introspection(_) => Method::Introspection,
         }
     }
 
@@ -116,6 +124,7 @@ impl Authenticator {
             Self::Sigv4(sigv4) => sigv4.locations(),
             Self::Basic(basic) => basic.locations(),
             Self::External(external) => external.locations(),
+            Self::Introspection(introspection) => introspection.locations(),
         }
     }
 
@@ -124,6 +133,15 @@ impl Authenticator {
         match self {
             Self::External(external) => external.body_limit(),
             _ => None,
+        }
+    }
+
+    /// Sets live facts to this configuration; called once, when it takes effect.
+    pub fn activate(&self) {
+        match self {
+            Self::Introspection(introspection) => introspection.activate(),
+            Self::External(external) => external.activate(),
+            _ => {}
         }
     }
 }

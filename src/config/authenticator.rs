@@ -10,6 +10,7 @@ use super::client_certificate::ClientCertificate;
 use super::decode::{Context, Decode, Fields, NonEmpty, OneOrMany, Scalar, grammar, unknown_word};
 use super::external::External;
 use super::header;
+use super::introspection::Introspection;
 use super::keys::{KeyEntry, KeyFile};
 use super::limit::ClaimPath;
 use super::values::{DAY, HeaderName, Lasting, MINUTE, SECOND, Text, Token, Url};
@@ -31,13 +32,15 @@ pub enum Authenticator {
     Sigv4(Sigv4),
     /// By a user and a password.
     Basic(Basic),
+    /// By an opaque token.
+    Introspection(Introspection),
     /// By another service's word.
     External(External),
 }
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key, client_certificate, sigv4, basic, external)]
+    #[one_of(jwt, api_key, introspection, client_certificate, sigv4, basic, external)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
@@ -49,6 +52,8 @@ grammar! {
         sigv4: Option<Sigv4> = absent,
         /// By a user and a password (RFC 7617).
         basic: Option<Basic> = absent,
+        /// By an opaque token, about which its issuer is asked (RFC 7662).
+        introspection: Option<Introspection> = absent,
         /// By the word of another service.
         external: Option<External> = absent,
     }
@@ -158,6 +163,7 @@ impl Decode for Authenticator {
         let ways = [
             written.jwt.map(Self::Jwt),
             written.api_key.map(Self::ApiKey),
+            written.introspection.map(Self::Introspection),
             written.client_certificate.map(Self::ClientCertificate),
             written.sigv4.map(Self::Sigv4),
             written.basic.map(Self::Basic),

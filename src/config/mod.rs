@@ -10,6 +10,7 @@ mod decode;
 mod dependency;
 mod external;
 mod header;
+mod introspection;
 mod keys;
 mod limit;
 mod policy;
@@ -34,6 +35,7 @@ pub use client_certificate::{AllowedCertificate, CertificateName, ClientCertific
 use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
 pub use dependency::{Breaker, OnFailure};
 pub use external::{DecisionCache, DecisionKey, External, ExternalClaims, ExternalResponse, WhenAbsent};
+pub use introspection::{ClientProof, Introspection, OauthClient, OauthClientMethod};
 pub use keys::KeyEntry;
 pub use limit::{Allowance, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, Plan, Quotas, WhenMissing};
 pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};

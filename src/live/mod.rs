@@ -6,6 +6,7 @@ pub mod backends;
 pub mod breaker;
 pub mod database;
 pub mod decisions;
+pub mod introspected;
 pub mod key_set;
 pub mod key_store;
 pub mod leases;
@@ -48,6 +49,8 @@ pub struct LiveState {
     pub decisions: Registry<decisions::AuthorizerId, decisions::Decisions>,
     /// What may be used once, by the name of the authenticator.
     pub replays: Registry<Arc<str>, replays::Replays>,
+    /// What is known of opaque tokens, by the endpoint that said it.
+    pub introspected: Registry<introspected::EndpointId, introspected::TokenAnswers>,
     /// Resolved and probed backends, by the name of the upstream.
     pub backends: Registry<Arc<str>, backends::Backends>,
 }

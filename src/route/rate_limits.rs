@@ -171,6 +171,12 @@ impl RateLimits {
         charge.take(self.after_identity.iter().chain(of_plan), request, identity).await
     }
 
+    /// Every limit that a caller's requests are counted against.
+    pub(super) fn of_caller(&self, caller: &Identity) -> impl Iterator<Item = &Arc<RateLimit>> {
+        let of_plan = self.plans.of(caller).unwrap_or_default().iter().filter(|limit| !self.names(limit));
+        self.before_identity.iter().chain(&self.after_identity).chain(of_plan)
+    }
+
     fn names(&self, limit: &Arc<RateLimit>) -> bool {
         self.before_identity.iter().chain(&self.after_identity).any(|named| Arc::ptr_eq(named, limit))
     }

@@ -19,6 +19,7 @@ mod client_certificate;
 mod external;
 mod limits;
 mod proxy;
+mod quotas;
 mod redis;
 mod reload;
 mod request;

@@ -56,7 +56,7 @@ pub(super) fn dependencies(config: &Config) -> Vec<String> {
     if config.limits.iter().any(|(_, limit)| matches!(limit.allowance, Allowance::Quota(_))) {
         let path = config.quotas.database.display();
         plans.push(format!(
-            "quotas: kept in {path}; while it cannot be written the counts go on in memory, at the start no request is admitted without it"
+            "quotas: kept in {path}; while it cannot be written the counts go on in memory; a start or a reload that cannot read it is refused"
         ));
     }
     plans
