@@ -4,6 +4,7 @@ pub mod client_certificate;
 pub mod basic;
 pub mod config;
 pub mod credential;
+pub mod external;
 pub mod jwks;
 pub mod jwt;
 pub mod request;

@@ -3,9 +3,10 @@
 import sys
 
 import harness
-import trial_fleet
 import trial_certificates
 import trial_basic
+import trial_external
+import trial_fleet
 import trial_grpc
 import trial_keys
 import trial_nginx
