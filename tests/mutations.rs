@@ -269,12 +269,16 @@ fn decide(snapshot: &Snapshot, call: &Call) -> Result<(), Rejection> {
     let request = Request {
         method: message.method,
         host: &message.host,
+        port: message.port,
         path: &message.path,
         query: message.query,
         headers: &headers,
+        body: Some(&[]),
         client: &client,
+        certificate: None,
         route: &route.name,
         parameters: parameters.parameters(),
+        ..Request::new(message.method, &message.host, &message.path, &headers, &client)
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(admit(route, &request, NOW)).map(|_| ()).map_err(|refusal| refusal.rejection)

@@ -7,10 +7,10 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map as Object, Value, json};
 
-use super::File;
 use super::decode::{Context, Decode, Fields, Scalar, grammar};
 use super::values::{HostAndPort, Lasting, SECOND, decimal};
 use super::yaml::{Kind, Node};
+use super::{At, File};
 use crate::secret::Secret;
 
 grammar! {
@@ -18,7 +18,7 @@ grammar! {
     #[checked(check_redis)]
     pub struct Redis {
         /// `redis://HOST:PORT/DATABASE`, or `rediss://` for TLS; from the environment or a file when it holds a user and a password.
-        url: RedisUrl,
+        url: At<RedisUrl>,
         /// The authorities to trust for TLS, in PEM. Absent: the system's.
         ca: Option<File> = absent,
         /// How long an answer may take, connecting included; then `on_store_failure` holds.
@@ -145,8 +145,23 @@ mod tests {
             assert_eq!(url.password.map(|password| password.expose().to_vec()), password.map(|text| text.as_bytes().to_vec()), "{text}");
         }
         for text in [
-            "", "127.0.0.1:6379", "http://a", "redis:a", "redis://", "redis:///0", "redis://a:0", "redis://a:99999", "redis://a/x",
-            "redis://a/-1", "redis://a/0/1", "redis://a?x=1", "redis://a#0", "redis://user@a", "redis://user:@a", "redis://a:b:c", "redis+unix://a",
+            "",
+            "127.0.0.1:6379",
+            "http://a",
+            "redis:a",
+            "redis://",
+            "redis:///0",
+            "redis://a:0",
+            "redis://a:99999",
+            "redis://a/x",
+            "redis://a/-1",
+            "redis://a/0/1",
+            "redis://a?x=1",
+            "redis://a#0",
+            "redis://user@a",
+            "redis://user:@a",
+            "redis://a:b:c",
+            "redis+unix://a",
         ] {
             assert!(RedisUrl::parse(text).is_err(), "{text}");
         }

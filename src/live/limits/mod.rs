@@ -117,6 +117,15 @@ impl Limits {
         }
     }
 
+    /// Where a request of `key` that costs so many units would stand. Nothing is counted.
+    pub fn standing(&self, key: &Key, terms: &Terms, cost: u64, monotonic: Duration) -> Standing {
+        let hash = self.hasher.hash_one(key);
+        match self.ledger(hash) {
+            Some(mut ledger) => ledger.standing(hash, key, terms, cost, nanos(monotonic), &self.hasher),
+            None => Standing::refused(terms),
+        }
+    }
+
     /// Takes back what [`charge`](Self::charge) admitted, for a request that goes no further: `monotonic` is the time it was charged at and
     /// its [`wait`](Standing::wait) on top.
     ///
@@ -231,6 +240,17 @@ impl Ledger {
         match (&mut self.accounts, rule) {
             (Accounts::Windows(table), Rule::Windows(view)) => table.charge(hash, key, room, |counts| counts.charge(view, pace, cost, now)),
             (Accounts::Buckets(table), Rule::Buckets(bound)) => table.charge(hash, key, room, |level| level.charge(bound, pace, cost, now)),
+            // Never, as the rule has just been adopted.
+            _ => Standing::refused(terms),
+        }
+    }
+
+    fn standing(&mut self, hash: u64, key: &Key, terms: &Terms, cost: u64, now: u64, hasher: &ahash::RandomState) -> Standing {
+        let (pace, rule) = (Pace::from(terms), Rule::from(terms.algorithm));
+        self.adopt(pace, rule, now, hasher);
+        match (&self.accounts, rule) {
+            (Accounts::Windows(table), Rule::Windows(view)) => table.look(hash, key).charge(view, pace, cost, now),
+            (Accounts::Buckets(table), Rule::Buckets(bound)) => table.look(hash, key).charge(bound, pace, cost, now),
             // Never, as the rule has just been adopted.
             _ => Standing::refused(terms),
         }
@@ -526,7 +546,9 @@ mod tests {
                     Step::Tidy => small.tidy(now, &hasher),
                     Step::Adopt(other) => {
                         terms = other;
-                        [&mut small, &mut ample].map(|ledger| ledger.adopt(Pace::from(&terms), terms.algorithm.into(), now, &hasher));
+                        for ledger in [&mut small, &mut ample] {
+                            ledger.adopt(Pace::from(&terms), terms.algorithm.into(), now, &hasher);
+                        }
                     }
                 }
             }
