@@ -56,8 +56,7 @@ impl Level {
             Bound::Burst(burst) => (parts(burst, pace), poured, burst),
             Bound::Queue(queue, longest) => (parts(queue, pace).min(u128::from(longest) * u128::from(pace.limit)), before, pace.limit),
         };
-        let never = cost > dearest || pace.limit == 0;
-        let admitted = met <= most && !never;
+        let admitted = met <= most && cost <= dearest && pace.limit > 0;
         let level = if admitted { poured } else { before };
         *self = Self { level, at };
 
@@ -74,7 +73,6 @@ impl Level {
             Bound::Queue(..) => 0,
         };
         let retry_after = match bound {
-            _ if never => Duration::from_nanos(pace.window),
             Bound::Burst(_) => drained_to(most.saturating_sub(parts(cost, pace))),
             Bound::Queue(..) => drained_to(most),
         };
@@ -292,7 +290,7 @@ mod tests {
                 prop_assert!(admits(&log, standing.remaining, now) && !admits(&log, standing.remaining + 1, now));
                 let then = now + standing.retry_after.as_nanos() as u64;
                 prop_assert!(cost > burst || admits(&log, cost, then));
-                prop_assert!(standing.admitted || !standing.retry_after.is_zero());
+                prop_assert!(standing.admitted || cost > burst || !standing.retry_after.is_zero());
                 prop_assert!(then == now || cost > burst || !admits(&log, cost, then - 1));
                 let reset = now + standing.reset.as_nanos() as u64;
                 prop_assert!(admits(&log, burst, reset));
@@ -328,7 +326,7 @@ mod tests {
                 prop_assert_eq!(standing.remaining, remaining);
                 if !expected {
                     prop_assert_eq!(standing.wait, Duration::ZERO);
-                    prop_assert!(!standing.retry_after.is_zero());
+                    prop_assert!(cost > limit || !standing.retry_after.is_zero());
                     continue;
                 }
                 prop_assert_eq!(standing.wait, Duration::from_nanos(wait.div_ceil(limit)));

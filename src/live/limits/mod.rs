@@ -74,7 +74,7 @@ pub struct Standing {
     pub remaining: u64,
     /// Time until the whole allowance is back.
     pub reset: Duration,
-    /// Time until one more of the same cost is admitted when nobody else asks; zero while enough remains. At least a window for a cost that
+    /// Time until one more of the same cost is admitted when nobody else asks; zero while enough remains. It says nothing for a cost that
     /// the limit never admits.
     pub retry_after: Duration,
     /// Time until its turn comes, for a request that was admitted to the queue of a leaky bucket; zero otherwise.
@@ -438,7 +438,7 @@ mod tests {
             assert_eq!(admitted(&limits, &spent, &terms, 1), 0, "{algorithm:?}");
             assert_eq!(admitted(&limits, &half, &terms, 1), 5, "{algorithm:?}");
             let late: usize = (0..50).map(|at| admitted(&limits, &key(format!("late {at}")), &terms, 1)).sum();
-            assert!((250..450).contains(&late), "{algorithm:?}: {late}");
+            assert!((250..490).contains(&late), "{algorithm:?}: {late}");
         }
     }
 
