@@ -27,6 +27,11 @@ fn run(target: &str, run: fn(&[u8])) {
 }
 
 #[test]
+fn only_the_right_password_opens() {
+    run("basic", targets::basic::run);
+}
+
+#[test]
 fn any_configuration_is_read_or_refused_with_reasons() {
     run("config", targets::config::run);
 }
@@ -64,4 +69,9 @@ fn a_request_has_one_reading() {
 #[test]
 fn the_most_specific_route_is_taken() {
     run("router", targets::router::run);
+}
+
+#[test]
+fn only_what_was_signed_is_accepted() {
+    run("sigv4", targets::sigv4::run);
 }

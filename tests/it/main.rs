@@ -14,6 +14,7 @@
 mod harness;
 
 mod authenticators;
+mod basic;
 mod cli;
 mod client_certificate;
 mod external;
