@@ -7,10 +7,10 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map as Object, Value, json};
 
-use super::{At, File};
 use super::decode::{Context, Decode, Fields, Scalar, grammar};
 use super::values::{HostAndPort, Lasting, SECOND, decimal};
 use super::yaml::{Kind, Node};
+use super::{At, File};
 use crate::secret::Secret;
 
 grammar! {

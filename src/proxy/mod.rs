@@ -68,7 +68,7 @@ impl Gateway {
     /// Everything between the request's head and the permit to forward it.
     async fn decide(&self, session: &mut Session, context: &mut Context) -> Result<(), Refusal> {
         let now = (self.clock)();
-        let Context { snapshot, client, request_id, route: matched, admission, target, body, body_received, .. } = context;
+        let Context { snapshot, client, certificate, request_id, route: matched, admission, target, body, body_received, .. } = context;
         let body_rules = body::Rules { limit: snapshot.server.body_limit, timeout: snapshot.server.body_timeout };
         session::prepare(session, &snapshot.server);
         let peer = session.client_addr().and_then(|address| address.as_inet()).ok_or(Rejection::Internal("no_peer_address"))?.ip();
@@ -87,6 +87,7 @@ impl Gateway {
             let route = snapshot.router.find(&message.host, &message.path, message.method, &mut parameters)?;
             *matched = Some(Arc::clone(route));
             message.check_length(snapshot.server.body_limit)?;
+            *certificate = session::certificate(session, snapshot, &message, &caller, now)?;
             let request = crate::request::Request {
                 method: message.method,
                 host: &message.host,
@@ -96,6 +97,7 @@ impl Gateway {
                 headers: message.headers,
                 body: if bodiless { Some(&[]) } else { body.whole() },
                 client: &caller,
+                certificate: certificate.as_deref(),
                 route: &route.name,
                 parameters: parameters.parameters(),
             };
@@ -144,6 +146,7 @@ impl ProxyHttp for Gateway {
             snapshot: self.slot.load(),
             request_id: RequestId::random(),
             client: None,
+            certificate: None,
             route: None,
             admission: None,
             refused: None,

@@ -44,7 +44,7 @@ pub(super) async fn refuse(session: &mut Session, context: &Context, rejection: 
 
 /// Whether the connection ends with this answer: always where the two sides may disagree on where the request ended.
 fn closes(session: &mut Session, rejection: &Rejection) -> bool {
-    if matches!(rejection.status().as_u16(), 400 | 408 | 413 | 431 | 500) {
+    if matches!(rejection.status().as_u16(), 400 | 408 | 413 | 421 | 431 | 500) {
         return true;
     }
     if session.is_body_done() {
@@ -173,6 +173,7 @@ fn detail(rejection: &Rejection) -> &'static str {
         Rejection::NoRoute => "There is nothing at this address.",
         Rejection::MethodNotAllowed(_) => "The resource does not have this method.",
         Rejection::RequestTimeout => "The request did not arrive in time.",
+        Rejection::Misdirected(_) => "The request does not belong on this connection; open another one for this host.",
         Rejection::BodyTooLarge => "The request body is too long.",
         Rejection::HeadersTooLarge => "The request header section is too long.",
         Rejection::RateLimited(_) => "The rate limit is used up; try again later.",

@@ -49,6 +49,8 @@ pub enum Rejection {
     MethodNotAllowed(Arc<str>),
     /// 408: the request did not arrive in time.
     RequestTimeout,
+    /// 421: the request does not belong on this connection: it asks for another host, or the connection's certificate is not good any more.
+    Misdirected(&'static str),
     /// 413: the body is longer than allowed.
     BodyTooLarge,
     /// 431: the header section is longer than allowed.
@@ -83,7 +85,7 @@ pub enum Rejection {
 }
 
 /// Every [`code`](Rejection::code), for tables that are indexed by it.
-pub const CODES: [&str; 26] = [
+pub const CODES: [&str; 27] = [
     "bad_request",
     "ambiguous_path",
     "ambiguous_framing",
@@ -97,6 +99,7 @@ pub const CODES: [&str; 26] = [
     "no_route",
     "method_not_allowed",
     "request_timeout",
+    "misdirected_request",
     "body_too_large",
     "headers_too_large",
     "rate_limited",
@@ -129,6 +132,7 @@ impl Rejection {
             Self::NoRoute => "no_route",
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::RequestTimeout => "request_timeout",
+            Self::Misdirected(_) => "misdirected_request",
             Self::BodyTooLarge => "body_too_large",
             Self::HeadersTooLarge => "headers_too_large",
             Self::RateLimited(_) => "rate_limited",
@@ -155,6 +159,7 @@ impl Rejection {
             Self::NoRoute => S::NOT_FOUND,
             Self::MethodNotAllowed(_) => S::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => S::REQUEST_TIMEOUT,
+            Self::Misdirected(_) => S::MISDIRECTED_REQUEST,
             Self::BodyTooLarge => S::PAYLOAD_TOO_LARGE,
             Self::HeadersTooLarge => S::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::RateLimited(_) | Self::QuotaExceeded(_) | Self::QueueFull(_) => S::TOO_MANY_REQUESTS,
@@ -181,6 +186,7 @@ impl Rejection {
             | Self::AmbiguousFraming(reason)
             | Self::CredentialInvalid(reason)
             | Self::Forbidden(reason)
+            | Self::Misdirected(reason)
             | Self::Internal(reason)
             | Self::Overloaded(reason)
             | Self::DependencyUnavailable { dependency: reason, .. } => Some(reason),

@@ -30,7 +30,7 @@ pub struct RateLimit {
     pub(super) holder: Holder,
     /// What it refused, or would have.
     pub(super) refusals: IntCounter,
-    per: Box<[LimitKey]>,
+    pub(super) per: Box<[LimitKey]>,
     ipv6_prefix: u8,
     when_missing: WhenMissing,
     cost: u64,
@@ -97,8 +97,7 @@ impl RateLimit {
         let counted_as: Arc<str> = if shadow { format!("shadow:{name}").into() } else { Arc::clone(name) };
         let own = match limit.allowance {
             Allowance::Rate { rate, algorithm } => {
-                let terms = Terms { limit: rate.count, window: rate.window, algorithm: counted(algorithm) };
-                Own::Rate(stores.live.limits.find_or_create(&counted_as, Limits::default), terms)
+                Own::Rate(stores.live.limits.find_or_create(&counted_as, Limits::default), terms(rate, algorithm))
             }
             Allowance::Quota(config::Quota { count, period }) => {
                 let period = match period {
@@ -190,7 +189,7 @@ impl RateLimit {
     }
 
     /// IPv6 by its prefix: whoever has one address of a network has them all.
-    fn push_address(&self, key: &mut KeyBuilder, address: IpAddr) {
+    pub(super) fn push_address(&self, key: &mut KeyBuilder, address: IpAddr) {
         match address {
             IpAddr::V4(address) => key.part(ADDRESS, &address.octets()),
             IpAddr::V6(address) => {
@@ -216,7 +215,7 @@ impl RateLimit {
         }
     }
 
-    fn own(&self) -> &Own {
+    pub(super) fn own(&self) -> &Own {
         match &self.holder {
             Holder::Own(own) => own,
             Holder::Redis(shared) | Holder::Hybrid(_, shared) => &shared.fallback,
@@ -266,7 +265,7 @@ fn in_flight(admitted: bool, remaining: u64) -> Standing {
 }
 
 /// The tags of the parts of a key, so that an address in place of a missing header is not taken for a header that holds an address.
-const PRESENT: u8 = 0;
+pub(super) const PRESENT: u8 = 0;
 const ADDRESS: u8 = 1;
 
 /// The value of a header; absent as well when it came twice, as nobody can say which one counts.
@@ -276,13 +275,15 @@ fn only_value<'a>(request: &Request<'a>, name: &http::HeaderName) -> Option<&'a 
     values.next().is_none().then(|| value.as_bytes().trim_ascii())
 }
 
-fn counted(algorithm: LimitAlgorithm) -> Algorithm {
-    match algorithm {
+/// A rate as those know it who count.
+pub fn terms(rate: config::Rate, algorithm: LimitAlgorithm) -> Terms {
+    let algorithm = match algorithm {
         LimitAlgorithm::FixedWindow => Algorithm::FixedWindow,
         LimitAlgorithm::SlidingWindow => Algorithm::SlidingWindow,
         LimitAlgorithm::TokenBucket { burst } => Algorithm::TokenBucket { burst },
         LimitAlgorithm::LeakyBucket { queue, max_wait } => Algorithm::LeakyBucket { queue, max_wait },
-    }
+    };
+    Terms { limit: rate.count, window: rate.window, algorithm }
 }
 
 /// The most that can be left, and the time in which that much comes back; none for what does not come back by itself, and for a month, which

@@ -171,6 +171,12 @@ impl RateLimits {
         charge.take(self.after_identity.iter().chain(of_plan), request, identity).await
     }
 
+    /// Every limit that a caller's requests are counted against.
+    pub(super) fn of_caller(&self, caller: &Identity) -> impl Iterator<Item = &Arc<RateLimit>> {
+        let of_plan = self.plans.of(caller).unwrap_or_default().iter().filter(|limit| !self.names(limit));
+        self.before_identity.iter().chain(&self.after_identity).chain(of_plan)
+    }
+
     fn names(&self, limit: &Arc<RateLimit>) -> bool {
         self.before_identity.iter().chain(&self.after_identity).any(|named| Arc::ptr_eq(named, limit))
     }
@@ -651,7 +657,8 @@ mod tests {
     #[test]
     fn who_comes_early_gets_a_turn_in_the_queue_and_who_gives_it_up_leaves_the_queue() {
         let algorithm = LimitAlgorithm::LeakyBucket { queue: 2, max_wait: 10 * SECOND };
-        let smooth = Limit { allowance: Allowance::Rate { rate: Rate { count: 1, window: SECOND }, algorithm }, ..limit(&[LimitKey::Host], 0) };
+        let smooth =
+            Limit { allowance: Allowance::Rate { rate: Rate { count: 1, window: SECOND }, algorithm }, ..limit(&[LimitKey::Host], 0) };
         let limits = compile(&[("smooth", smooth), ("flood", limit(&[LimitKey::ClientIp], 4))]);
         let caller = Caller::new("192.0.2.1");
         let come = || admit(&limits, &caller, None, 1, 0).map(|held| held.turn);

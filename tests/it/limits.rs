@@ -134,10 +134,8 @@ fn a_caller_that_waits_as_it_was_told_is_admitted() {
 
 #[test]
 fn a_shadow_refuses_nobody_and_tells_in_the_metrics_and_the_log() {
-    let gateway = Gateway::start(&config(
-        "flood: {per: client_ip, rate: 2/h, mode: shadow}",
-        "all: policy: {authenticate: public, limits: [flood]}",
-    ));
+    let gateway =
+        Gateway::start(&config("flood: {per: client_ip, rate: 2/h, mode: shadow}", "all: policy: {authenticate: public, limits: [flood]}"));
     let answers: Vec<_> = (0..5).map(|_| gateway.get("/all", &[])).collect();
     assert!(answers.iter().all(|answer| answer.status == 200 && answer.header("x-ratelimit-limit").is_none()));
     assert_eq!(gateway.metric("edgeward_limit_refusals_total", &["limit=\"flood\"", "mode=\"shadow\""]), 3.0);

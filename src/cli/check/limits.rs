@@ -6,7 +6,7 @@ use super::join;
 use crate::config::{
     self, Allowance, At, Config, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, Period, Quota, Rate,
 };
-use crate::live::leases::worst_overshoot;
+use crate::live::leases::{worst_idle, worst_overshoot};
 use crate::live::limits::{Algorithm, Terms};
 
 /// A limit by its name, and what it allows.
@@ -39,25 +39,30 @@ pub(super) fn dependencies(config: &Config) -> Vec<String> {
         let (on_failure, lent) = match *limit.store {
             LimitStore::Local => continue,
             LimitStore::Redis(on_failure) => (on_failure, None),
-            LimitStore::Hybrid(on_failure) => (on_failure, overshoot(limit)),
+            LimitStore::Hybrid(on_failure) => (on_failure, terms(limit)),
         };
         let redis = config.redis.as_ref().map(|redis| redis.url.value.to_string()).unwrap_or_default();
         let away = match on_failure {
-            OnStoreFailure::Local => "each process counts alone",
+            OnStoreFailure::Local => "each node counts alone",
             OnStoreFailure::Allow => "it does NOT hold",
             OnStoreFailure::Deny => "503",
         };
-        let lent = lent.map_or(String::new(), |units| format!(", which lends to each process; each may admit {units} too many per key at worst"));
+        let lent = lent.map_or(String::new(), |terms| {
+            let (over, idle) = (worst_overshoot(1, terms), worst_idle(1, terms));
+            format!(" and lent to the nodes: each may admit {over} beyond the {} at worst and leave {idle} unused", terms.limit)
+        });
         plans.push(format!("{}: counted in {redis}{lent}; while that is away {away}", name.value));
     }
     if config.limits.iter().any(|(_, limit)| matches!(limit.allowance, Allowance::Quota(_))) {
         let path = config.quotas.database.display();
-        plans.push(format!("quotas: kept in {path}; while it cannot be written the counts go on in memory, at the start no request is admitted without it"));
+        plans.push(format!(
+            "quotas: kept in {path}; while it cannot be written the counts go on in memory; a start or a reload that cannot read it is refused"
+        ));
     }
     plans
 }
 
-fn overshoot(limit: &Limit) -> Option<u64> {
+fn terms(limit: &Limit) -> Option<Terms> {
     let Allowance::Rate { rate, algorithm } = limit.allowance else { return None };
     let algorithm = match algorithm {
         LimitAlgorithm::FixedWindow => Algorithm::FixedWindow,
@@ -65,7 +70,7 @@ fn overshoot(limit: &Limit) -> Option<u64> {
         LimitAlgorithm::TokenBucket { burst } => Algorithm::TokenBucket { burst },
         LimitAlgorithm::LeakyBucket { queue, max_wait } => Algorithm::LeakyBucket { queue, max_wait },
     };
-    Some(worst_overshoot(1, Terms { limit: rate.count, window: rate.window, algorithm }))
+    Some(Terms { limit: rate.count, window: rate.window, algorithm })
 }
 
 fn words(limit: &Limit) -> String {

