@@ -95,6 +95,11 @@ impl Authenticators {
         })
     }
 
+    /// How much of a body must be read before they are asked, in bytes; none when nobody looks at it.
+    pub fn body_limit(&self) -> Option<usize> {
+        self.named.iter().filter_map(|authenticator| authenticator.body_limit()).max()
+    }
+
     /// Whether the request presents anything that could be a credential here, good or not. Of what sits in no place of its own, such as a
     /// certificate, nobody can say without judging it.
     pub fn presents(&self, request: &Request<'_>) -> bool {
@@ -235,5 +240,9 @@ fn join(first: Proof, second: Proof) -> Proof {
     credential.update(&other.credential);
     identity.credential = credential.finish();
     identity.beside.push(Arc::clone(other));
-    Proof { identity: Arc::new(identity), body }
+    let headers = match (first.headers, second.headers) {
+        (Some(first), Some(second)) => Some(first.iter().chain(&*second).cloned().collect()),
+        (first, second) => first.or(second),
+    };
+    Proof { identity: Arc::new(identity), body, headers }
 }

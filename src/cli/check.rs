@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{ConfigFile, print};
-use crate::config::{self, Accepted, Authenticate, Authenticator, Config, KeySource, Principals, RoutePolicy, System};
+use crate::config::{self, Accepted, Authenticate, Authenticator, Config, KeySource, OnFailure, Principals, RoutePolicy, System};
 use crate::live::LiveState;
 use crate::metrics::Metrics;
 use crate::reload::Candidate;
@@ -144,6 +144,8 @@ fn dependencies(config: &Config) -> Vec<String> {
                 )),
                 KeySource::JwksFile(_) | KeySource::Secret(_) => {}
             },
+            Authenticator::ClientCertificate(_) => {}
+            Authenticator::Introspection(introspection) => plans.push(introspection_plan(&name.value, introspection)),
             Authenticator::ApiKey(api_key) => {
                 if let config::KeyStore::Database(path) = &api_key.keys.value {
                     plans.push(format!(
@@ -153,7 +155,19 @@ fn dependencies(config: &Config) -> Vec<String> {
                     ));
                 }
             }
-            Authenticator::Sigv4(_) => {}
+            Authenticator::External(external) => plans.push(format!(
+                "{}: {} decides; while it is away {}",
+                name.value,
+                external.url,
+                match external.on_failure {
+                    OnFailure::Deny => "503".to_owned(),
+                    OnFailure::AllowCached(window) => {
+                        format!("whom it let in last is let in for {} more, others get 503", config::duration(window))
+                    }
+                    OnFailure::Allow => "ANYONE is let in".to_owned(),
+                }
+            )),
+            Authenticator::Sigv4(_) | Authenticator::Basic(_) => {}
         }
     }
     plans.extend(limits::dependencies(config));
@@ -168,6 +182,27 @@ fn dependencies(config: &Config) -> Vec<String> {
         plans.push(format!("{}: {plan}", name.value));
     }
     plans
+}
+
+fn introspection_plan(name: &str, introspection: &config::Introspection) -> String {
+    let config::Introspection { url, cache, breaker, timeout, on_failure, .. } = introspection;
+    let plan = match on_failure {
+        OnFailure::Deny => "503 for every token that is not remembered".to_owned(),
+        OnFailure::AllowCached(beyond) => {
+            let beyond = config::duration(*beyond);
+            format!("a token that was active serves for {beyond} longer, never beyond its end; every other 503")
+        }
+        OnFailure::Allow => "WARNING: ANY TOKEN IS LET IN, also an invented one, as nobody and with no scopes".to_owned(),
+    };
+    format!(
+        "{name}: tokens are introspected at {}, and what was said counts for {}; away after {} for a request, or after {} failures \
+         for {}; then {plan}",
+        **url,
+        config::duration(cache.ttl),
+        config::duration(*timeout),
+        breaker.failures,
+        config::duration(breaker.open)
+    )
 }
 
 fn join<T: std::fmt::Display>(items: impl IntoIterator<Item = T>, separator: &str) -> String {

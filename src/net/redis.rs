@@ -157,6 +157,19 @@ pub enum Standing {
 struct Line {
     connection: MultiplexedConnection,
     strikes: AtomicU32,
+    /// The refusal that was logged last.
+    refusal: Mutex<String>,
+}
+
+impl Line {
+    /// Logs a refusal, but not again and again: a key that is not ours may be asked for by every request.
+    fn tell(&self, server: &Server, error: &str) {
+        let mut last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != error {
+            tracing::warn!(redis = %server, %error, "Redis refused a script");
+            error.clone_into(&mut last);
+        }
+    }
 }
 
 /// Not shown: it may hold a private key.
@@ -215,7 +228,9 @@ impl Redis {
                 if concerns_everybody(&error) {
                     self.withdraw(&line);
                 }
-                Err(CallError::Answer(error.to_string()))
+                let error = error.to_string();
+                line.tell(&self.server, &error);
+                Err(CallError::Answer(error))
             }
             Err(_) => {
                 if line.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES {
@@ -312,7 +327,8 @@ impl Redis {
     }
 
     fn publish(&self, connection: &MultiplexedConnection) {
-        self.line.store(Some(Arc::new(Line { connection: connection.clone(), strikes: AtomicU32::new(0) })));
+        let line = Line { connection: connection.clone(), strikes: AtomicU32::new(0), refusal: Mutex::default() };
+        self.line.store(Some(Arc::new(line)));
         self.note(Standing::Up);
     }
 

@@ -9,7 +9,7 @@ use pingora::{BError, Error, ErrorType};
 
 use crate::admit::Admission;
 use crate::request::message::Message;
-use crate::request::{Client, Identity, Parameters, Rejection};
+use crate::request::{Client, ClientCertificate, Identity, Parameters, Rejection};
 use crate::route::Route;
 use crate::snapshot::Snapshot;
 use crate::upstream::Chosen;
@@ -24,6 +24,8 @@ pub struct Context {
     pub request_id: RequestId,
     /// The caller's end of the connection.
     pub client: Option<Client>,
+    /// The certificate that was proven for the caller.
+    pub certificate: Option<Arc<ClientCertificate>>,
     /// The matched route.
     pub route: Option<Arc<Route>>,
     /// The permit; without it nothing reaches an upstream.

@@ -43,6 +43,7 @@ use crate::config::{Builtin, RetryOn};
 use crate::metrics::Metrics;
 use crate::request::message::Message;
 use crate::request::{Clock, Rejection};
+use crate::route::forward;
 use crate::snapshot::Slot;
 use crate::upstream::{Chosen, Upstream};
 
@@ -68,7 +69,7 @@ impl Gateway {
     /// Everything between the request's head and the permit to forward it.
     async fn decide(&self, session: &mut Session, context: &mut Context) -> Result<(), Refusal> {
         let now = (self.clock)();
-        let Context { snapshot, client, request_id, route: matched, admission, target, body, body_received, .. } = context;
+        let Context { snapshot, client, certificate, request_id, route: matched, admission, target, body, body_received, .. } = context;
         let body_rules = body::Rules { limit: snapshot.server.body_limit, timeout: snapshot.server.body_timeout };
         session::prepare(session, &snapshot.server);
         let peer = session.client_addr().and_then(|address| address.as_inet()).ok_or(Rejection::Internal("no_peer_address"))?.ip();
@@ -87,21 +88,30 @@ impl Gateway {
             let route = snapshot.router.find(&message.host, &message.path, message.method, &mut parameters)?;
             *matched = Some(Arc::clone(route));
             message.check_length(snapshot.server.body_limit)?;
+            *certificate = session::certificate(session, snapshot, &message, &caller, now)?;
             let request = crate::request::Request {
                 method: message.method,
                 host: &message.host,
                 port: message.port,
+                scheme: forward::scheme(message.headers, caller.through_trusted_proxy, session::is_secure(session)),
                 path: &message.path,
                 query: message.query,
                 headers: message.headers,
                 body: if bodiless { Some(&[]) } else { body.whole() },
                 client: &caller,
+                certificate: certificate.as_deref(),
                 route: &route.name,
                 parameters: parameters.parameters(),
             };
-            if !read_ahead && route.policy.authenticators.as_ref().is_some_and(|authenticators| authenticators.ask_for_body(&request)) {
+            let (bound, asked) = match &route.policy.authenticators {
+                Some(authenticators) if request.body.is_none() => (authenticators.body_limit(), authenticators.ask_for_body(&request)),
+                _ => (None, false),
+            };
+            if !read_ahead && (bound.is_some() || asked) {
+                // From where nobody may come, nothing is read.
+                route.policy.ip_rules.check(caller.address)?;
                 // Reading wants the session for itself, so what was read of the head is read again: rare, and cheaper than a copy for all.
-                body.read_ahead(session, body_rules).await?;
+                body.read_ahead(session, body_rules, bound).await?;
                 read_ahead = true;
                 continue;
             }
@@ -144,6 +154,7 @@ impl ProxyHttp for Gateway {
             snapshot: self.slot.load(),
             request_id: RequestId::random(),
             client: None,
+            certificate: None,
             route: None,
             admission: None,
             refused: None,
@@ -298,7 +309,8 @@ impl ProxyHttp for Gateway {
         }
         // Pingora closes the connection after a failure; unannounced, the caller's next request would be lost with it.
         session.set_keepalive(None);
-        let answerable = rejection != Rejection::ClientClosed && session.response_written().is_none();
+        let answered = session.response_written().is_some_and(|answer| !answer.status.is_informational());
+        let answerable = rejection != Rejection::ClientClosed && !answered;
         let answered = answerable && respond::refuse(session, context, &rejection).await.is_ok();
         let error_code = if answered { rejection.status().as_u16() } else { 0 };
         context.rejection = Some(rejection);

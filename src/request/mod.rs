@@ -1,5 +1,6 @@
 //! The words of a decision: what is asked, who asks, when, and how it is refused.
 
+pub mod certificate;
 pub mod cidr;
 pub mod client;
 pub mod digest;
@@ -12,11 +13,12 @@ pub mod rejection;
 
 use std::time::Duration;
 
+pub use certificate::ClientCertificate;
 pub use cidr::CidrSet;
 pub use client::Client;
 pub use digest::{BodyCheck, BodyDigest};
 pub use identity::{Identity, Method};
-pub use rejection::{LimitState, Rejection};
+pub use rejection::{LimitState, Rejection, Relayed};
 
 /// What a decision may look at: one request after normalisation and routing.
 ///
@@ -29,6 +31,8 @@ pub struct Request<'a> {
     pub host: &'a str,
     /// The port that stood behind the host.
     pub port: Option<&'a str>,
+    /// `https` or `http`, as the caller speaks.
+    pub scheme: &'static str,
     /// The canonical path (see [`crate::request::path`]).
     pub path: &'a str,
     /// The query as it came, without `?`.
@@ -39,6 +43,8 @@ pub struct Request<'a> {
     pub body: Option<&'a [u8]>,
     /// Who is on the other end of the connection.
     pub client: &'a Client,
+    /// The certificate that was proven for the caller: that of the connection, or one that a trusted proxy forwarded. It has been verified.
+    pub certificate: Option<&'a ClientCertificate>,
     /// The name of the matched route.
     pub route: &'a str,
     /// The path parameters of the matched route.
@@ -48,9 +54,34 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// A request of which only this is known.
     pub fn new(method: &'a http::Method, host: &'a str, path: &'a str, headers: &'a http::HeaderMap, client: &'a Client) -> Self {
-        Self { method, host, port: None, path, query: None, headers, body: None, client, route: "", parameters: Parameters::default() }
+        let parameters = Parameters::default();
+        Self {
+            method,
+            host,
+            port: None,
+            scheme: "http",
+            path,
+            query: None,
+            headers,
+            body: None,
+            client,
+            certificate: None,
+            route: "",
+            parameters,
+        }
+    }
+
+    /// The canonical host, with the port that stood behind it.
+    pub fn authority(&self) -> String {
+        match self.port {
+            Some(port) => format!("{}:{port}", self.host),
+            None => self.host.to_owned(),
+        }
     }
 }
+
+/// A header that is set, or removed where there is no value.
+pub type HeaderChange = (http::HeaderName, Option<http::HeaderValue>);
 
 /// The path parameters of a matched route: name and value, in the order of the pattern.
 #[derive(Debug, Clone, Copy, Default)]
