@@ -122,14 +122,13 @@ impl RateLimits {
 
     /// Counts a credential that was refused. Whoever finds the limit used up meanwhile is not told whether it was good.
     pub fn count_refused(&self, request: &Request<'_>, rejection: Rejection, now: Now) -> Rejection {
-        let is_attempt = matches!(
-            rejection,
-            Rejection::CredentialInvalid(_)
-                | Rejection::CredentialExpired
-                | Rejection::CredentialRevoked
-                | Rejection::AddressDenied
-                | Rejection::Forbidden(_)
-        );
+        let is_attempt = match &rejection {
+            Rejection::CredentialInvalid(_) | Rejection::CredentialExpired | Rejection::CredentialRevoked => true,
+            Rejection::AddressDenied | Rejection::Forbidden(_) => true,
+            // A redirect is how others ask for a login.
+            Rejection::Relayed(relayed) => relayed.status.is_client_error(),
+            _ => false,
+        };
         let mut answer = rejection;
         for limit in self.on_refused.iter().filter(|_| is_attempt) {
             if let (Subject::Key(key), Holder::Own(own)) = (limit.subject(request, None), &limit.holder) {
