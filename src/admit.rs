@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::authenticators::Proof;
-use crate::request::{Identity, LimitState, Now, Rejection, Request};
+use crate::request::{BodyDigest, HeaderChange, Identity, LimitState, Now, Rejection, Request};
 use crate::route::rate_limits::{Charge, Held, Turn};
 use crate::route::{Policy, Route};
 
@@ -18,6 +18,16 @@ impl Admission {
     /// Who was let in; absent on public routes, and where the policy asks for a credential only when there is one.
     pub fn identity(&self) -> Option<&Arc<Identity>> {
         self.proof.as_ref().map(|proof| &proof.identity)
+    }
+
+    /// What the authenticator decided of the upstream's headers.
+    pub fn headers(&self) -> &[HeaderChange] {
+        self.proof.as_ref().and_then(|proof| proof.headers.as_deref()).unwrap_or_default()
+    }
+
+    /// What the body must hash to before any of it is forwarded.
+    pub fn body(&self) -> &[BodyDigest] {
+        self.proof.as_ref().map_or(&[], |proof| &proof.body)
     }
 
     /// The limit nearest to its end, for the answer's headers.

@@ -11,17 +11,21 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, credential, jwt};
+use crate::authenticators::{
+    Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, external, introspection, jwt, sigv4,
+};
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
+use crate::net::client_certificates::{self, ClientAuthorities, ForwardedCertificates, RevocationFile};
 use crate::request::Client;
 use crate::request::cidr::CidrSet;
 use crate::request::message::HeadLimits;
 use crate::route::forward::{Credentials, Forward};
 use crate::route::ip_rules::IpRules;
+use crate::route::limit::RateLimit;
 use crate::route::rate_limits::RateLimits;
 use crate::route::rewrite::Rewrite;
 use crate::route::router::{Entry, Fault, Router};
@@ -59,16 +63,20 @@ pub struct Snapshot {
     pub routes: Vec<Arc<Route>>,
     /// What holds for every request.
     pub server: ServerRules,
-    /// The certificates of each listener; empty where it serves no TLS.
-    pub certificates: Vec<Certificates>,
+    /// What each listener shows and asks for in TLS.
+    pub listeners: Vec<ListenerTls>,
     /// The share of served requests that the access log writes.
     pub access_log_sample: f64,
     /// Counters of requests that matched no route.
     pub unrouted: RouteMetrics,
     /// Every place of a credential, to be kept out of the log.
     credential_locations: Vec<Location>,
+    /// Every limit, whether a policy names it or not.
+    pub limits: Vec<Arc<RateLimit>>,
     /// Every upstream, whether a route uses it or not.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// Every authenticator, whether a route uses it or not.
+    authenticators: Vec<Arc<Authenticator>>,
 }
 
 impl Snapshot {
@@ -76,6 +84,9 @@ impl Snapshot {
     pub fn activate(&self) {
         for upstream in &self.upstreams {
             upstream.activate();
+        }
+        for authenticator in &self.authenticators {
+            authenticator.activate();
         }
     }
 
@@ -85,11 +96,31 @@ impl Snapshot {
     }
 }
 
+/// What a listener shows and asks for in TLS.
+#[derive(Debug)]
+pub struct ListenerTls {
+    /// Its certificates; none where it serves no TLS.
+    pub certificates: Certificates,
+    /// The certificates that it asks callers for; absent where it asks for none.
+    pub clients: Option<ClientCertificates>,
+}
+
+/// The certificates that a listener asks callers for.
+#[derive(Debug)]
+pub struct ClientCertificates {
+    /// Whether a caller must show one.
+    pub required: bool,
+    /// Who vouches for callers.
+    pub authorities: Arc<ClientAuthorities>,
+}
+
 /// What holds for every request, whatever its route.
 #[derive(Debug)]
 pub struct ServerRules {
     trusted: CidrSet,
     client_ip_header: HeaderName,
+    /// Client certificates that trusted proxies forward; absent where they forward none.
+    pub forwarded: Option<ForwardedCertificates>,
     /// How long a request head may be.
     pub head: HeadLimits,
     /// Longest body, in bytes.
@@ -101,8 +132,9 @@ pub struct ServerRules {
 }
 
 impl ServerRules {
-    fn compile(server: &config::Server) -> Self {
+    fn compile(server: &config::Server, forwarded: Option<ForwardedCertificates>) -> Self {
         Self {
+            forwarded,
             trusted: CidrSet::new(&server.trusted_proxies),
             client_ip_header: server.client_ip_header.clone(),
             head: HeadLimits { bytes: server.limits.header_bytes, fields: server.limits.headers },
@@ -141,7 +173,11 @@ type Table<T> = HashMap<Arc<str>, Arc<T>>;
 impl Compiler<'_> {
     fn snapshot(&mut self) -> Option<Snapshot> {
         let config = self.config;
-        let certificates = config.listeners.iter().map(|listener| self.certificates(listener)).collect();
+        let listeners = config.listeners.iter().map(|listener| self.listener(listener)).collect();
+        let forwarded =
+            config.server.forwarded_certificates.as_ref().and_then(|forwarded| {
+                self.authorities(&forwarded.ca, forwarded.crl.as_ref(), forwarded.depth).map(ForwardedCertificates::new)
+            });
         let authenticators =
             self.table(&config.authenticators, |compiler, name, authenticator| compiler.authenticator(name, authenticator));
         let upstreams = self.table(&config.upstreams, |compiler, name, upstream| Upstream::compile(name, upstream, compiler.live));
@@ -171,12 +207,14 @@ impl Compiler<'_> {
         Some(Snapshot {
             router,
             routes,
-            server: ServerRules::compile(&config.server),
-            certificates,
+            server: ServerRules::compile(&config.server, forwarded),
+            listeners,
             access_log_sample: config.telemetry.access_log.sample,
             unrouted: self.metrics.route("", std::iter::empty()),
             credential_locations,
+            limits: config.limits.iter().filter_map(|(name, _)| limits.by_name.get(&name.value).cloned()).collect(),
             upstreams: upstreams.into_values().collect(),
+            authenticators: authenticators.into_values().collect(),
         })
     }
 
@@ -191,6 +229,26 @@ impl Compiler<'_> {
             }
         }
         table
+    }
+
+    fn listener(&mut self, listener: &config::Listener) -> ListenerTls {
+        let asked = listener.tls.as_ref().and_then(|tls| tls.client_certificates.as_ref());
+        let clients = asked.and_then(|asked| {
+            let authorities = self.authorities(&asked.ca, asked.crl.as_ref(), asked.depth)?;
+            let required = asked.mode == config::ClientCertificateMode::Required;
+            Some(ClientCertificates { required, authorities: Arc::new(authorities) })
+        });
+        ListenerTls { certificates: self.certificates(listener), clients }
+    }
+
+    /// Who vouches for callers. `None`: a problem was reported, so that nobody is left unasked.
+    fn authorities(&mut self, ca: &config::File, crl: Option<&config::File>, depth: u32) -> Option<ClientAuthorities> {
+        let mut refuse = |file: &config::File, what: String| {
+            self.problems.push(Problem::at(&file.place, format!("{}: {what}", file.path.display())));
+        };
+        let certificates = client_certificates::authorities(&ca.bytes).map_err(|what| refuse(ca, what)).ok()?;
+        let revoked = crl.map(|file| RevocationFile { path: &file.path, bytes: &file.bytes });
+        ClientAuthorities::new(certificates, revoked, depth).map_err(|what| refuse(crl.unwrap_or(ca), what)).ok()
     }
 
     fn certificates(&mut self, listener: &config::Listener) -> Certificates {
@@ -210,6 +268,17 @@ impl Compiler<'_> {
         Ok(match authenticator {
             config::Authenticator::Jwt(jwt) => Authenticator::Jwt(jwt::Jwt::new(Arc::clone(name), jwt, self.live)?),
             config::Authenticator::ApiKey(api_key) => Authenticator::ApiKey(api_key::ApiKey::new(Arc::clone(name), api_key, self.live)),
+            config::Authenticator::ClientCertificate(certificate) => {
+                Authenticator::ClientCertificate(client_certificate::ClientCertificate::new(Arc::clone(name), certificate)?)
+            }
+            config::Authenticator::Basic(basic) => Authenticator::Basic(basic::Basic::new(Arc::clone(name), basic, self.live)),
+            config::Authenticator::Sigv4(sigv4) => Authenticator::Sigv4(sigv4::Sigv4::new(Arc::clone(name), sigv4, self.live)),
+            config::Authenticator::External(external) => {
+                Authenticator::External(external::External::new(Arc::clone(name), external, self.live)?)
+            }
+            config::Authenticator::Introspection(introspection) => {
+                Authenticator::Introspection(introspection::Introspection::new(Arc::clone(name), introspection, self.live)?)
+            }
         })
     }
 
@@ -284,11 +353,30 @@ impl Compiler<'_> {
             parts.into_iter().collect::<Option<Box<[_]>>>()
         };
         match accepted {
-            config::Accepted::Any(accepted) => each(accepted).map(Accepted::Any),
+            config::Accepted::Any(accepted) => {
+                let parts = each(accepted).map(Accepted::Any);
+                self.check_reachable(accepted);
+                parts
+            }
             config::Accepted::All(accepted, principals) => each(accepted).map(|parts| Accepted::All(parts, *principals)),
             config::Accepted::Optional(accepted) => self.accepted(accepted, authenticators).map(|part| Accepted::Optional(part.into())),
             config::Accepted::Authenticator(name) => {
                 self.named("authenticator", name, authenticators, &self.config.authenticators).map(Accepted::Authenticator)
+            }
+        }
+    }
+
+    /// Whoever answers for every request leaves nothing to those behind it.
+    fn check_reachable(&mut self, any: &[config::Accepted]) {
+        let Some((_, before)) = any.split_last() else { return };
+        for part in before {
+            if let config::Accepted::Authenticator(name) = part
+                && let Some((_, config::Authenticator::External(external))) =
+                    self.config.authenticators.iter().find(|(known, _)| known.value == name.value)
+                && external.when_missing == config::WhenAbsent::Ask
+            {
+                let what = format!("`{}` is asked about every request, so nobody behind it ever is", name.value);
+                self.problems.push(Problem::at(&name.place, what).expected("it last, or `when_missing: pass`"));
             }
         }
     }
@@ -315,7 +403,8 @@ impl Compiler<'_> {
         }))
     }
 
-    /// Every header that any policy sets, and the one that names the client, so that a caller can bring none of them to any route.
+    /// Every header that any policy sets or any external authorizer, and the one that names the client, so that a caller can bring none of them
+    /// to any route.
     fn identity_headers(&self) -> Arc<[HeaderName]> {
         let inline = self.config.routes.iter().filter_map(|route| match &route.policy {
             config::RoutePolicy::Inline(policy) => Some(&**policy),
@@ -323,8 +412,14 @@ impl Compiler<'_> {
         });
         let policies = self.config.policies.iter().map(|(_, policy)| policy).chain(inline);
         let headers = policies.flat_map(|policy| policy.forward.headers.iter().map(|(name, _)| name.value.clone()));
+        let copied = self.config.authenticators.iter().filter_map(|(_, authenticator)| match authenticator {
+            config::Authenticator::External(external) => Some(&external.copy),
+            _ => None,
+        });
+        // These two are the caller's wherever no authorizer replaces them.
+        let copied = copied.flatten().filter(|name| ![http::header::AUTHORIZATION, http::header::COOKIE].contains(name)).cloned();
         // Whose word on the client's address is not a trusted proxy's is not passed on as if it were.
-        headers.chain([self.config.server.client_ip_header.clone()]).collect()
+        headers.chain(copied).chain([self.config.server.client_ip_header.clone()]).collect()
     }
 
     fn router(&mut self, routes: &[Arc<Route>]) -> Option<Router<Arc<Route>>> {
@@ -371,13 +466,25 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
             .locations()
             .iter()
             .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("bearer")));
+        let fixed = HeaderValue::from_static;
         let (missing, invalid) = match &**authenticator {
-            Authenticator::ApiKey(_) if !bearer => ("ApiKey realm=\"edgeward\"", "ApiKey realm=\"edgeward\""),
-            Authenticator::Jwt(_) | Authenticator::ApiKey(_) => {
-                ("Bearer realm=\"edgeward\"", "Bearer realm=\"edgeward\", error=\"invalid_token\"")
+            // No scheme of HTTP asks for one: it says why this request is refused, and what a handshake must bring.
+            Authenticator::ClientCertificate(_) => {
+                (fixed("ClientCertificate realm=\"edgeward\""), fixed("ClientCertificate realm=\"edgeward\""))
+            }
+            Authenticator::Sigv4(_) => (fixed("AWS4-HMAC-SHA256 realm=\"edgeward\""), fixed("AWS4-HMAC-SHA256 realm=\"edgeward\"")),
+            Authenticator::Basic(basic) => {
+                let challenge = HeaderValue::try_from(format!("Basic realm=\"{}\", charset=\"UTF-8\"", basic.realm()));
+                // The grammar takes no realm that cannot stand in a header.
+                let challenge = challenge.unwrap_or(fixed("Basic realm=\"edgeward\", charset=\"UTF-8\""));
+                (challenge.clone(), challenge)
+            }
+            Authenticator::ApiKey(_) if !bearer => (fixed("ApiKey realm=\"edgeward\""), fixed("ApiKey realm=\"edgeward\"")),
+            Authenticator::External(_) if !bearer => (fixed("External realm=\"edgeward\""), fixed("External realm=\"edgeward\"")),
+            Authenticator::Jwt(_) | Authenticator::ApiKey(_) | Authenticator::Introspection(_) | Authenticator::External(_) => {
+                (fixed("Bearer realm=\"edgeward\""), fixed("Bearer realm=\"edgeward\", error=\"invalid_token\""))
             }
         };
-        let (missing, invalid) = (HeaderValue::from_static(missing), HeaderValue::from_static(invalid));
         if !challenges.missing.contains(&missing) {
             challenges.missing.push(missing);
             challenges.invalid.push(invalid);

@@ -25,7 +25,7 @@ impl Source for Memory<'_> {
     }
 }
 
-/// Lines of `===` part the configuration, its `keys.yaml` and its `networks.txt`.
+/// Lines of `===` part the configuration, its `keys.yaml`, its `networks.txt`, its `sigv4.yaml` and its `users.htpasswd`.
 pub fn run(data: &[u8]) {
     let parts: Vec<_> = split(data, b"\n===\n").collect();
     let part = |at: usize, default| parts.get(at).copied().unwrap_or(default);
@@ -34,6 +34,8 @@ pub fn run(data: &[u8]) {
         ("edgeward.yaml", yaml),
         ("keys.yaml", keys),
         ("networks.txt", part(2, b"192.0.2.0/24\n")),
+        ("sigv4.yaml", part(3, b"keys: [{access_key_id: AKID, secret: {file: secret}, consumer: acme}]")),
+        ("users.htpasswd", part(4, include_bytes!("../../tests/config/files/users.htpasswd"))),
         ("jwks.json", include_bytes!("../../tests/data/jwt-threats/jwks-main.json")),
         ("cert.pem", include_bytes!("../../conf/examples/files/api.pem")),
         ("key.pem", include_bytes!("../../conf/examples/files/api.key")),
@@ -93,10 +95,16 @@ fn check_secret(shown: &str, data: &[u8]) {
 
 /// Whether its compilation needs neither files nor the authorities of the system.
 fn stays_in_memory(config: &Config) -> bool {
-    config.authenticators.iter().all(|(_, authenticator)| match authenticator {
-        Authenticator::Jwt(jwt) => matches!(jwt.keys.value, KeySource::JwksFile(_) | KeySource::Secret(_)),
-        Authenticator::ApiKey(api_key) => matches!(api_key.keys.value, KeyStore::File { .. }),
-    })
+    // OpenSSL reads revocation lists by their path.
+    let listeners = config.listeners.iter().filter_map(|listener| listener.tls.as_ref()?.client_certificates.as_ref()?.crl.as_ref());
+    let forwarded = config.server.forwarded_certificates.iter().filter_map(|forwarded| forwarded.crl.as_ref());
+    listeners.chain(forwarded).next().is_none()
+        && config.authenticators.iter().all(|(_, authenticator)| match authenticator {
+            Authenticator::Jwt(jwt) => matches!(jwt.keys.value, KeySource::JwksFile(_) | KeySource::Secret(_)),
+            Authenticator::ApiKey(api_key) => matches!(api_key.keys.value, KeyStore::File { .. }),
+            Authenticator::Introspection(_) => false,
+            _ => true,
+        })
 }
 
 fn compile(config: &Config, data: &[u8]) {

@@ -26,7 +26,10 @@ const LINGER: Duration = Duration::from_millis(500);
 
 /// Answers a refused request.
 pub(super) async fn refuse(session: &mut Session, context: &Context, rejection: &Rejection) -> Result<()> {
-    let body = body(rejection, &context.request_id);
+    let body = match rejection {
+        Rejection::Relayed(relayed) => relayed.body.clone(),
+        _ => body(rejection, &context.request_id),
+    };
     let header = head(context, rejection, body.len())?;
     if closes(session, rejection) {
         session.set_keepalive(None);
@@ -44,7 +47,7 @@ pub(super) async fn refuse(session: &mut Session, context: &Context, rejection: 
 
 /// Whether the connection ends with this answer: always where the two sides may disagree on where the request ended.
 fn closes(session: &mut Session, rejection: &Rejection) -> bool {
-    if matches!(rejection.status().as_u16(), 400 | 408 | 413 | 431 | 500) {
+    if matches!(rejection.status().as_u16(), 400 | 408 | 413 | 421 | 431 | 500) {
         return true;
     }
     if session.is_body_done() {
@@ -84,6 +87,16 @@ fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<Respons
     header.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
     header.insert_header(&X_REQUEST_ID, context.request_id.value().clone())?;
     match rejection {
+        Rejection::Relayed(relayed) => {
+            header.remove_header(&header::CONTENT_TYPE);
+            for (name, value) in &relayed.headers {
+                header.append_header(name, value.clone())?;
+            }
+            // RFC 9110 section 15.5.2: a 401 says how to do better.
+            if rejection.status() == http::StatusCode::UNAUTHORIZED && !relayed.headers.contains_key(header::WWW_AUTHENTICATE) {
+                challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.invalid))?;
+            }
+        }
         Rejection::CredentialMissing => challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.missing))?,
         Rejection::CredentialInvalid(_) | Rejection::CredentialExpired | Rejection::CredentialRevoked => {
             challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.invalid))?;
@@ -101,7 +114,7 @@ fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<Respons
         Rejection::DependencyUnavailable { retry_after, .. } => {
             header.insert_header(header::RETRY_AFTER, HeaderValue::from(seconds(*retry_after).max(1)))?;
         }
-        Rejection::NoHealthyUpstream => {
+        Rejection::Overloaded(_) | Rejection::NoHealthyUpstream => {
             header.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
         }
         _ => {}
@@ -169,10 +182,11 @@ fn detail(rejection: &Rejection) -> &'static str {
         Rejection::CredentialRevoked => "The credential was revoked.",
         Rejection::AddressDenied => "The client address is not admitted.",
         Rejection::InsufficientScope(_) => "The credential lacks a scope that this resource asks for.",
-        Rejection::Forbidden(_) => "The identity is not admitted to this resource.",
+        Rejection::Forbidden(_) | Rejection::Relayed(_) => "The identity is not admitted to this resource.",
         Rejection::NoRoute => "There is nothing at this address.",
         Rejection::MethodNotAllowed(_) => "The resource does not have this method.",
         Rejection::RequestTimeout => "The request did not arrive in time.",
+        Rejection::Misdirected(_) => "The request does not belong on this connection; open another one for this host.",
         Rejection::BodyTooLarge => "The request body is too long.",
         Rejection::HeadersTooLarge => "The request header section is too long.",
         Rejection::RateLimited(_) => "The rate limit is used up; try again later.",
@@ -183,6 +197,7 @@ fn detail(rejection: &Rejection) -> &'static str {
         Rejection::UpstreamInvalid => "The service sent an answer that cannot be passed on.",
         Rejection::UpstreamTimeout => "The service did not answer in time.",
         Rejection::DependencyUnavailable { .. } => "What the decision depends on is away; try again later.",
+        Rejection::Overloaded(_) => "The gateway is busy; try again later.",
         Rejection::NoHealthyUpstream => "No instance of the service is well; try again later.",
     }
 }

@@ -1,7 +1,11 @@
 //! Every way in which a caller can be refused, closed so that `proxy::respond` must answer each.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
 
 /// Where a limit stands after a request was counted or refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +22,24 @@ pub struct LimitState {
     pub retry_after: Duration,
     /// The window; absent where it has no length of its own.
     pub window: Option<Duration>,
+}
+
+/// A refusal in the words of another service, which the caller is told as they are.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Relayed {
+    /// 401, 403 or a redirect.
+    pub status: StatusCode,
+    /// What is said beside it; nothing of the connection it came on.
+    pub headers: HeaderMap,
+    /// What is said.
+    pub body: Bytes,
+}
+
+/// Without the headers: cookies are among them.
+impl fmt::Debug for Relayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relayed").field("status", &self.status).finish_non_exhaustive()
+    }
 }
 
 /// A refusal. The outside sees [`code`](Rejection::code) and [`status`](Rejection::status); the log sees [`reason`](Rejection::reason) too.
@@ -43,12 +65,16 @@ pub enum Rejection {
     InsufficientScope(Arc<str>),
     /// 403: the identity may not.
     Forbidden(&'static str),
+    /// 401, 403 or a redirect, as an external authorizer says it.
+    Relayed(Arc<Relayed>),
     /// 404: no route.
     NoRoute,
     /// 405: a route, but not for this method; the methods it has, comma separated.
     MethodNotAllowed(Arc<str>),
     /// 408: the request did not arrive in time.
     RequestTimeout,
+    /// 421: the request does not belong on this connection: it asks for another host, or the connection's certificate is not good any more.
+    Misdirected(&'static str),
     /// 413: the body is longer than allowed.
     BodyTooLarge,
     /// 431: the header section is longer than allowed.
@@ -74,6 +100,8 @@ pub enum Rejection {
         /// When it is worth trying again.
         retry_after: Duration,
     },
+    /// 503: more of the same work waits already than this process takes on.
+    Overloaded(&'static str),
     /// 503: every backend is unhealthy.
     NoHealthyUpstream,
     /// 499, in the log only: the caller went away before the answer.
@@ -81,7 +109,7 @@ pub enum Rejection {
 }
 
 /// Every [`code`](Rejection::code), for tables that are indexed by it.
-pub const CODES: [&str; 25] = [
+pub const CODES: [&str; 28] = [
     "bad_request",
     "ambiguous_path",
     "ambiguous_framing",
@@ -92,9 +120,11 @@ pub const CODES: [&str; 25] = [
     "address_denied",
     "insufficient_scope",
     "forbidden",
+    "redirected",
     "no_route",
     "method_not_allowed",
     "request_timeout",
+    "misdirected_request",
     "body_too_large",
     "headers_too_large",
     "rate_limited",
@@ -105,6 +135,7 @@ pub const CODES: [&str; 25] = [
     "upstream_invalid",
     "upstream_timeout",
     "dependency_unavailable",
+    "overloaded",
     "no_healthy_upstream",
     "client_closed",
 ];
@@ -123,9 +154,15 @@ impl Rejection {
             Self::AddressDenied => "address_denied",
             Self::InsufficientScope(_) => "insufficient_scope",
             Self::Forbidden(_) => "forbidden",
+            Self::Relayed(relayed) => match relayed.status {
+                StatusCode::UNAUTHORIZED => "credential_invalid",
+                status if status.is_redirection() => "redirected",
+                _ => "forbidden",
+            },
             Self::NoRoute => "no_route",
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::RequestTimeout => "request_timeout",
+            Self::Misdirected(_) => "misdirected_request",
             Self::BodyTooLarge => "body_too_large",
             Self::HeadersTooLarge => "headers_too_large",
             Self::RateLimited(_) => "rate_limited",
@@ -136,28 +173,31 @@ impl Rejection {
             Self::UpstreamInvalid => "upstream_invalid",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::DependencyUnavailable { .. } => "dependency_unavailable",
+            Self::Overloaded(_) => "overloaded",
             Self::NoHealthyUpstream => "no_healthy_upstream",
             Self::ClientClosed => "client_closed",
         }
     }
 
     /// The HTTP status.
-    pub fn status(&self) -> http::StatusCode {
-        use http::StatusCode as S;
+    pub fn status(&self) -> StatusCode {
+        use StatusCode as S;
         match self {
             Self::BadRequest(_) | Self::AmbiguousPath(_) | Self::AmbiguousFraming(_) | Self::ClientClosed => S::BAD_REQUEST,
             Self::CredentialMissing | Self::CredentialInvalid(_) | Self::CredentialExpired | Self::CredentialRevoked => S::UNAUTHORIZED,
             Self::AddressDenied | Self::InsufficientScope(_) | Self::Forbidden(_) => S::FORBIDDEN,
+            Self::Relayed(relayed) => relayed.status,
             Self::NoRoute => S::NOT_FOUND,
             Self::MethodNotAllowed(_) => S::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => S::REQUEST_TIMEOUT,
+            Self::Misdirected(_) => S::MISDIRECTED_REQUEST,
             Self::BodyTooLarge => S::PAYLOAD_TOO_LARGE,
             Self::HeadersTooLarge => S::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::RateLimited(_) | Self::QuotaExceeded(_) | Self::QueueFull(_) => S::TOO_MANY_REQUESTS,
             Self::Internal(_) => S::INTERNAL_SERVER_ERROR,
             Self::UpstreamUnreachable | Self::UpstreamInvalid => S::BAD_GATEWAY,
             Self::UpstreamTimeout => S::GATEWAY_TIMEOUT,
-            Self::DependencyUnavailable { .. } | Self::NoHealthyUpstream => S::SERVICE_UNAVAILABLE,
+            Self::DependencyUnavailable { .. } | Self::Overloaded(_) | Self::NoHealthyUpstream => S::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -177,8 +217,11 @@ impl Rejection {
             | Self::AmbiguousFraming(reason)
             | Self::CredentialInvalid(reason)
             | Self::Forbidden(reason)
+            | Self::Misdirected(reason)
             | Self::Internal(reason)
+            | Self::Overloaded(reason)
             | Self::DependencyUnavailable { dependency: reason, .. } => Some(reason),
+            Self::Relayed(_) => Some("external"),
             _ => None,
         }
     }

@@ -171,6 +171,12 @@ impl RateLimits {
         charge.take(self.after_identity.iter().chain(of_plan), request, identity).await
     }
 
+    /// Every limit that a caller's requests are counted against.
+    pub(super) fn of_caller(&self, caller: &Identity) -> impl Iterator<Item = &Arc<RateLimit>> {
+        let of_plan = self.plans.of(caller).unwrap_or_default().iter().filter(|limit| !self.names(limit));
+        self.before_identity.iter().chain(&self.after_identity).chain(of_plan)
+    }
+
     fn names(&self, limit: &Arc<RateLimit>) -> bool {
         self.before_identity.iter().chain(&self.after_identity).any(|named| Arc::ptr_eq(named, limit))
     }
@@ -386,5 +392,352 @@ fn refund(limit: &RateLimit, key: &Key, units: u64, from: By, now: Now) {
         }
         // Nobody but its own holder counted it.
         (Holder::Own(_) | Holder::Redis(_), _) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{
+        Allowance, At, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, Period, Place, Quota, Rate, WhenMissing,
+    };
+    use crate::live::LiveState;
+    use crate::metrics::Metrics;
+    use crate::request::{Client, Method, Parameters};
+    use crate::route::limit::Stores;
+    use futures_util::FutureExt;
+    use http::{HeaderMap, HeaderName};
+    use std::path::PathBuf;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn limit(per: &[LimitKey], count: u64) -> Limit {
+        let place = Place { file: "".into(), line: 1, column: 1, path: "".into() };
+        Limit {
+            per: per.to_vec(),
+            allowance: Allowance::Rate { rate: Rate { count, window: SECOND }, algorithm: LimitAlgorithm::SlidingWindow },
+            cost: 1,
+            on: LimitOn::Requests,
+            mode: LimitMode::Enforce,
+            store: At { value: LimitStore::Local, place },
+            ipv6_prefix: 64,
+            when_missing: WhenMissing::Deny,
+        }
+    }
+
+    /// What policies are compiled from; quotas are kept in a folder of their own.
+    struct Setting {
+        live: LiveState,
+        metrics: Metrics,
+        quotas: PathBuf,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Setting {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let quotas = folder.path().join("quotas.db");
+            Self { live: LiveState::default(), metrics: Metrics::new().unwrap(), quotas, _folder: folder }
+        }
+
+        fn limit(&self, name: &str, limit: &Limit) -> Arc<RateLimit> {
+            let stores = Stores { live: &self.live, quotas: &self.quotas, redis: None };
+            let limit = Arc::new(RateLimit::compile(&name.into(), limit, &stores, &self.metrics).unwrap());
+            for (_, ledger) in self.live.ledgers.living() {
+                ledger.open(now(0)).unwrap();
+            }
+            limit
+        }
+
+        fn refusals(&self, name: &str, mode: &str) -> u64 {
+            self.metrics.limit_refusals(name, mode).get()
+        }
+    }
+
+    fn compile(limits: &[(&str, Limit)]) -> RateLimits {
+        let setting = Setting::new();
+        RateLimits::new(limits.iter().map(|(name, limit)| setting.limit(name, limit)).collect(), Arc::default())
+    }
+
+    fn now(millis: u64) -> Now {
+        Now { monotonic: Duration::from_millis(millis), unix: Duration::from_secs(1_800_000_000) }
+    }
+
+    fn identity(consumer: &str) -> Identity {
+        Identity {
+            consumer: Some(consumer.into()),
+            claims: serde_json::from_str(r#"{"tenant": {"id": 7}, "name": "7", "list": ["a"]}"#).unwrap(),
+            ..Identity::new(Method::Jwt, "a".into(), [1; 32])
+        }
+    }
+
+    struct Caller {
+        client: Client,
+        headers: HeaderMap,
+    }
+
+    impl Caller {
+        fn new(address: &str) -> Self {
+            Self { client: Client { address: address.parse().unwrap(), through_trusted_proxy: false }, headers: HeaderMap::new() }
+        }
+
+        fn request(&self) -> Request<'_> {
+            let request = Request::new(&http::Method::GET, "h", "/", &self.headers, &self.client);
+            Request { route: "orders", parameters: Parameters(&[("id", "7")]), ..request }
+        }
+    }
+
+    /// Nothing is waited for where nobody asks Redis.
+    fn admit(limits: &RateLimits, caller: &Caller, identity: Option<&Identity>, cost: u64, at: u64) -> Result<Held, Rejection> {
+        let mut charge = Charge::new(cost, now(at));
+        limits.check_client(&caller.request(), &mut charge).now_or_never().unwrap()?;
+        limits.check_identity(&caller.request(), identity, &mut charge).now_or_never().unwrap()?;
+        Ok(charge.into_held())
+    }
+
+    fn ask(limits: &RateLimits, caller: &Caller, identity: Option<&Identity>) -> Result<Option<LimitState>, Rejection> {
+        admit(limits, caller, identity, 1, 0).map(|held| held.nearest)
+    }
+
+    #[test]
+    fn a_limit_is_checked_before_identity_unless_its_key_needs_it() {
+        let header = LimitKey::Header(HeaderName::from_static("x-tenant"));
+        let limits = compile(&[
+            ("flood", limit(&[LimitKey::ClientIp], 9)),
+            ("mixed", limit(&[LimitKey::Route, LimitKey::Consumer], 9)),
+            ("early", limit(&[LimitKey::Route, LimitKey::Host, header, LimitKey::Path("id".into())], 9)),
+            ("claim", limit(&[LimitKey::Claim("tenant".into())], 9)),
+            ("guesses", Limit { on: LimitOn::Refused, ..limit(&[LimitKey::ClientIp], 9) }),
+        ]);
+        let names = |limits: &[Arc<RateLimit>]| limits.iter().map(|limit| limit.name.to_string()).collect::<Vec<_>>();
+        assert_eq!(names(&limits.before_identity), ["flood", "early"]);
+        assert_eq!(names(&limits.after_identity), ["mixed", "claim"]);
+        assert_eq!(names(&limits.on_refused), ["guesses"]);
+    }
+
+    #[test]
+    fn what_one_limit_refuses_consumes_nothing_of_any_other_whatever_their_kind() {
+        let daily = Allowance::Quota(Quota { count: 10, period: Period::Day });
+        let limits = compile(&[
+            ("flood", limit(&[LimitKey::ClientIp], 10)),
+            ("daily", Limit { allowance: daily, ..limit(&[LimitKey::ClientIp], 0) }),
+            ("busy", Limit { allowance: Allowance::Concurrency(3), ..limit(&[LimitKey::Route], 0) }),
+            ("each", limit(&[LimitKey::Consumer], 2)),
+        ]);
+        let (caller, acme, umbrella) = (Caller::new("192.0.2.1"), identity("acme"), identity("umbrella"));
+        let mut held = Vec::new();
+        for expected in [true, true, false, false, false] {
+            let answer = admit(&limits, &caller, Some(&acme), 1, 0);
+            assert_eq!(answer.is_ok(), expected);
+            held.extend(answer);
+        }
+        let third = admit(&limits, &caller, Some(&umbrella), 1, 0).unwrap();
+        assert_eq!(third.nearest.as_ref().map(|state| (&*state.name, state.remaining)), Some(("busy", 0)));
+        let Err(Rejection::RateLimited(state)) = ask(&limits, &caller, Some(&umbrella)) else { panic!("a fourth at once") };
+        assert_eq!((&*state.name, state.limit, state.window), ("busy", 3, None));
+        drop((held, third));
+        // Three of ten are used: what was refused took nothing.
+        let mut left = Vec::new();
+        for consumer in 0..10 {
+            left.extend(ask(&limits, &caller, Some(&identity(&consumer.to_string()))).ok().flatten().map(|state| state.remaining));
+        }
+        assert_eq!(left, [1, 1, 1, 1, 1, 1, 0]);
+        let refused = ask(&limits, &caller, Some(&identity("late")));
+        let Err(Rejection::QuotaExceeded(state)) = refused else { panic!("{refused:?}") };
+        assert_eq!((&*state.name, state.remaining, state.window), ("daily", 0, Some(Duration::from_secs(86_400))));
+    }
+
+    #[test]
+    fn who_is_refused_for_want_of_a_good_credential_has_consumed_the_limits_before_it() {
+        let limits = compile(&[("flood", limit(&[LimitKey::ClientIp], 3))]);
+        let caller = Caller::new("192.0.2.1");
+        let pass = |_: &i32| limits.check_client(&caller.request(), &mut Charge::new(1, now(0))).now_or_never().unwrap().is_ok();
+        assert_eq!((0..10).filter(pass).count(), 3);
+    }
+
+    #[test]
+    fn a_refusal_names_the_limit_that_refuses_for_longest() {
+        let hourly = Allowance::Rate { rate: Rate { count: 1, window: 3_600 * SECOND }, algorithm: LimitAlgorithm::FixedWindow };
+        let limits = compile(&[
+            ("flood", limit(&[LimitKey::ClientIp], 1)),
+            ("hourly", Limit { allowance: hourly, ..limit(&[LimitKey::ClientIp], 0) }),
+        ]);
+        let caller = Caller::new("192.0.2.1");
+        assert!(ask(&limits, &caller, None).is_ok());
+        let Err(Rejection::RateLimited(state)) = ask(&limits, &caller, None) else { panic!("admitted") };
+        assert_eq!((&*state.name, state.limit, state.remaining, state.retry_after), ("hourly", 1, 0, 3_600 * SECOND));
+        assert!(admit(&limits, &caller, None, 1, 3_600_000).is_ok());
+    }
+
+    #[test]
+    fn a_request_takes_the_cost_of_the_limit_times_that_of_the_route_and_all_of_it_or_nothing() {
+        let setting = Setting::new();
+        let dear = setting.limit("dear", &Limit { cost: 2, ..limit(&[LimitKey::ClientIp], 10) });
+        let limits = RateLimits::new(vec![dear], Arc::default());
+        let caller = Caller::new("192.0.2.1");
+        let left = |cost| admit(&limits, &caller, None, cost, 0).map(|held| held.nearest.map(|state| state.remaining));
+        assert_eq!(left(3), Ok(Some(4)));
+        assert!(left(3).is_err());
+        assert_eq!(left(2), Ok(Some(0)));
+        assert!(left(1).is_err());
+    }
+
+    #[test]
+    fn a_shadow_counts_for_itself_tells_and_never_refuses() {
+        let setting = Setting::new();
+        let shadow = |count| Limit { mode: LimitMode::Shadow, ..limit(&[LimitKey::ClientIp], count) };
+        let enforced = setting.limit("flood", &limit(&[LimitKey::ClientIp], 3));
+        let both = RateLimits::new(vec![setting.limit("flood", &shadow(2)), enforced], Arc::default());
+        let caller = Caller::new("192.0.2.1");
+        let shadowed: Vec<_> = (0..6).map(|_| admit(&both, &caller, None, 1, 0).map(|held| held.shadowed.len()).ok()).collect();
+        assert_eq!(shadowed, [Some(0), Some(0), Some(1), None, None, None]);
+        // What is refused by the other one would not have come this far.
+        assert_eq!(setting.refusals("flood", "enforce"), 3);
+        let missing = Limit { mode: LimitMode::Shadow, ..limit(&[LimitKey::Consumer], 1) };
+        let held = admit(&compile(&[("each", missing)]), &caller, None, 1, 0).unwrap();
+        assert_eq!((held.shadowed.len(), held.nearest), (1, None));
+    }
+
+    #[test]
+    fn refused_credentials_use_up_the_limit_of_their_address_and_no_other_request_does() {
+        let setting = Setting::new();
+        let guesses = setting.limit("guesses", &Limit { on: LimitOn::Refused, ..limit(&[LimitKey::ClientIp], 2) });
+        let limits = RateLimits::new(vec![guesses], Arc::default());
+        let (caller, other) = (Caller::new("192.0.2.1"), Caller::new("192.0.2.2"));
+        let check = |caller: &Caller, presents: bool| {
+            limits.check_attempts(&caller.request(), &mut Charge::new(1, now(0)), || presents).map_err(|rejection| rejection.code())
+        };
+        let fail = |rejection| limits.count_refused(&caller.request(), rejection, now(0)).code();
+        for _ in 0..5 {
+            assert_eq!(check(&caller, true), Ok(()));
+            assert_eq!(fail(Rejection::CredentialMissing), "credential_missing");
+            assert_eq!(fail(Rejection::BadRequest("x")), "bad_request");
+        }
+        assert_eq!(fail(Rejection::CredentialInvalid("x")), "credential_invalid");
+        assert_eq!(check(&caller, true), Ok(()));
+        assert_eq!(fail(Rejection::CredentialExpired), "credential_expired");
+        assert_eq!(check(&caller, true), Err("rate_limited"));
+        assert_eq!(check(&caller, false), Ok(()));
+        assert_eq!(check(&other, true), Ok(()));
+        // Those who were on their way when it was used up.
+        assert_eq!(fail(Rejection::CredentialInvalid("x")), "rate_limited");
+        assert_eq!(setting.refusals("guesses", "enforce"), 2);
+    }
+
+    #[test]
+    fn a_plan_is_that_of_the_credential_or_of_the_consumer_or_the_default() {
+        let setting = Setting::new();
+        let [flood, gold, silver, free] = [("flood", 50), ("gold", 40), ("silver", 30), ("free", 20)]
+            .map(|(name, count)| setting.limit(name, &limit(&[LimitKey::Consumer], count)));
+        let mut plans = Plans::default();
+        let acme: [Arc<str>; 1] = ["acme".into()];
+        // `flood` is named by the policy as well, and counts once.
+        plans.add(&"gold".into(), [gold, Arc::clone(&flood)].into(), std::iter::empty(), false);
+        plans.add(&"silver".into(), [silver].into(), acme.iter(), false);
+        plans.add(&"free".into(), [free].into(), std::iter::empty(), true);
+        let limits = RateLimits::new(vec![flood], Arc::new(plans));
+        let caller = Caller::new("192.0.2.1");
+        let with = |consumer: &str, plan: Option<&str>| Identity { plan: plan.map(Arc::from), ..identity(consumer) };
+        for (who, expected) in [
+            (with("umbrella", Some("gold")), "gold 39"),
+            (with("acme", Some("gold")), "gold 39"),
+            (with("acme", None), "silver 29"),
+            (with("globex", None), "free 19"),
+        ] {
+            let nearest = ask(&limits, &caller, Some(&who)).unwrap().unwrap();
+            assert_eq!(format!("{} {}", nearest.name, nearest.remaining), expected);
+        }
+        let unknown = ask(&limits, &caller, Some(&with("umbrella", Some("platinum"))));
+        assert_eq!(unknown, Err(Rejection::Forbidden("plan_unknown")));
+        assert_eq!(ask(&limits, &caller, None), Err(Rejection::Forbidden("limit_key_missing")));
+        let anybody = compile(&[("flood", limit(&[LimitKey::ClientIp], 9))]);
+        assert!(ask(&anybody, &caller, Some(&with("acme", Some("platinum")))).is_ok());
+    }
+
+    #[test]
+    fn who_comes_early_gets_a_turn_in_the_queue_and_who_gives_it_up_leaves_the_queue() {
+        let algorithm = LimitAlgorithm::LeakyBucket { queue: 2, max_wait: 10 * SECOND };
+        let smooth =
+            Limit { allowance: Allowance::Rate { rate: Rate { count: 1, window: SECOND }, algorithm }, ..limit(&[LimitKey::Host], 0) };
+        let limits = compile(&[("smooth", smooth), ("flood", limit(&[LimitKey::ClientIp], 4))]);
+        let caller = Caller::new("192.0.2.1");
+        let come = || admit(&limits, &caller, None, 1, 0).map(|held| held.turn);
+        assert!(come().unwrap().is_none());
+        assert_eq!(come().unwrap().map(|turn| turn.at), Some(SECOND));
+        let last = come().unwrap().unwrap();
+        assert_eq!(last.at, 2 * SECOND);
+        let Err(Rejection::QueueFull(state)) = come() else { panic!("a third waits") };
+        assert_eq!((state.limit, state.retry_after), (3, SECOND));
+        last.give_up();
+        // Its place and its part of the other limit are free again.
+        assert_eq!(come().unwrap().map(|turn| turn.at), Some(2 * SECOND));
+        assert_eq!(admit(&limits, &caller, None, 1, 1_000).unwrap().turn.map(|turn| turn.at), Some(3 * SECOND));
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_share_a_count() {
+        for (prefix, second, shared) in [
+            (64, "2001:db8:0:1:ffff::9", true),
+            (64, "2001:db8:0:2::1", false),
+            (48, "2001:db8:0:2::1", true),
+            (128, "2001:db8:0:1::2", false),
+            (0, "::1", true),
+            (64, "192.0.2.1", false),
+        ] {
+            let limits = compile(&[("flood", Limit { ipv6_prefix: prefix, ..limit(&[LimitKey::ClientIp], 1) })]);
+            assert!(ask(&limits, &Caller::new("2001:db8:0:1::1"), None).is_ok());
+            assert_eq!(ask(&limits, &Caller::new(second), None).is_err(), shared, "/{prefix} {second}");
+        }
+    }
+
+    #[test]
+    fn a_request_without_the_key_is_refused_unless_the_limit_says_otherwise() {
+        let keys = [
+            LimitKey::Header(HeaderName::from_static("x-tenant")),
+            LimitKey::Consumer,
+            LimitKey::Subject,
+            LimitKey::Credential,
+            LimitKey::Claim("tenant".into()),
+            LimitKey::Path("other".into()),
+        ];
+        for key in keys {
+            let with = |when_missing| compile(&[("each", Limit { when_missing, ..limit(std::slice::from_ref(&key), 1) })]);
+            let (caller, other) = (Caller::new("192.0.2.1"), Caller::new("192.0.2.2"));
+            assert_eq!(ask(&with(WhenMissing::Deny), &caller, None), Err(Rejection::Forbidden("limit_key_missing")), "{key:?}");
+            assert_eq!(ask(&with(WhenMissing::Skip), &caller, None), Ok(None), "{key:?}");
+            let by_address = with(WhenMissing::ClientIp);
+            assert!(
+                ask(&by_address, &caller, None).is_ok()
+                    && ask(&by_address, &caller, None).is_err()
+                    && ask(&by_address, &other, None).is_ok()
+            );
+        }
+    }
+
+    #[test]
+    fn claims_are_counted_by_their_text_and_lists_are_not_counted() {
+        let acme = identity("acme");
+        let caller = Caller::new("192.0.2.1");
+        for (claim, expected) in [("tenant.id", true), ("name", true), ("list", false), ("tenant", false), ("none", false)] {
+            let limits = compile(&[("each", limit(&[LimitKey::Claim(claim.into())], 1))]);
+            assert_eq!(ask(&limits, &caller, Some(&acme)).is_ok(), expected, "{claim}");
+        }
+    }
+
+    #[test]
+    fn a_header_has_one_count_however_it_is_written_and_none_when_it_comes_twice() {
+        let name = HeaderName::from_static("x-tenant");
+        let limits = compile(&[("each", limit(&[LimitKey::Header(name.clone())], 1))]);
+        let with = |values: &[&'static str]| {
+            let mut caller = Caller::new("192.0.2.1");
+            for value in values {
+                caller.headers.append(&name, http::HeaderValue::from_static(value));
+            }
+            ask(&limits, &caller, None)
+        };
+        assert!(with(&["acme"]).is_ok());
+        assert!(matches!(with(&["acme "]), Err(Rejection::RateLimited(_))));
+        assert_eq!(with(&["other", "acme"]), Err(Rejection::Forbidden("limit_key_missing")));
+        assert!(with(&["other"]).is_ok());
     }
 }

@@ -14,11 +14,17 @@
 mod harness;
 
 mod authenticators;
+mod basic;
 mod cli;
+mod client_certificate;
+mod external;
+mod limits;
 mod proxy;
+mod quotas;
 mod redis;
 mod reload;
 mod request;
 mod route;
 mod server;
+mod sigv4;
 mod upstream;

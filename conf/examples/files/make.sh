@@ -13,6 +13,26 @@ certificate client edgeward.example.com
 certificate ca orders.internal
 rm ca.key
 
+# An authority for clients, a client of it, and its list of what it has revoked: nothing.
+authority=$(mktemp -d)
+cat >"$authority/openssl.cnf" <<CNF
+[ca]
+default_ca = clients
+[clients]
+database = $authority/index
+default_md = sha256
+CNF
+: >"$authority/index"
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -sha256 -subj "/O=edgeward examples, throw-away/CN=clients" \
+    -addext "keyUsage=critical,keyCertSign,cRLSign" -keyout "$authority/key" -out clients.pem 2>/dev/null
+openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/O=edgeward examples, throw-away/CN=web" \
+    -keyout web.key -out "$authority/request" 2>/dev/null
+printf 'subjectAltName=URI:spiffe://acme/ns/shop/sa/web\nextendedKeyUsage=clientAuth\nbasicConstraints=critical,CA:FALSE\n' >"$authority/extensions"
+openssl x509 -req -in "$authority/request" -CA clients.pem -CAkey "$authority/key" -days 3650 -sha256 -extfile "$authority/extensions" \
+    -out web.pem 2>/dev/null
+openssl ca -gencrl -config "$authority/openssl.cnf" -cert clients.pem -keyfile "$authority/key" -crldays 3650 -out clients.crl 2>/dev/null
+rm -r "$authority"
+
 # An EC public key as a key set (RFC 7517): the last 64 bytes of its DER are x and y.
 base64url() { openssl base64 -A | tr '+/' '-_' | tr -d '='; }
 point() { openssl ec -in api.key -pubout -outform DER 2>/dev/null | tail -c 64; }
@@ -34,3 +54,13 @@ cat >offices.txt <<TEXT
 198.51.100.0/24   # Berlin
 2001:db8:8::/48   # Lisbon
 TEXT
+
+echo 'throw-away/secret+of+the+examples+it+is+public' >aws.secret
+cat >sigv4.yaml <<YAML
+# The secret is in a file beside this one: public, and good for nothing.
+keys:
+  - {access_key_id: AKIAEXAMPLE, secret: {file: files/aws.secret}, consumer: acme, scopes: [orders:read]}
+YAML
+
+# The password is throw-away; htpasswd is in Debian's apache2-utils.
+htpasswd -nbB -C 10 alice throw-away | grep . >users.htpasswd

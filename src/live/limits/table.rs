@@ -122,6 +122,10 @@ fn table_of<A>(entries: impl IntoIterator<Item = Entry<A>>, capacity: usize, has
 }
 
 #[cfg(test)]
-pub(super) const fn entry_size<A>() -> usize {
-    size_of::<Entry<A>>()
+impl<A> Table<A> {
+    pub(super) const ENTRY: usize = size_of::<Entry<A>>();
+
+    pub(super) fn capacity(&self) -> usize {
+        self.entries.capacity()
+    }
 }
