@@ -333,7 +333,7 @@ impl Place {
             .iter()
             .filter_map(|(name, authenticator)| match authenticator {
                 Authenticator::ApiKey(api_key) => Some((&name.value, api_key)),
-                Authenticator::Jwt(_) | Authenticator::Sigv4(_) | Authenticator::Basic(_) => None,
+                _ => None,
             })
             .collect();
         let names = || stores.iter().map(|(name, _)| &***name);

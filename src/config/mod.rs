@@ -5,8 +5,11 @@
 
 mod authenticator;
 mod basic;
+mod client_certificate;
 mod decode;
+mod dependency;
 mod header;
+mod introspection;
 mod keys;
 mod limit;
 mod policy;
@@ -27,14 +30,20 @@ use std::sync::Arc;
 
 pub use authenticator::{ApiKey, Authenticator, ClaimNames, Jwt, KeyFetch, KeySource, KeyStore, Location};
 pub use basic::{Basic, PasswordHash, User};
+pub use client_certificate::{AllowedCertificate, CertificateName, ClientCertificate};
 use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
+pub use dependency::{Breaker, OnFailure};
+pub use introspection::{ClientProof, Introspection, OauthClient, OauthClientMethod};
 pub use keys::KeyEntry;
 pub use limit::{Allowance, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, Plan, Quotas, WhenMissing};
 pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};
 pub use problem::{At, Place, Problem, nearest};
 pub use redis::{Redis, RedisUrl};
 pub use route::{Route, RoutePolicy, RouteTimeouts};
-pub use server::{AccessLog, Admin, Certificate, Listener, ListenerTls, Server, ServerLimits, ServerTimeouts, Telemetry};
+pub use server::{
+    AccessLog, Admin, Certificate, ClientCertificateMode, ClientCertificates, ForwardedCertificates, Listener, ListenerTls, Server,
+    ServerLimits, ServerTimeouts, Telemetry,
+};
 pub use sigv4::{Replay, SigningKeyEntry, Sigv4};
 pub use source::{Source, System};
 pub use upstream::{Balance, Builtin, Health, Retries, RetryOn, Upstream, UpstreamServer, UpstreamTimeouts, UpstreamTls};

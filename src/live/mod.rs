@@ -5,6 +5,7 @@ pub mod api_keys;
 pub mod backends;
 pub mod breaker;
 pub mod database;
+pub mod introspected;
 pub mod key_set;
 pub mod key_store;
 pub mod leases;
@@ -45,6 +46,8 @@ pub struct LiveState {
     pub passwords: Arc<passwords::Passwords>,
     /// What may be used once, by the name of the authenticator.
     pub replays: Registry<Arc<str>, replays::Replays>,
+    /// What is known of opaque tokens, by the endpoint that said it.
+    pub introspected: Registry<introspected::EndpointId, introspected::TokenAnswers>,
     /// Resolved and probed backends, by the name of the upstream.
     pub backends: Registry<Arc<str>, backends::Backends>,
 }

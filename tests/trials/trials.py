@@ -4,6 +4,8 @@ import sys
 
 import harness
 import trial_basic
+import trial_certificates
+import trial_fleet
 import trial_grpc
 import trial_keys
 import trial_nginx
