@@ -16,7 +16,7 @@ run: ## build, make throw-away keys and tokens, serve the demo on 127.0.0.1:8080
 	@scripts/demo "$(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/edgeward"
 
 test: ## run all tests; none may be skipped
-	@scripts/prepare
+	@scripts/prepare redis-server
 	@scripts/test
 
 vectors: ## run the test vectors of others (EDGEWARD_SUITES names their folder)

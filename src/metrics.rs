@@ -20,6 +20,7 @@ pub struct Metrics {
     refusals: IntCounterVec,
     authentications: IntCounterVec,
     retries: IntCounterVec,
+    limit_refusals: IntCounterVec,
     /// Time from the request's first look to its hand-over to the upstream, or to its refusal.
     pub own_time: Histogram,
     /// Time from the hand-over to the head of the upstream's answer.
@@ -30,6 +31,8 @@ pub struct Metrics {
     pub access_log_dropped: IntCounter,
     /// Panics that were caught in a decision; each refused its request.
     pub panics: IntCounter,
+    /// Calls of Redis.
+    pub redis: RedisMetrics,
     /// Candidates that were applied.
     pub reloads_applied: IntCounter,
     /// Candidates that were refused.
@@ -79,6 +82,11 @@ impl Metrics {
                 &["route", "authenticator", "method"],
             )?,
             retries: counters("edgeward_upstream_retries_total", "Tries after the first, by route.", &["route"])?,
+            limit_refusals: counters(
+                "edgeward_limit_refusals_total",
+                "Requests that a limit refused, or with mode shadow would have.",
+                &["limit", "mode"],
+            )?,
             own_time: histogram("edgeward_own_seconds", "Time edgeward took before the upstream was asked or the request refused.")?,
             upstream_time: histogram("edgeward_upstream_seconds", "Time from asking the upstream to the head of its answer.")?,
             in_flight: gauge("edgeward_requests_in_flight", "Requests being served.")?,
@@ -87,6 +95,10 @@ impl Metrics {
                 "Access log lines dropped because stdout was slower than traffic.",
             )?,
             panics: counter("edgeward_panics_total", "Panics caught in a decision; each refused its request.")?,
+            redis: RedisMetrics {
+                calls: counters("edgeward_redis_calls_total", "Scripts that Redis was asked to run, by what became of it.", &["outcome"])?,
+                time: histogram("edgeward_redis_seconds", "Time from asking Redis to its answer or to the deadline.")?,
+            },
             reloads_applied: counter("edgeward_config_reloads_applied_total", "Configurations applied after the first.")?,
             reloads_refused: counter("edgeward_config_reloads_refused_total", "Candidate configurations refused.")?,
             config_current: gauge(
@@ -118,6 +130,11 @@ impl Metrics {
         }
     }
 
+    /// How often a limit refused; its name and its mode.
+    pub fn limit_refusals(&self, limit: &str, mode: &str) -> IntCounter {
+        self.limit_refusals.with_label_values(&[limit, mode])
+    }
+
     /// Everything in the Prometheus text format.
     pub fn render(&self) -> String {
         let mut text = Vec::new();
@@ -125,6 +142,21 @@ impl Metrics {
             tracing::error!(%error, "metrics could not be rendered");
         }
         String::from_utf8(text).unwrap_or_default()
+    }
+}
+
+/// Calls of Redis; clones count together.
+#[derive(Debug, Clone)]
+pub struct RedisMetrics {
+    calls: IntCounterVec,
+    /// Time from asking to the answer or the deadline.
+    pub time: Histogram,
+}
+
+impl RedisMetrics {
+    /// Counts a call by why it failed; absent: it did not.
+    pub fn count(&self, failure: Option<&'static str>) {
+        self.calls.with_label_values(&[failure.unwrap_or("ok")]).inc();
     }
 }
 

@@ -95,6 +95,18 @@ impl Authenticators {
         })
     }
 
+    /// Whether the request presents anything that could be a credential here, good or not. Of what sits in no place of its own, such as a
+    /// certificate, nobody can say without judging it.
+    pub fn presents(&self, request: &Request<'_>) -> bool {
+        let could = |locations: &[_]| locations.is_empty() || credential::is_present(locations, request);
+        self.named.iter().any(|authenticator| could(authenticator.locations()))
+    }
+
+    /// Whether one of them has to see the body before it can judge.
+    pub fn ask_for_body(&self, request: &Request<'_>) -> bool {
+        request.body.is_none() && self.named.iter().any(|authenticator| authenticator.asks_for_body(request))
+    }
+
     /// Every authenticator that is named, once, in the order of the configuration.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Authenticator>> {
         self.named.iter()
@@ -193,6 +205,8 @@ fn together(proofs: Vec<Proof>, principals: Principals) -> Result<Outcome, Rejec
 }
 
 fn join(first: Proof, second: Proof) -> Proof {
+    let mut body = first.body;
+    body.extend(second.body);
     let mut identity = Identity::clone(&first.identity);
     let other = &second.identity;
     for (own, given) in [
@@ -221,5 +235,5 @@ fn join(first: Proof, second: Proof) -> Proof {
     credential.update(&other.credential);
     identity.credential = credential.finish();
     identity.beside.push(Arc::clone(other));
-    Proof { identity: Arc::new(identity) }
+    Proof { identity: Arc::new(identity), body }
 }

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use openssl::sha::sha256;
 
-use super::Verdict;
 use super::claims::ClaimPaths;
 use super::credential::{self, Found};
+use super::{Verdict, confirmation};
 use crate::config::{self, KeySource, Location, Problem};
 use crate::jose::claims::Registered;
 use crate::jose::jws::{Header, MAX_TOKEN};
@@ -109,7 +109,7 @@ impl Jwt {
             Found::Ambiguous(reason) => return Verdict::Reject(Rejection::BadRequest(reason)),
             Found::Malformed(reason) => return Verdict::Reject(Rejection::CredentialInvalid(reason)),
         };
-        match self.judge(&token, now).await {
+        match self.judge(&token, request, now).await {
             Ok(Some(identity)) => Verdict::Accept(identity.into()),
             Ok(None) => Verdict::Pass,
             Err(rejection) => Verdict::Reject(rejection),
@@ -126,7 +126,7 @@ impl Jwt {
         &self.from
     }
 
-    async fn judge(&self, token: &str, now: Now) -> Result<Option<Arc<Identity>>, Rejection> {
+    async fn judge(&self, token: &str, request: &Request<'_>, now: Now) -> Result<Option<Arc<Identity>>, Rejection> {
         if token.len() > MAX_TOKEN {
             return Err(invalid(Fault::TooLarge));
         }
@@ -134,6 +134,7 @@ impl Jwt {
             && self.keys.still_hold(&known, now)?
         {
             self.rules.check(known.algorithm, known.typ.as_deref(), &known.registered, now)?;
+            confirmation::check(&known.identity.claims, request)?;
             return Ok(Some(known.identity.clone()));
         }
         if !Jws::has_shape(token) {
@@ -147,10 +148,7 @@ impl Jwt {
         }
         let Header { algorithm, ref typ, .. } = jws.header;
         self.rules.check(algorithm, typ.as_deref(), &registered, now)?;
-        // RFC 7800: such a token is worth nothing without proof of its key, and we cannot ask for that proof yet.
-        if all.contains_key("cnf") {
-            return Err(Rejection::CredentialInvalid("bound_token"));
-        }
+        confirmation::check(&all, request)?;
         let key = self.keys.verify(&jws, now).await?;
         // Without the signature: of an ECDSA signature anybody can make a second one that is as good, and it must not have a budget of its own.
         let proven = Identity::new(Method::Jwt, self.name.clone(), sha256(jws.signing_input()));

@@ -2,19 +2,22 @@
 
 pub mod api_key;
 pub mod claims;
+pub mod client_certificate;
 mod combination;
+pub mod confirmation;
 pub mod credential;
 pub mod introspection;
 pub mod jwt;
 pub mod key_format;
 pub mod oauth_client;
+pub mod sigv4;
 
 use std::sync::Arc;
 
 pub use combination::{Accepted, Authenticators};
 
 use crate::config::Location;
-use crate::request::{Identity, Method, Now, Rejection, Request};
+use crate::request::{BodyDigest, Identity, Method, Now, Rejection, Request};
 
 /// What an authenticator says of a request.
 #[derive(Debug)]
@@ -32,11 +35,13 @@ pub enum Verdict {
 pub struct Proof {
     /// Who calls.
     pub identity: Arc<Identity>,
+    /// What the body must hash to, each of them: until it does, the proof is not complete and nothing of the body reaches the upstream.
+    pub body: Vec<BodyDigest>,
 }
 
 impl From<Arc<Identity>> for Proof {
     fn from(identity: Arc<Identity>) -> Self {
-        Self { identity }
+        Self { identity, body: Vec::new() }
     }
 }
 
@@ -50,6 +55,10 @@ pub enum Authenticator {
     ApiKey(api_key::ApiKey),
     /// Opaque tokens.
     Introspection(introspection::Introspection),
+    /// Certificates of TLS clients.
+    ClientCertificate(client_certificate::ClientCertificate),
+    /// AWS Signature Version 4.
+    Sigv4(sigv4::Sigv4),
 }
 
 impl Authenticator {
@@ -58,6 +67,15 @@ impl Authenticator {
             Self::Jwt(jwt) => jwt.authenticate(request, now).await,
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
             Self::Introspection(introspection) => introspection.authenticate(request, now).await,
+            Self::ClientCertificate(client_certificate) => client_certificate.authenticate(request),
+            Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
+        }
+    }
+
+    fn asks_for_body(&self, request: &Request<'_>) -> bool {
+        match self {
+            Self::Sigv4(sigv4) => sigv4.asks_for_body(request),
+            Self::Jwt(_) | Self::ApiKey(_) | Self::Introspection(_) | Self::ClientCertificate(_) => false,
         }
     }
 
@@ -67,6 +85,8 @@ impl Authenticator {
             Self::Jwt(jwt) => jwt.name(),
             Self::ApiKey(api_key) => api_key.name(),
             Self::Introspection(introspection) => introspection.name(),
+            Self::ClientCertificate(client_certificate) => client_certificate.name(),
+            Self::Sigv4(sigv4) => sigv4.name(),
         }
     }
 
@@ -76,6 +96,8 @@ impl Authenticator {
             Self::Jwt(_) => Method::Jwt,
             Self::ApiKey(_) => Method::ApiKey,
             Self::Introspection(_) => Method::Introspection,
+            Self::ClientCertificate(_) => Method::ClientCertificate,
+            Self::Sigv4(_) => Method::Sigv4,
         }
     }
 
@@ -85,6 +107,9 @@ impl Authenticator {
             Self::Jwt(jwt) => jwt.locations(),
             Self::ApiKey(api_key) => api_key.locations(),
             Self::Introspection(introspection) => introspection.locations(),
+            // It comes with the connection, or in headers that reach no upstream anyway.
+            Self::ClientCertificate(_) => &[],
+            Self::Sigv4(sigv4) => sigv4.locations(),
         }
     }
 

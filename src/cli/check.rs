@@ -1,5 +1,7 @@
 //! `edgeward check`: everything that is wrong with a configuration, and, when it is sound, what it comes to.
 
+mod limits;
+
 use std::fmt::Write;
 use std::process::ExitCode;
 
@@ -63,9 +65,9 @@ fn lines(sentences: &[String]) -> String {
     sentences.iter().map(|sentence| format!("  {sentence}\n")).collect()
 }
 
-/// The effective policy of each route, in a sentence.
+/// The effective policy of each route, in a sentence, and each plan.
 fn routes(config: &Config) -> Vec<String> {
-    config.routes.iter().map(|route| sentence(config, route)).collect()
+    config.routes.iter().map(|route| sentence(config, route)).chain(limits::plans(config)).collect()
 }
 
 fn sentence(config: &Config, route: &config::Route) -> String {
@@ -99,7 +101,13 @@ fn sentence(config: &Config, route: &config::Route) -> String {
             let _ = write!(text, ", never from {} denied networks", policy.deny.len());
         }
         if !policy.limits.is_empty() {
-            let _ = write!(text, ", within {}", join(policy.limits.iter().map(|limit| &limit.value), " and "));
+            let _ = write!(text, ", within {}", join(policy.limits.iter().map(|name| limits::named(config, name)), " and "));
+        }
+        if matches!(policy.authenticate.value, Authenticate::By(_)) && !config.plans.is_empty() {
+            let _ = write!(text, ", and within the caller's plan");
+        }
+        if *route.cost > 1 {
+            let _ = write!(text, ", at a cost of {}", *route.cost);
         }
     }
     let _ = write!(text, "; served by {}", *route.upstream);
@@ -137,6 +145,7 @@ fn dependencies(config: &Config) -> Vec<String> {
                 KeySource::JwksFile(_) | KeySource::Secret(_) => {}
             },
             Authenticator::Introspection(introspection) => plans.push(introspection_plan(&name.value, introspection)),
+            Authenticator::ClientCertificate(_) => {}
             Authenticator::ApiKey(api_key) => {
                 if let config::KeyStore::Database(path) = &api_key.keys.value {
                     plans.push(format!(
@@ -146,8 +155,10 @@ fn dependencies(config: &Config) -> Vec<String> {
                     ));
                 }
             }
+            Authenticator::Sigv4(_) => {}
         }
     }
+    plans.extend(limits::dependencies(config));
     for (name, upstream) in &config.upstreams {
         let plan = match (&upstream.builtin, &upstream.health) {
             (Some(_), _) => continue,

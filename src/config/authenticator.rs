@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map as Object, Value, json};
 
+use super::client_certificate::ClientCertificate;
 use super::decode::{Context, Decode, Fields, NonEmpty, OneOrMany, Scalar, grammar, unknown_word};
 use super::header;
 use super::introspection::Introspection;
@@ -13,7 +14,7 @@ use super::keys::{KeyEntry, KeyFile};
 use super::limit::ClaimPath;
 use super::values::{DAY, HeaderName, Lasting, MINUTE, SECOND, Text, Token, Url};
 use super::yaml::Node;
-use super::{At, File, Problem};
+use super::{At, File, Problem, Sigv4};
 use crate::jose::Algorithm;
 use crate::secret::Secret;
 
@@ -27,11 +28,15 @@ pub enum Authenticator {
     ApiKey(ApiKey),
     /// By an opaque token.
     Introspection(Introspection),
+    /// By the certificate of a TLS client.
+    ClientCertificate(ClientCertificate),
+    /// By an AWS Signature Version 4.
+    Sigv4(Sigv4),
 }
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key, introspection)]
+    #[one_of(jwt, api_key, introspection, client_certificate, sigv4)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
@@ -39,6 +44,10 @@ grammar! {
         api_key: Option<ApiKey> = absent,
         /// By an opaque token, about which its issuer is asked (RFC 7662).
         introspection: Option<Introspection> = absent,
+        /// By the certificate of a TLS client.
+        client_certificate: Option<ClientCertificate> = absent,
+        /// By an AWS Signature Version 4.
+        sigv4: Option<Sigv4> = absent,
     }
 
     /// Tokens of one issuer.
@@ -142,8 +151,10 @@ impl Decode for Authenticator {
     type Value = Self;
 
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
-        let WrittenAuthenticator { jwt, api_key, introspection } = WrittenAuthenticator::decode(node, context)?;
-        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey)).or(introspection.map(Self::Introspection))
+        let WrittenAuthenticator { jwt, api_key, introspection, client_certificate, sigv4 } = WrittenAuthenticator::decode(node, context)?;
+        let certificate = client_certificate.map(Self::ClientCertificate);
+        let token = jwt.map(Self::Jwt).or(introspection.map(Self::Introspection));
+        token.or(api_key.map(Self::ApiKey)).or(certificate).or(sigv4.map(Self::Sigv4))
     }
 
     fn expected() -> String {

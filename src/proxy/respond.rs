@@ -44,7 +44,7 @@ pub(super) async fn refuse(session: &mut Session, context: &Context, rejection: 
 
 /// Whether the connection ends with this answer: always where the two sides may disagree on where the request ended.
 fn closes(session: &mut Session, rejection: &Rejection) -> bool {
-    if matches!(rejection.status().as_u16(), 400 | 408 | 413 | 431 | 500) {
+    if matches!(rejection.status().as_u16(), 400 | 408 | 413 | 421 | 431 | 500) {
         return true;
     }
     if session.is_body_done() {
@@ -101,7 +101,7 @@ fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<Respons
         Rejection::DependencyUnavailable { retry_after, .. } => {
             header.insert_header(header::RETRY_AFTER, HeaderValue::from(seconds(*retry_after).max(1)))?;
         }
-        Rejection::NoHealthyUpstream => {
+        Rejection::Overloaded(_) | Rejection::NoHealthyUpstream => {
             header.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
         }
         _ => {}
@@ -123,7 +123,11 @@ pub(super) fn limit_headers(header: &mut ResponseHeader, state: &LimitState) -> 
     header.insert_header(&X_RATELIMIT_REMAINING, HeaderValue::from(state.remaining))?;
     header.insert_header(&X_RATELIMIT_RESET, HeaderValue::from(reset))?;
     header.insert_header(&RATELIMIT, format!("\"{}\";r={};t={reset}", state.name, state.remaining))?;
-    header.insert_header(&RATELIMIT_POLICY, format!("\"{}\";q={};w={}", state.name, state.limit, seconds(state.window)))?;
+    let mut policy = format!("\"{}\";q={}", state.name, state.limit);
+    if let Some(window) = state.window {
+        policy.push_str(&format!(";w={}", seconds(window)));
+    }
+    header.insert_header(&RATELIMIT_POLICY, policy)?;
     Ok(())
 }
 
@@ -169,6 +173,7 @@ fn detail(rejection: &Rejection) -> &'static str {
         Rejection::NoRoute => "There is nothing at this address.",
         Rejection::MethodNotAllowed(_) => "The resource does not have this method.",
         Rejection::RequestTimeout => "The request did not arrive in time.",
+        Rejection::Misdirected(_) => "The request does not belong on this connection; open another one for this host.",
         Rejection::BodyTooLarge => "The request body is too long.",
         Rejection::HeadersTooLarge => "The request header section is too long.",
         Rejection::RateLimited(_) => "The rate limit is used up; try again later.",
@@ -179,6 +184,7 @@ fn detail(rejection: &Rejection) -> &'static str {
         Rejection::UpstreamInvalid => "The service sent an answer that cannot be passed on.",
         Rejection::UpstreamTimeout => "The service did not answer in time.",
         Rejection::DependencyUnavailable { .. } => "What the decision depends on is away; try again later.",
+        Rejection::Overloaded(_) => "The gateway is busy; try again later.",
         Rejection::NoHealthyUpstream => "No instance of the service is well; try again later.",
     }
 }

@@ -8,16 +8,16 @@ use std::time::Duration;
 pub struct LimitState {
     /// The limit's name in the configuration.
     pub name: Arc<str>,
-    /// Requests allowed per window.
+    /// Units allowed per window, or at once.
     pub limit: u64,
-    /// Requests left now.
+    /// Units left now.
     pub remaining: u64,
     /// Time until the whole allowance is back.
     pub reset: Duration,
     /// Time until one more request is admitted; zero while some remain.
     pub retry_after: Duration,
-    /// The window.
-    pub window: Duration,
+    /// The window; absent where it has no length of its own.
+    pub window: Option<Duration>,
 }
 
 /// A refusal. The outside sees [`code`](Rejection::code) and [`status`](Rejection::status); the log sees [`reason`](Rejection::reason) too.
@@ -49,6 +49,8 @@ pub enum Rejection {
     MethodNotAllowed(Arc<str>),
     /// 408: the request did not arrive in time.
     RequestTimeout,
+    /// 421: the request does not belong on this connection: it asks for another host, or the connection's certificate is not good any more.
+    Misdirected(&'static str),
     /// 413: the body is longer than allowed.
     BodyTooLarge,
     /// 431: the header section is longer than allowed.
@@ -74,6 +76,8 @@ pub enum Rejection {
         /// When it is worth trying again.
         retry_after: Duration,
     },
+    /// 503: more of the same work waits already than this process takes on.
+    Overloaded(&'static str),
     /// 503: every backend is unhealthy.
     NoHealthyUpstream,
     /// 499, in the log only: the caller went away before the answer.
@@ -81,7 +85,7 @@ pub enum Rejection {
 }
 
 /// Every [`code`](Rejection::code), for tables that are indexed by it.
-pub const CODES: [&str; 25] = [
+pub const CODES: [&str; 27] = [
     "bad_request",
     "ambiguous_path",
     "ambiguous_framing",
@@ -95,6 +99,7 @@ pub const CODES: [&str; 25] = [
     "no_route",
     "method_not_allowed",
     "request_timeout",
+    "misdirected_request",
     "body_too_large",
     "headers_too_large",
     "rate_limited",
@@ -105,6 +110,7 @@ pub const CODES: [&str; 25] = [
     "upstream_invalid",
     "upstream_timeout",
     "dependency_unavailable",
+    "overloaded",
     "no_healthy_upstream",
     "client_closed",
 ];
@@ -126,6 +132,7 @@ impl Rejection {
             Self::NoRoute => "no_route",
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::RequestTimeout => "request_timeout",
+            Self::Misdirected(_) => "misdirected_request",
             Self::BodyTooLarge => "body_too_large",
             Self::HeadersTooLarge => "headers_too_large",
             Self::RateLimited(_) => "rate_limited",
@@ -136,6 +143,7 @@ impl Rejection {
             Self::UpstreamInvalid => "upstream_invalid",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::DependencyUnavailable { .. } => "dependency_unavailable",
+            Self::Overloaded(_) => "overloaded",
             Self::NoHealthyUpstream => "no_healthy_upstream",
             Self::ClientClosed => "client_closed",
         }
@@ -151,13 +159,22 @@ impl Rejection {
             Self::NoRoute => S::NOT_FOUND,
             Self::MethodNotAllowed(_) => S::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => S::REQUEST_TIMEOUT,
+            Self::Misdirected(_) => S::MISDIRECTED_REQUEST,
             Self::BodyTooLarge => S::PAYLOAD_TOO_LARGE,
             Self::HeadersTooLarge => S::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::RateLimited(_) | Self::QuotaExceeded(_) | Self::QueueFull(_) => S::TOO_MANY_REQUESTS,
             Self::Internal(_) => S::INTERNAL_SERVER_ERROR,
             Self::UpstreamUnreachable | Self::UpstreamInvalid => S::BAD_GATEWAY,
             Self::UpstreamTimeout => S::GATEWAY_TIMEOUT,
-            Self::DependencyUnavailable { .. } | Self::NoHealthyUpstream => S::SERVICE_UNAVAILABLE,
+            Self::DependencyUnavailable { .. } | Self::Overloaded(_) | Self::NoHealthyUpstream => S::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// Where the limit stands that refused.
+    pub fn limit(&self) -> Option<&LimitState> {
+        match self {
+            Self::RateLimited(state) | Self::QuotaExceeded(state) | Self::QueueFull(state) => Some(state),
+            _ => None,
         }
     }
 
@@ -169,7 +186,9 @@ impl Rejection {
             | Self::AmbiguousFraming(reason)
             | Self::CredentialInvalid(reason)
             | Self::Forbidden(reason)
+            | Self::Misdirected(reason)
             | Self::Internal(reason)
+            | Self::Overloaded(reason)
             | Self::DependencyUnavailable { dependency: reason, .. } => Some(reason),
             _ => None,
         }

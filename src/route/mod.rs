@@ -2,6 +2,8 @@
 
 pub mod forward;
 pub mod ip_rules;
+pub mod limit;
+pub mod plans;
 pub mod rate_limits;
 pub mod rewrite;
 pub mod router;
@@ -28,6 +30,8 @@ pub struct Route {
     pub policy: Arc<Policy>,
     /// Another path for the upstream.
     pub rewrite: Option<Rewrite>,
+    /// What a request takes of its limits, times what they say.
+    pub cost: u64,
     /// Who serves.
     pub upstream: Arc<Upstream>,
     /// Whether an upgrade to WebSocket is passed on.

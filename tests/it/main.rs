@@ -15,9 +15,13 @@ mod harness;
 
 mod authenticators;
 mod cli;
+mod client_certificate;
+mod limits;
 mod proxy;
+mod redis;
 mod reload;
 mod request;
 mod route;
 mod server;
+mod sigv4;
 mod upstream;

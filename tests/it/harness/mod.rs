@@ -2,12 +2,14 @@
 //!
 //! All of it is plain threads and blocking sockets, so that a test reads from top to bottom; only the tokens are signed with code of ours.
 
+pub mod aws;
 pub mod certificates;
 pub mod client;
 pub mod framing;
 pub mod gateway;
 pub mod issuer;
 pub mod origin;
+pub mod redis;
 
 use std::time::{Duration, Instant};
 
