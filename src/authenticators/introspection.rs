@@ -134,7 +134,7 @@ impl Introspection {
         let call = || Arc::clone(&self.endpoint).introspect(token.to_owned(), now);
         match self.answers.ask(question, self.terms, now, call).await {
             Ok(answer) => self.judge(&answer.value, request, now),
-            Err(away) => self.judge_unanswered(&question, token, away, request, now),
+            Err(away) => self.judge_unanswered((&question, token), away, request, now),
         }
     }
 
@@ -152,8 +152,7 @@ impl Introspection {
     /// What becomes of a request while the endpoint is away.
     fn judge_unanswered(
         &self,
-        question: &Question,
-        token: &str,
+        (question, token): (&Question, &str),
         away: Away,
         request: &Request<'_>,
         now: Now,
