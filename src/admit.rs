@@ -40,6 +40,14 @@ impl Admission {
         &self.held.shadowed
     }
 
+    /// Takes the permit back from a request whose body is not the one that was proven, and gives back what it took of its limits.
+    pub fn withdraw(self) -> Option<Arc<Identity>> {
+        if let Some(receipt) = self.held.receipt {
+            receipt.give_back();
+        }
+        self.proof.map(|proof| proof.identity)
+    }
+
     /// The place in a queue that the request has to wait for before it is forwarded; handed out once.
     pub fn take_turn(&mut self) -> Option<Turn> {
         self.held.turn.take()
@@ -67,7 +75,10 @@ impl From<Rejection> for Refusal {
 pub async fn admit(route: &Route, request: &Request<'_>, now: Now) -> Result<Admission, Refusal> {
     let mut charge = Charge::new(route.cost, now);
     match judge(&route.policy, request, &mut charge, now).await {
-        Ok(proof) => Ok(Admission { proof, held: charge.into_held() }),
+        Ok(proof) => {
+            let provisionally = proof.as_ref().is_some_and(|proof| !proof.body.is_empty());
+            Ok(Admission { proof, held: charge.into_held(provisionally) })
+        }
         Err(refusal) => Err(Refusal { shadowed: charge.into_shadowed(), ..refusal }),
     }
 }

@@ -117,14 +117,15 @@ impl Gateway {
             }
             let permit = admit(route, &request, now).await?;
             *target = Some(Target::new(&message, route, request.parameters, permit.identity())?);
-            let permit = admission.insert(permit);
             let proven = body.prove(session, permit.body(), body_rules).await;
             *body_received = body.whole().map_or(0, |whole| whole.len() as u64);
-            return proven.map_err(|rejection| Refusal {
-                rejection,
-                identity: permit.identity().cloned(),
-                shadowed: permit.shadowed().to_vec(),
-            });
+            return match proven {
+                Ok(()) => {
+                    *admission = Some(permit);
+                    Ok(())
+                }
+                Err(rejection) => Err(Refusal { rejection, shadowed: permit.shadowed().to_vec(), identity: permit.withdraw() }),
+            };
         }
     }
 

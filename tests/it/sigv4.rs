@@ -274,3 +274,24 @@ fn a_signature_that_changes_something_counts_once_where_that_is_wanted() {
     let unsigned = [("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD")];
     assert_eq!(outcome(&gateway.ask(signed(&ACME, "POST", "/orders/", &unsigned, "UNSIGNED-PAYLOAD", b"any"))), ok());
 }
+
+#[test]
+fn a_wrong_body_uses_up_nothing_of_its_signers_budget() {
+    let origin = Origin::start();
+    let folder = Folder::new();
+    folder.write("sigv4.yaml", KEYS);
+    folder.write("acme.secret", ACME.secret);
+    folder.write("token.secret", "TOKEN==");
+    let limited = config(&origin, "").replace("authenticate: [iam]}", "authenticate: [iam], limits: [few]}");
+    let gateway = Gateway::start_in(folder, &format!("{limited}limits: {{few: {{per: consumer, rate: 2/h}}}}\n"));
+    for length in [5, 100_000] {
+        let hash = sha256(&vec![b'a'; length]);
+        let declared = [("X-Amz-Content-Sha256", hash.as_str())];
+        for _ in 0..3 {
+            let changed = vec![b'b'; length];
+            assert_eq!(outcome(&gateway.ask(signed(&ACME, "POST", "/orders/", &declared, &hash, &changed))), refused(), "{length}");
+        }
+        assert_eq!(outcome(&gateway.ask(signed(&ACME, "POST", "/orders/", &declared, &hash, &vec![b'a'; length]))), ok(), "{length}");
+    }
+    assert_eq!(gateway.ask(signed(&ACME, "GET", "/orders/", &[], &sha256(b""), b"")).status, 429, "two were let through");
+}

@@ -1,5 +1,6 @@
 """Requests signed by botocore and by curl: headers, links, session tokens, bodies, and the paths and queries that signers disagree about."""
 
+import hashlib
 import json
 
 import httpx
@@ -7,6 +8,7 @@ from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth, SigV4Auth, SigV4QueryAu
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
+from certificates import Authority
 from harness import check, equal, refused, served, trial
 
 ID, SECRET, TOKEN = "AKIDTRIAL", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", "AQoDYXdzEPT//////////wEXAMPLE=="
@@ -14,7 +16,7 @@ REGION = "eu-west-1"
 PERMANENT, TEMPORARY = Credentials(ID, SECRET), Credentials("ASIATRIAL", SECRET, TOKEN)
 
 
-def world(stage):
+def world(stage, **more):
     (stage.folder / "sigv4.yaml").write_text(
         json.dumps(
             {
@@ -37,7 +39,8 @@ def world(stage):
             "upstreams": {"echo": {"builtin": "echo"}},
             "authenticators": {"api": authenticator("execute-api"), "s3": authenticator("s3", unsigned_payload=True)},
             "routes": [route("api"), route("s3")],
-        },
+        }
+        | more,
         env={"AWS_SECRET": SECRET, "AWS_TOKEN": TOKEN},
     )
 
@@ -98,7 +101,38 @@ def botocore_signs_bodies(stage):
             refused(send(gateway, request), 401, "credential_invalid")
             request.data = body
         served(send(gateway, request))
-    served(send(gateway, signed(gateway, S3SigV4QueryAuth, "PUT", "/s3/bucket/key", service="s3", body=b"any", expires=60)))
+    link = signed(gateway, S3SigV4QueryAuth, "PUT", "/s3/bucket/key", service="s3", expires=60)
+    link.data = b"any"
+    served(send(gateway, link))
+
+
+@trial
+def bodies_are_proven_over_http_2(stage):
+    authority = Authority(stage.folder)
+    authority.issue("a.test", file="a")
+    gateway = world(stage, tls={"certificates": [{"chain": "a.pem", "key": {"file": "a.key"}}]})
+    host = f"a.test:{gateway.tls_port}"
+
+    def curl(body, declared=None, length=True):
+        """The status, for a request that was signed for `declared` and sent with `body`."""
+        request = AWSRequest(method="POST", url=f"https://{host}/s3/key", data=declared or body, headers={"Host": host})
+        request.headers["X-Amz-Content-SHA256"] = hashlib.sha256(declared or body).hexdigest()
+        SigV4Auth(PERMANENT, "s3", REGION).add_auth(request)
+        names = {"x-amz-date", "x-amz-content-sha256", "authorization"}
+        headers = [part for name, value in request.headers.items() if name.lower() in names for part in ["-H", f"{name}: {value}"]]
+        (stage.folder / "sent").write_bytes(body)
+        # From standard input curl sends no length.
+        source = ["--data-binary", f"@{stage.folder / 'sent'}", "-H", "Content-Type:"] if length else ["-T", "-", "-X", "POST"]
+        command = ["curl", "-sS", "--http2", "-o", "/dev/null", "-w", "%{http_code} %{http_version}", "--cacert", stage.folder / "ca.pem"]
+        command += ["--resolve", f"{host}:127.0.0.1", *headers, *source, f"https://{host}/s3/key"]
+        with open(stage.folder / "sent", "rb") as sent:
+            return stage.run(*command, stdin=None if length else sent)
+
+    for size in [1, 1000, 65_536, 65_537, 1_000_000]:
+        body = b"z" * size
+        for length in [True, False]:
+            equal(curl(body, length=length), "200 2", f"{size} bytes, with a length: {length}")
+            equal(curl(body[:-1] + b"!", body, length=length), "401 2", f"{size} bytes, one changed, with a length: {length}")
 
 
 @trial

@@ -3,8 +3,8 @@
 import sys
 
 import harness
-import trial_certificates
 import trial_basic
+import trial_certificates
 import trial_external
 import trial_fleet
 import trial_grpc
