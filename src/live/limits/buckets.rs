@@ -192,7 +192,7 @@ mod tests {
         let limits = Limits::default();
         let waits = |terms: &Terms, key: &super::super::Key, at| {
             let standings: Vec<_> = (0..6).map(|_| limits.charge(key, terms, 1, millis(at))).collect();
-            standings.iter().map(|standing| standing.admitted.then(|| standing.wait.as_millis())).collect::<Vec<_>>()
+            standings.iter().map(|standing| standing.admitted.then_some(standing.wait.as_millis())).collect::<Vec<_>>()
         };
         let three = queue(10, 3, SECOND);
         assert_eq!(waits(&three, &key("a"), 0), [Some(0), Some(100), Some(200), Some(300), None, None]);
