@@ -239,14 +239,18 @@ impl External {
 
     /// Whom the operator lets in while there is no answer.
     fn without(&self, question: &Question, credential: [u8; 32], resource: &str, now: Now) -> Option<Grant> {
-        match self.on_failure {
+        let grant = match self.on_failure {
             OnFailure::Deny => None,
             OnFailure::AllowCached(window) => {
-                let last = self.decisions.last(question).filter(|last| now.monotonic < last.fresh_until + window)?;
-                last.value.of(resource).ok().cloned()
+                let last = self.decisions.last(question).filter(|last| now.monotonic < last.fresh_until + window);
+                last.and_then(|last| last.value.of(resource).ok().cloned())
             }
             OnFailure::Allow => Some(self.reader.grant(Identity::new(Method::External, self.reader.name.clone(), credential), None)),
+        };
+        if grant.is_some() {
+            self.decisions.excuse();
         }
+        grant
     }
 
     /// The request to the authorizer.

@@ -160,7 +160,7 @@ async fn an_active_token_is_who_the_answer_says_and_is_asked_about_once() {
         let identity = gate.asks("t1").await.unwrap();
         assert_eq!((identity.method, &*identity.authenticator), (Method::Introspection, "opaque"));
         assert_eq!((identity.subject.as_deref(), identity.consumer.as_deref()), (Some("alice"), Some("shop")));
-        assert_eq!(identity.scopes, ["orders:read", "orders:write"].map(std::sync::Arc::<str>::from));
+        assert_eq!(identity.scopes, ["orders:read", "orders:write"].map(Arc::<str>::from));
         assert_eq!(identity.credential, sha256(b"t1"));
     }
     assert_eq!(gate.server.asked(), 1);
