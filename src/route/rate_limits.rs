@@ -72,8 +72,14 @@ pub struct Held {
     /// A place in a queue; absent: it need not wait.
     pub turn: Option<Turn>,
     /// Given back when the request has ended, whichever way.
-    #[expect(dead_code, reason = "held until it is dropped")]
     permits: Vec<Permit>,
+}
+
+impl Held {
+    /// The request is no longer in flight.
+    pub fn land(&mut self) {
+        self.permits.clear();
+    }
 }
 
 /// A place in the queue of a leaky bucket.
