@@ -7,7 +7,7 @@ use crate::config::{
     self, Allowance, At, Config, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, Period, Quota, Rate,
 };
 use crate::live::leases::{worst_idle, worst_overshoot};
-use crate::live::limits::{Algorithm, Terms};
+use crate::route::limit::terms;
 
 /// A limit by its name, and what it allows.
 pub(super) fn named(config: &Config, name: &At<Arc<str>>) -> String {
@@ -39,7 +39,10 @@ pub(super) fn dependencies(config: &Config) -> Vec<String> {
         let (on_failure, lent) = match *limit.store {
             LimitStore::Local => continue,
             LimitStore::Redis(on_failure) => (on_failure, None),
-            LimitStore::Hybrid(on_failure) => (on_failure, terms(limit)),
+            LimitStore::Hybrid(on_failure) => match limit.allowance {
+                Allowance::Rate { rate, algorithm } => (on_failure, Some(terms(rate, algorithm))),
+                Allowance::Quota(_) | Allowance::Concurrency(_) => (on_failure, None),
+            },
         };
         let redis = config.redis.as_ref().map(|redis| redis.url.value.to_string()).unwrap_or_default();
         let away = match on_failure {
@@ -60,17 +63,6 @@ pub(super) fn dependencies(config: &Config) -> Vec<String> {
         ));
     }
     plans
-}
-
-fn terms(limit: &Limit) -> Option<Terms> {
-    let Allowance::Rate { rate, algorithm } = limit.allowance else { return None };
-    let algorithm = match algorithm {
-        LimitAlgorithm::FixedWindow => Algorithm::FixedWindow,
-        LimitAlgorithm::SlidingWindow => Algorithm::SlidingWindow,
-        LimitAlgorithm::TokenBucket { burst } => Algorithm::TokenBucket { burst },
-        LimitAlgorithm::LeakyBucket { queue, max_wait } => Algorithm::LeakyBucket { queue, max_wait },
-    };
-    Some(Terms { limit: rate.count, window: rate.window, algorithm })
 }
 
 fn words(limit: &Limit) -> String {
