@@ -42,6 +42,11 @@ fn no_credential_is_left_or_logged() {
 }
 
 #[test]
+fn only_true_is_active() {
+    run("introspection", targets::introspection::run);
+}
+
+#[test]
 fn a_key_set_verifies_what_its_keys_signed() {
     run("jwks", targets::jwks::run);
 }

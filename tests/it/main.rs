@@ -16,6 +16,7 @@ mod harness;
 mod authenticators;
 mod cli;
 mod client_certificate;
+mod introspection;
 mod limits;
 mod proxy;
 mod redis;
