@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::authenticators::Proof;
-use crate::request::{BodyDigest, Identity, LimitState, Now, Rejection, Request};
+use crate::request::{BodyDigest, HeaderChange, Identity, LimitState, Now, Rejection, Request};
 use crate::route::rate_limits::{Charge, Held, Turn};
 use crate::route::{Policy, Route};
 
@@ -20,6 +20,11 @@ impl Admission {
         self.proof.as_ref().map(|proof| &proof.identity)
     }
 
+    /// What the authenticator decided of the upstream's headers.
+    pub fn headers(&self) -> &[HeaderChange] {
+        self.proof.as_ref().and_then(|proof| proof.headers.as_deref()).unwrap_or_default()
+    }
+
     /// What the body must hash to before any of it is forwarded.
     pub fn body(&self) -> &[BodyDigest] {
         self.proof.as_ref().map_or(&[], |proof| &proof.body)
@@ -33,6 +38,14 @@ impl Admission {
     /// The limits that would have refused the request, were they enforced.
     pub fn shadowed(&self) -> &[Arc<str>] {
         &self.held.shadowed
+    }
+
+    /// Takes the permit back from a request whose body is not the one that was proven, and gives back what it took of its limits.
+    pub fn withdraw(self) -> Option<Arc<Identity>> {
+        if let Some(receipt) = self.held.receipt {
+            receipt.give_back();
+        }
+        self.proof.map(|proof| proof.identity)
     }
 
     /// The place in a queue that the request has to wait for before it is forwarded; handed out once.
@@ -62,7 +75,10 @@ impl From<Rejection> for Refusal {
 pub async fn admit(route: &Route, request: &Request<'_>, now: Now) -> Result<Admission, Refusal> {
     let mut charge = Charge::new(route.cost, now);
     match judge(&route.policy, request, &mut charge, now).await {
-        Ok(proof) => Ok(Admission { proof, held: charge.into_held() }),
+        Ok(proof) => {
+            let provisionally = proof.as_ref().is_some_and(|proof| !proof.body.is_empty());
+            Ok(Admission { proof, held: charge.into_held(provisionally) })
+        }
         Err(refusal) => Err(Refusal { shadowed: charge.into_shadowed(), ..refusal }),
     }
 }

@@ -11,7 +11,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, client_certificate, credential, introspection, jwt, sigv4};
+use crate::authenticators::{
+    Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, external, introspection, jwt, sigv4,
+};
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
@@ -23,6 +25,7 @@ use crate::request::cidr::CidrSet;
 use crate::request::message::HeadLimits;
 use crate::route::forward::{Credentials, Forward};
 use crate::route::ip_rules::IpRules;
+use crate::route::limit::RateLimit;
 use crate::route::rate_limits::RateLimits;
 use crate::route::rewrite::Rewrite;
 use crate::route::router::{Entry, Fault, Router};
@@ -68,6 +71,8 @@ pub struct Snapshot {
     pub unrouted: RouteMetrics,
     /// Every place of a credential, to be kept out of the log.
     credential_locations: Vec<Location>,
+    /// Every limit, whether a policy names it or not.
+    pub limits: Vec<Arc<RateLimit>>,
     /// Every upstream, whether a route uses it or not.
     pub upstreams: Vec<Arc<Upstream>>,
     /// Every authenticator, whether a route uses it or not.
@@ -207,6 +212,7 @@ impl Compiler<'_> {
             access_log_sample: config.telemetry.access_log.sample,
             unrouted: self.metrics.route("", std::iter::empty()),
             credential_locations,
+            limits: config.limits.iter().filter_map(|(name, _)| limits.by_name.get(&name.value).cloned()).collect(),
             upstreams: upstreams.into_values().collect(),
             authenticators: authenticators.into_values().collect(),
         })
@@ -262,13 +268,17 @@ impl Compiler<'_> {
         Ok(match authenticator {
             config::Authenticator::Jwt(jwt) => Authenticator::Jwt(jwt::Jwt::new(Arc::clone(name), jwt, self.live)?),
             config::Authenticator::ApiKey(api_key) => Authenticator::ApiKey(api_key::ApiKey::new(Arc::clone(name), api_key, self.live)),
-            config::Authenticator::Introspection(introspection) => {
-                Authenticator::Introspection(introspection::Introspection::new(Arc::clone(name), introspection, self.live)?)
-            }
             config::Authenticator::ClientCertificate(certificate) => {
                 Authenticator::ClientCertificate(client_certificate::ClientCertificate::new(Arc::clone(name), certificate)?)
             }
+            config::Authenticator::Basic(basic) => Authenticator::Basic(basic::Basic::new(Arc::clone(name), basic, self.live)),
             config::Authenticator::Sigv4(sigv4) => Authenticator::Sigv4(sigv4::Sigv4::new(Arc::clone(name), sigv4, self.live)),
+            config::Authenticator::External(external) => {
+                Authenticator::External(external::External::new(Arc::clone(name), external, self.live)?)
+            }
+            config::Authenticator::Introspection(introspection) => {
+                Authenticator::Introspection(introspection::Introspection::new(Arc::clone(name), introspection, self.live)?)
+            }
         })
     }
 
@@ -343,11 +353,30 @@ impl Compiler<'_> {
             parts.into_iter().collect::<Option<Box<[_]>>>()
         };
         match accepted {
-            config::Accepted::Any(accepted) => each(accepted).map(Accepted::Any),
+            config::Accepted::Any(accepted) => {
+                let parts = each(accepted).map(Accepted::Any);
+                self.check_reachable(accepted);
+                parts
+            }
             config::Accepted::All(accepted, principals) => each(accepted).map(|parts| Accepted::All(parts, *principals)),
             config::Accepted::Optional(accepted) => self.accepted(accepted, authenticators).map(|part| Accepted::Optional(part.into())),
             config::Accepted::Authenticator(name) => {
                 self.named("authenticator", name, authenticators, &self.config.authenticators).map(Accepted::Authenticator)
+            }
+        }
+    }
+
+    /// Whoever answers for every request leaves nothing to those behind it.
+    fn check_reachable(&mut self, any: &[config::Accepted]) {
+        let Some((_, before)) = any.split_last() else { return };
+        for part in before {
+            if let config::Accepted::Authenticator(name) = part
+                && let Some((_, config::Authenticator::External(external))) =
+                    self.config.authenticators.iter().find(|(known, _)| known.value == name.value)
+                && external.when_missing == config::WhenAbsent::Ask
+            {
+                let what = format!("`{}` is asked about every request, so nobody behind it ever is", name.value);
+                self.problems.push(Problem::at(&name.place, what).expected("it last, or `when_missing: pass`"));
             }
         }
     }
@@ -374,7 +403,8 @@ impl Compiler<'_> {
         }))
     }
 
-    /// Every header that any policy sets, and the one that names the client, so that a caller can bring none of them to any route.
+    /// Every header that any policy sets or any external authorizer, and the one that names the client, so that a caller can bring none of them
+    /// to any route.
     fn identity_headers(&self) -> Arc<[HeaderName]> {
         let inline = self.config.routes.iter().filter_map(|route| match &route.policy {
             config::RoutePolicy::Inline(policy) => Some(&**policy),
@@ -382,8 +412,14 @@ impl Compiler<'_> {
         });
         let policies = self.config.policies.iter().map(|(_, policy)| policy).chain(inline);
         let headers = policies.flat_map(|policy| policy.forward.headers.iter().map(|(name, _)| name.value.clone()));
+        let copied = self.config.authenticators.iter().filter_map(|(_, authenticator)| match authenticator {
+            config::Authenticator::External(external) => Some(&external.copy),
+            _ => None,
+        });
+        // These two are the caller's wherever no authorizer replaces them.
+        let copied = copied.flatten().filter(|name| ![http::header::AUTHORIZATION, http::header::COOKIE].contains(name)).cloned();
         // Whose word on the client's address is not a trusted proxy's is not passed on as if it were.
-        headers.chain([self.config.server.client_ip_header.clone()]).collect()
+        headers.chain(copied).chain([self.config.server.client_ip_header.clone()]).collect()
     }
 
     fn router(&mut self, routes: &[Arc<Route>]) -> Option<Router<Arc<Route>>> {
@@ -430,16 +466,25 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
             .locations()
             .iter()
             .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("bearer")));
+        let fixed = HeaderValue::from_static;
         let (missing, invalid) = match &**authenticator {
             // No scheme of HTTP asks for one: it says why this request is refused, and what a handshake must bring.
-            Authenticator::ClientCertificate(_) => ("ClientCertificate realm=\"edgeward\"", "ClientCertificate realm=\"edgeward\""),
-            Authenticator::Sigv4(_) => ("AWS4-HMAC-SHA256 realm=\"edgeward\"", "AWS4-HMAC-SHA256 realm=\"edgeward\""),
-            Authenticator::ApiKey(_) if !bearer => ("ApiKey realm=\"edgeward\"", "ApiKey realm=\"edgeward\""),
-            Authenticator::Jwt(_) | Authenticator::ApiKey(_) | Authenticator::Introspection(_) => {
-                ("Bearer realm=\"edgeward\"", "Bearer realm=\"edgeward\", error=\"invalid_token\"")
+            Authenticator::ClientCertificate(_) => {
+                (fixed("ClientCertificate realm=\"edgeward\""), fixed("ClientCertificate realm=\"edgeward\""))
+            }
+            Authenticator::Sigv4(_) => (fixed("AWS4-HMAC-SHA256 realm=\"edgeward\""), fixed("AWS4-HMAC-SHA256 realm=\"edgeward\"")),
+            Authenticator::Basic(basic) => {
+                let challenge = HeaderValue::try_from(format!("Basic realm=\"{}\", charset=\"UTF-8\"", basic.realm()));
+                // The grammar takes no realm that cannot stand in a header.
+                let challenge = challenge.unwrap_or(fixed("Basic realm=\"edgeward\", charset=\"UTF-8\""));
+                (challenge.clone(), challenge)
+            }
+            Authenticator::ApiKey(_) if !bearer => (fixed("ApiKey realm=\"edgeward\""), fixed("ApiKey realm=\"edgeward\"")),
+            Authenticator::External(_) if !bearer => (fixed("External realm=\"edgeward\""), fixed("External realm=\"edgeward\"")),
+            Authenticator::Jwt(_) | Authenticator::ApiKey(_) | Authenticator::Introspection(_) | Authenticator::External(_) => {
+                (fixed("Bearer realm=\"edgeward\""), fixed("Bearer realm=\"edgeward\", error=\"invalid_token\""))
             }
         };
-        let (missing, invalid) = (HeaderValue::from_static(missing), HeaderValue::from_static(invalid));
         if !challenges.missing.contains(&missing) {
             challenges.missing.push(missing);
             challenges.invalid.push(invalid);

@@ -1,11 +1,13 @@
 //! Who are you: one credential, judged by the authenticator whose it is; `combination` says which of them a policy accepts together.
 
 pub mod api_key;
+pub mod basic;
 pub mod claims;
 pub mod client_certificate;
 mod combination;
 pub mod confirmation;
 pub mod credential;
+pub mod external;
 pub mod introspection;
 pub mod jwt;
 pub mod key_format;
@@ -17,7 +19,7 @@ use std::sync::Arc;
 pub use combination::{Accepted, Authenticators};
 
 use crate::config::Location;
-use crate::request::{BodyDigest, Identity, Method, Now, Rejection, Request};
+use crate::request::{BodyDigest, HeaderChange, Identity, Method, Now, Rejection, Request};
 
 /// What an authenticator says of a request.
 #[derive(Debug)]
@@ -37,28 +39,33 @@ pub struct Proof {
     pub identity: Arc<Identity>,
     /// What the body must hash to, each of them: until it does, the proof is not complete and nothing of the body reaches the upstream.
     pub body: Vec<BodyDigest>,
+    /// What becomes of the upstream's headers beside.
+    pub headers: Option<Arc<[HeaderChange]>>,
 }
 
 impl From<Arc<Identity>> for Proof {
     fn from(identity: Arc<Identity>) -> Self {
-        Self { identity, body: Vec::new() }
+        Self { identity, body: Vec::new(), headers: None }
     }
 }
 
 /// One way to prove an identity, as the configuration names it.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a handful of them, each behind an Arc")]
 pub enum Authenticator {
     /// JSON Web Tokens.
     Jwt(jwt::Jwt),
     /// API keys.
     ApiKey(api_key::ApiKey),
-    /// Opaque tokens.
-    Introspection(introspection::Introspection),
     /// Certificates of TLS clients.
     ClientCertificate(client_certificate::ClientCertificate),
     /// AWS Signature Version 4.
     Sigv4(sigv4::Sigv4),
+    /// Users and passwords.
+    Basic(basic::Basic),
+    /// Another service.
+    External(external::External),
+    /// Opaque tokens.
+    Introspection(introspection::Introspection),
 }
 
 impl Authenticator {
@@ -66,16 +73,18 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.authenticate(request, now).await,
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
-            Self::Introspection(introspection) => introspection.authenticate(request, now).await,
             Self::ClientCertificate(client_certificate) => client_certificate.authenticate(request),
+            Self::External(external) => external.authenticate(request, now).await,
             Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
+            Self::Basic(basic) => basic.authenticate(request, now).await,
+            Self::Introspection(introspection) => introspection.authenticate(request, now).await,
         }
     }
 
     fn asks_for_body(&self, request: &Request<'_>) -> bool {
         match self {
             Self::Sigv4(sigv4) => sigv4.asks_for_body(request),
-            Self::Jwt(_) | Self::ApiKey(_) | Self::Introspection(_) | Self::ClientCertificate(_) => false,
+            _ => false,
         }
     }
 
@@ -84,9 +93,11 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.name(),
             Self::ApiKey(api_key) => api_key.name(),
-            Self::Introspection(introspection) => introspection.name(),
             Self::ClientCertificate(client_certificate) => client_certificate.name(),
             Self::Sigv4(sigv4) => sigv4.name(),
+            Self::Basic(basic) => basic.name(),
+            Self::External(external) => external.name(),
+            Self::Introspection(introspection) => introspection.name(),
         }
     }
 
@@ -95,9 +106,11 @@ impl Authenticator {
         match self {
             Self::Jwt(_) => Method::Jwt,
             Self::ApiKey(_) => Method::ApiKey,
-            Self::Introspection(_) => Method::Introspection,
             Self::ClientCertificate(_) => Method::ClientCertificate,
             Self::Sigv4(_) => Method::Sigv4,
+            Self::Basic(_) => Method::Basic,
+            Self::External(_) => Method::External,
+            Self::Introspection(_) => Method::Introspection,
         }
     }
 
@@ -106,17 +119,29 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.locations(),
             Self::ApiKey(api_key) => api_key.locations(),
-            Self::Introspection(introspection) => introspection.locations(),
             // It comes with the connection, or in headers that reach no upstream anyway.
             Self::ClientCertificate(_) => &[],
             Self::Sigv4(sigv4) => sigv4.locations(),
+            Self::Basic(basic) => basic.locations(),
+            Self::External(external) => external.locations(),
+            Self::Introspection(introspection) => introspection.locations(),
+        }
+    }
+
+    /// How long a body it must be shown, in bytes; none when it looks at none.
+    pub fn body_limit(&self) -> Option<usize> {
+        match self {
+            Self::External(external) => external.body_limit(),
+            _ => None,
         }
     }
 
     /// Sets live facts to this configuration; called once, when it takes effect.
     pub fn activate(&self) {
-        if let Self::Introspection(introspection) = self {
-            introspection.activate();
+        match self {
+            Self::Introspection(introspection) => introspection.activate(),
+            Self::External(external) => external.activate(),
+            _ => {}
         }
     }
 }

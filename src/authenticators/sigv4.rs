@@ -150,7 +150,7 @@ impl Sigv4 {
         };
         key.judge(presented, request, now)?;
         self.refuse_replay(&signature, ends, request.method, now)?;
-        Ok(Proof { identity: Arc::clone(&key.identity), body: body.into_iter().collect() })
+        Ok(Proof { identity: Arc::clone(&key.identity), body: body.into_iter().collect(), headers: None })
     }
 
     /// When the signature ends, in seconds since the Unix epoch.
@@ -445,3 +445,6 @@ fn only_parameter<'r>(request: &Request<'r>, name: &str) -> Result<Option<Cow<'r
 fn name_of(pair: &str) -> &str {
     pair.split_once('=').map_or(pair, |(name, _)| name)
 }
+
+#[cfg(test)]
+mod tests;

@@ -144,8 +144,8 @@ fn dependencies(config: &Config) -> Vec<String> {
                 )),
                 KeySource::JwksFile(_) | KeySource::Secret(_) => {}
             },
-            Authenticator::Introspection(introspection) => plans.push(introspection_plan(&name.value, introspection)),
             Authenticator::ClientCertificate(_) => {}
+            Authenticator::Introspection(introspection) => plans.push(introspection_plan(&name.value, introspection)),
             Authenticator::ApiKey(api_key) => {
                 if let config::KeyStore::Database(path) = &api_key.keys.value {
                     plans.push(format!(
@@ -155,7 +155,19 @@ fn dependencies(config: &Config) -> Vec<String> {
                     ));
                 }
             }
-            Authenticator::Sigv4(_) => {}
+            Authenticator::External(external) => plans.push(format!(
+                "{}: {} decides; while it is away {}",
+                name.value,
+                external.url,
+                match external.on_failure {
+                    OnFailure::Deny => "503".to_owned(),
+                    OnFailure::AllowCached(window) => {
+                        format!("whom it let in last is let in for {} more, others get 503", config::duration(window))
+                    }
+                    OnFailure::Allow => "ANYONE is let in".to_owned(),
+                }
+            )),
+            Authenticator::Sigv4(_) | Authenticator::Basic(_) => {}
         }
     }
     plans.extend(limits::dependencies(config));

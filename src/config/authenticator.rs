@@ -8,46 +8,54 @@ use serde_json::{Map as Object, Value, json};
 
 use super::client_certificate::ClientCertificate;
 use super::decode::{Context, Decode, Fields, NonEmpty, OneOrMany, Scalar, grammar, unknown_word};
+use super::external::External;
 use super::header;
 use super::introspection::Introspection;
 use super::keys::{KeyEntry, KeyFile};
 use super::limit::ClaimPath;
 use super::values::{DAY, HeaderName, Lasting, MINUTE, SECOND, Text, Token, Url};
 use super::yaml::Node;
-use super::{At, File, Problem, Sigv4};
+use super::{At, Basic, File, Problem, Sigv4};
 use crate::jose::Algorithm;
 use crate::secret::Secret;
 
 /// One way to prove who calls.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "a handful, that live as long as a compile")]
 pub enum Authenticator {
     /// By a JSON Web Token.
     Jwt(Jwt),
     /// By an API key.
     ApiKey(ApiKey),
-    /// By an opaque token.
-    Introspection(Introspection),
     /// By the certificate of a TLS client.
     ClientCertificate(ClientCertificate),
     /// By an AWS Signature Version 4.
     Sigv4(Sigv4),
+    /// By a user and a password.
+    Basic(Basic),
+    /// By an opaque token.
+    Introspection(Introspection),
+    /// By another service's word.
+    External(External),
 }
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key, introspection, client_certificate, sigv4)]
+    #[one_of(jwt, api_key, introspection, client_certificate, sigv4, basic, external)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
         /// By an API key.
         api_key: Option<ApiKey> = absent,
-        /// By an opaque token, about which its issuer is asked (RFC 7662).
-        introspection: Option<Introspection> = absent,
         /// By the certificate of a TLS client.
         client_certificate: Option<ClientCertificate> = absent,
         /// By an AWS Signature Version 4.
         sigv4: Option<Sigv4> = absent,
+        /// By a user and a password (RFC 7617).
+        basic: Option<Basic> = absent,
+        /// By an opaque token, about which its issuer is asked (RFC 7662).
+        introspection: Option<Introspection> = absent,
+        /// By the word of another service.
+        external: Option<External> = absent,
     }
 
     /// Tokens of one issuer.
@@ -151,10 +159,17 @@ impl Decode for Authenticator {
     type Value = Self;
 
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
-        let WrittenAuthenticator { jwt, api_key, introspection, client_certificate, sigv4 } = WrittenAuthenticator::decode(node, context)?;
-        let certificate = client_certificate.map(Self::ClientCertificate);
-        let token = jwt.map(Self::Jwt).or(introspection.map(Self::Introspection));
-        token.or(api_key.map(Self::ApiKey)).or(certificate).or(sigv4.map(Self::Sigv4))
+        let written = WrittenAuthenticator::decode(node, context)?;
+        let ways = [
+            written.jwt.map(Self::Jwt),
+            written.api_key.map(Self::ApiKey),
+            written.introspection.map(Self::Introspection),
+            written.client_certificate.map(Self::ClientCertificate),
+            written.sigv4.map(Self::Sigv4),
+            written.basic.map(Self::Basic),
+            written.external.map(Self::External),
+        ];
+        ways.into_iter().flatten().next()
     }
 
     fn expected() -> String {

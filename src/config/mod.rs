@@ -4,9 +4,11 @@
 //! (policies, upstreams, limits) is deliberately not resolved here: the compiler of the snapshot does.
 
 mod authenticator;
+mod basic;
 mod client_certificate;
 mod decode;
 mod dependency;
+mod external;
 mod header;
 mod introspection;
 mod keys;
@@ -28,9 +30,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use authenticator::{ApiKey, Authenticator, ClaimNames, Jwt, KeyFetch, KeySource, KeyStore, Location};
+pub use basic::{Basic, PasswordHash, User};
 pub use client_certificate::{AllowedCertificate, CertificateName, ClientCertificate};
 use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
 pub use dependency::{Breaker, OnFailure};
+pub use external::{DecisionCache, DecisionKey, External, ExternalClaims, ExternalResponse, WhenAbsent};
 pub use introspection::{ClientProof, Introspection, OauthClient, OauthClientMethod};
 pub use keys::KeyEntry;
 pub use limit::{Allowance, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, Plan, Quotas, WhenMissing};

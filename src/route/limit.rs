@@ -30,7 +30,7 @@ pub struct RateLimit {
     pub(super) holder: Holder,
     /// What it refused, or would have.
     pub(super) refusals: IntCounter,
-    per: Box<[LimitKey]>,
+    pub(super) per: Box<[LimitKey]>,
     ipv6_prefix: u8,
     when_missing: WhenMissing,
     cost: u64,
@@ -189,7 +189,7 @@ impl RateLimit {
     }
 
     /// IPv6 by its prefix: whoever has one address of a network has them all.
-    fn push_address(&self, key: &mut KeyBuilder, address: IpAddr) {
+    pub(super) fn push_address(&self, key: &mut KeyBuilder, address: IpAddr) {
         match address {
             IpAddr::V4(address) => key.part(ADDRESS, &address.octets()),
             IpAddr::V6(address) => {
@@ -215,7 +215,7 @@ impl RateLimit {
         }
     }
 
-    fn own(&self) -> &Own {
+    pub(super) fn own(&self) -> &Own {
         match &self.holder {
             Holder::Own(own) => own,
             Holder::Redis(shared) | Holder::Hybrid(_, shared) => &shared.fallback,
@@ -265,7 +265,7 @@ fn in_flight(admitted: bool, remaining: u64) -> Standing {
 }
 
 /// The tags of the parts of a key, so that an address in place of a missing header is not taken for a header that holds an address.
-const PRESENT: u8 = 0;
+pub(super) const PRESENT: u8 = 0;
 const ADDRESS: u8 = 1;
 
 /// The value of a header; absent as well when it came twice, as nobody can say which one counts.

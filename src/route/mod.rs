@@ -7,6 +7,7 @@ pub mod plans;
 pub mod rate_limits;
 pub mod rewrite;
 pub mod router;
+pub mod statement;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -14,11 +14,14 @@
 mod harness;
 
 mod authenticators;
+mod basic;
 mod cli;
 mod client_certificate;
+mod external;
 mod introspection;
 mod limits;
 mod proxy;
+mod quotas;
 mod redis;
 mod reload;
 mod request;
