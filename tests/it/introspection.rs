@@ -194,6 +194,8 @@ fn a_server_that_is_gone_is_met_as_the_operator_said() {
         let (server, origin) = (Server::start(), Origin::start());
         let gateway = start(&server, &origin, &format!("cache: {{ttl: 200ms}}\n      {fields}"));
         assert_eq!(ask(&gateway, "/any", "alice-1").status, 200);
+        // The connection that is open ends with the next question; nobody listens for another.
+        server.feels(Mood::Resets);
         drop(server);
         std::thread::sleep(Duration::from_millis(250));
         for _ in 0..10 {
