@@ -201,7 +201,7 @@ fn the_examples_of_the_rfc_are_good_and_with_another_byte_they_are_not() {
             }
         });
         assert_eq!(good.outcome(&lax), "ok", "{label}");
-        let forged = signature_text.replacen(|c: char| c == 'x', "y", 1);
+        let forged = signature_text.replacen('x', "y", 1);
         let forged = good.clone().with(|call| {
             call.lines.iter_mut().filter(|(name, _)| *name == "signature").for_each(|line| line.1 = format!("{label}=:{forged}:"));
         });
@@ -209,7 +209,11 @@ fn the_examples_of_the_rfc_are_good_and_with_another_byte_they_are_not() {
         if input.contains("@path") {
             assert_eq!(good.clone().with(|call| call.path = "/fop".into()).outcome(&lax), "signature", "{label}");
         }
-        assert_ne!(good.outcome(&signature(&config())), if label == "sig-b23" { "" } else { "ok" }, "{label}");
+        assert_eq!(
+            good.outcome(&signature(&config())) == "ok",
+            ["sig-b23", "ttrp"].contains(&label),
+            "{label}: the others leave something open"
+        );
     }
 }
 
