@@ -465,11 +465,21 @@ fn parameters(pattern: &str) -> Vec<&str> {
 fn challenges(authenticators: &Authenticators) -> Challenges {
     let mut challenges = Challenges::default();
     for authenticator in authenticators.iter() {
-        let bearer = authenticator
-            .locations()
-            .iter()
-            .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("bearer")));
+        let has_scheme = |wanted: &str| {
+            let mut locations = authenticator.locations().iter();
+            locations
+                .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case(wanted)))
+        };
+        let bearer = has_scheme("bearer");
         let fixed = HeaderValue::from_static;
+        if matches!(&**authenticator, Authenticator::Jwt(_)) && has_scheme("dpop") {
+            // RFC 9449 section 7.1.
+            challenges.missing.push(fixed("DPoP realm=\"edgeward\", algs=\"ES256 EdDSA RS256 PS256\""));
+            challenges.invalid.push(fixed("DPoP realm=\"edgeward\", error=\"invalid_token\", algs=\"ES256 EdDSA RS256 PS256\""));
+            if !bearer {
+                continue;
+            }
+        }
         let (missing, invalid) = match &**authenticator {
             // No scheme of HTTP asks for one: it says why this request is refused, and what a handshake must bring.
             Authenticator::ClientCertificate(_) => {

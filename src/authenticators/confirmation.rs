@@ -6,26 +6,34 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
-use crate::request::{Rejection, Request};
+use super::dpop::{self, Bound};
+use crate::request::{Now, Rejection, Request};
 
-/// Checks what the claims of a token say about its holder's key; a token that says nothing is good in anybody's hands.
+/// Checks what the claims of a token say about its holder's key; a token that says nothing is good in anybody's hands. `dpop` is what a proof by
+/// DPoP is held against, where one is taken.
 ///
 /// # Errors
 /// The proof is missing or another's, or the token asks for one that is not understood: an unknown member is no lesser demand.
-pub fn check(claims: &Map<String, Value>, request: &Request<'_>) -> Result<(), Rejection> {
-    let Some(confirmation) = claims.get("cnf") else {
-        return Ok(());
+pub fn check(claims: &Map<String, Value>, dpop: Option<Bound<'_>>, request: &Request<'_>, now: Now) -> Result<(), Rejection> {
+    let members = match claims.get("cnf") {
+        None => return if dpop::is_claimed(request) { Err(UNBOUND) } else { Ok(()) },
+        Some(confirmation) => confirmation.as_object().filter(|members| !members.is_empty()).ok_or(UNKNOWN)?,
     };
-    let members = confirmation.as_object().filter(|members| !members.is_empty()).ok_or(UNKNOWN)?;
+    if dpop::is_claimed(request) && !members.contains_key("jkt") {
+        return Err(UNBOUND);
+    }
     for (name, value) in members {
         match (name.as_str(), value) {
             ("x5t#S256", Value::String(thumbprint)) => certificate(thumbprint, request)?,
+            ("jkt", Value::String(thumbprint)) => dpop::check(thumbprint, dpop.ok_or(UNKNOWN)?, request, now)?,
             _ => return Err(UNKNOWN),
         }
     }
     Ok(())
 }
 
+/// Whoever says `DPoP` means a bound token (RFC 9449 section 7.1).
+const UNBOUND: Rejection = Rejection::CredentialInvalid("dpop_unbound");
 const UNKNOWN: Rejection = Rejection::CredentialInvalid("bound_token");
 
 /// RFC 8705 section 3.1: the certificate of the connection that brings the token.
@@ -74,13 +82,16 @@ mod tests {
             (json!({"cnf": {"x5t#S256": ""}}), with, Some("bound_token_certificate")),
             (json!({"cnf": {"x5t#S256": [own]}}), with, Some("bound_token")),
             (json!({"cnf": {"x5t#s256": own}}), with, Some("bound_token")),
-            (json!({"cnf": {"x5t#S256": own, "jkt": "x"}}), with, Some("bound_token")),
+            (json!({"cnf": {"x5t#S256": own, "jkt": 1}}), with, Some("bound_token")),
+            (json!({"cnf": {"jkt": "x"}}), with, Some("dpop_as_bearer")),
             (json!({"cnf": {"jwk": {}}}), with, Some("bound_token")),
             (json!({"cnf": {}}), with, Some("bound_token")),
             (json!({"cnf": null}), with, Some("bound_token")),
             (json!({"cnf": own}), with, Some("bound_token")),
         ] {
-            let found = check(claims.as_object().unwrap(), &request).err().and_then(|rejection| rejection.reason());
+            let bound = Bound { token: "t", replays: &Default::default(), leeway: Default::default() };
+            let now = Now { monotonic: Default::default(), unix: Default::default() };
+            let found = check(claims.as_object().unwrap(), Some(bound), &request, now).err().and_then(|rejection| rejection.reason());
             assert_eq!(found, expected, "{claims}");
         }
     }

@@ -142,7 +142,7 @@ impl Introspection {
         match said {
             Introspected::Active { registered, identity } => {
                 self.rules.check(registered, now)?;
-                confirmation::check(&identity.claims, request)?;
+                confirmation::check(&identity.claims, None, request, now)?;
                 Ok(Arc::clone(identity))
             }
             Introspected::Inactive(reason) => Err(Rejection::CredentialInvalid(reason)),

@@ -11,6 +11,7 @@ use openssl::sha::sha256;
 
 use super::claims::ClaimPaths;
 use super::credential::{self, Found};
+use super::dpop::{Bound, DPOP};
 use super::{Verdict, confirmation};
 use crate::config::{self, KeySource, Location, Problem};
 use crate::jose::claims::Registered;
@@ -19,6 +20,7 @@ use crate::jose::key::Fingerprint;
 use crate::jose::{Algorithm, Algorithms, Claims, Fault, JwkSet, Jws};
 use crate::live::LiveState;
 use crate::live::key_set::{KeySet, KeySetId, Source, Upkeep};
+use crate::live::replays::Replays;
 use crate::live::token_cache::{TokenCache, Verified, VerifierId};
 use crate::net::http::{Client, Tls};
 use crate::request::{Identity, Method, Now, Rejection, Request};
@@ -33,6 +35,9 @@ pub struct Jwt {
     keys: Keys,
     verifier: VerifierId,
     tokens: Arc<TokenCache>,
+    /// Where the token is, and where its proof.
+    locations: Vec<Location>,
+    proofs: Arc<Replays>,
 }
 
 /// What is judged with every request, cached or not.
@@ -85,6 +90,8 @@ impl Jwt {
         Ok(Self {
             // Debug escapes what it quotes, so no two verifiers write the same text.
             verifier: sha256(format!("{name:?} {} {:?}", keys.identity(), config.claims).as_bytes()),
+            proofs: live.replays.find_or_create(&name, Replays::default),
+            locations: locations(&config.from),
             name,
             from: config.from.clone(),
             rules: Rules {
@@ -123,7 +130,11 @@ impl Jwt {
 
     /// Where the token may be.
     pub fn locations(&self) -> &[Location] {
-        &self.from
+        &self.locations
+    }
+
+    fn bound<'a>(&'a self, token: &'a str) -> Bound<'a> {
+        Bound { token, replays: &self.proofs, leeway: self.rules.leeway }
     }
 
     async fn judge(&self, token: &str, request: &Request<'_>, now: Now) -> Result<Option<Arc<Identity>>, Rejection> {
@@ -134,7 +145,7 @@ impl Jwt {
             && self.keys.still_hold(&known, now)?
         {
             self.rules.check(known.algorithm, known.typ.as_deref(), &known.registered, now)?;
-            confirmation::check(&known.identity.claims, request)?;
+            confirmation::check(&known.identity.claims, Some(self.bound(token)), request, now)?;
             return Ok(Some(known.identity.clone()));
         }
         if !Jws::has_shape(token) {
@@ -148,14 +159,23 @@ impl Jwt {
         }
         let Header { algorithm, ref typ, .. } = jws.header;
         self.rules.check(algorithm, typ.as_deref(), &registered, now)?;
-        confirmation::check(&all, request)?;
         let key = self.keys.verify(&jws, now).await?;
+        // After the signature: a proof is remembered, and strangers must not fill that memory.
+        confirmation::check(&all, Some(self.bound(token)), request, now)?;
         // Without the signature: of an ECDSA signature anybody can make a second one that is as good, and it must not have a budget of its own.
         let proven = Identity::new(Method::Jwt, self.name.clone(), sha256(jws.signing_input()));
         let identity = Arc::new(self.claims.fill_in(proven, all)?);
         self.tokens.insert(Verified::new(self.verifier, token, (algorithm, typ.clone()), registered, key, identity.clone()));
         Ok(Some(identity))
     }
+}
+
+fn locations(from: &[Location]) -> Vec<Location> {
+    let bound = from
+        .iter()
+        .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("dpop")));
+    let proof = bound.then_some(Location::Header { name: DPOP, scheme: None });
+    from.iter().cloned().chain(proof).collect()
 }
 
 impl Rules {

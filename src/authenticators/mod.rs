@@ -7,6 +7,7 @@ pub mod client_certificate;
 mod combination;
 pub mod confirmation;
 pub mod credential;
+pub mod dpop;
 pub mod external;
 pub mod introspection;
 pub mod jwt;

@@ -114,7 +114,24 @@ fn coordinates(key: &EcKey<Public>, curve: Curve) -> Result<(Vec<u8>, Vec<u8>), 
     Ok((x.to_vec_padded(length)?, y.to_vec_padded(length)?))
 }
 
-fn parse_key(jwk: &Value) -> Result<Key, &'static str> {
+/// The SHA-256 thumbprint of a public key (RFC 7638 section 3.2): of what it is made of, written in one way.
+pub fn thumbprint(jwk: &Value) -> Option<[u8; 32]> {
+    let names: &[&str] = match jwk.get("kty")?.as_str()? {
+        "EC" => &["crv", "kty", "x", "y"],
+        "OKP" => &["crv", "kty", "x"],
+        "RSA" => &["e", "kty", "n"],
+        _ => return None,
+    };
+    let members: Option<Vec<_>> =
+        names.iter().map(|name| Some(format!("{}:{}", Value::from(*name), jwk.get(*name).filter(|value| value.is_string())?))).collect();
+    Some(openssl::sha::sha256(format!("{{{}}}", members?.join(",")).as_bytes()))
+}
+
+/// The key of one JWK.
+///
+/// # Errors
+/// Why it cannot verify.
+pub fn parse_key(jwk: &Value) -> Result<Key, &'static str> {
     let Value::Object(jwk) = jwk else { return Err("malformed") };
     // A set that tells a private key tells it to everybody: whoever signs with it proves nothing.
     if ["d", "p", "q", "dp", "dq", "qi", "oth", "priv"].iter().any(|member| jwk.contains_key(*member)) {

@@ -235,7 +235,7 @@ async fn each_fault_has_its_own_reason_and_the_caller_sees_one_code() {
         (sign(&with(json!({"client_id": "a\0"}))), "claim_characters"),
         (sign(&with(json!({"scope": "a\tb"}))), "claim_characters"),
         (sign(&with(json!({"sub": "a".repeat(4097)}))), "claim_too_long"),
-        (sign(&with(json!({"cnf": {"jkt": "x"}}))), "bound_token"),
+        (sign(&with(json!({"cnf": {"jkt": "x"}}))), "dpop_as_bearer"),
         (sign(&with(json!({"x": "a".repeat(16_384)}))), "too_large"),
         ("ck_live_7f3k2m9q_abcdef".to_owned(), "pass"),
         ("a.b".to_owned(), "pass"),
