@@ -47,7 +47,9 @@ impl Candidate {
 /// What could not be opened, as a problem of the configuration that names it.
 pub fn open_stores(config: &Config, live: &LiveState, now: Now) -> Result<(), Vec<Problem>> {
     let failed = live.ledgers.living().into_iter().filter_map(|(_, ledger)| ledger.open(now).err());
-    let problems: Vec<_> = failed.map(|error| Problem::at(&place_in(config, "quotas.database"), error.to_string())).collect();
+    let mut problems: Vec<_> = failed.map(|error| Problem::at(&place_in(config, "quotas.database"), error.to_string())).collect();
+    let failed = live.revocations.living().into_iter().filter_map(|(_, revocations)| revocations.open().err());
+    problems.extend(failed.map(|error| Problem::at(&place_in(config, "revocation.database"), error.to_string())));
     if problems.is_empty() { Ok(()) } else { Err(problems) }
 }
 

@@ -17,6 +17,7 @@ use crate::config::{Config, System};
 use crate::live::leases::Hybrid;
 use crate::live::limits::Limits;
 use crate::live::quotas::Ledger;
+use crate::live::revocations::Revocations;
 use crate::live::{LiveState, api_keys, backends, key_set};
 use crate::metrics::Metrics;
 use crate::net::redis::Redis;
@@ -268,6 +269,9 @@ impl Housekeeper {
         }
         for ledger in self.live.ledgers.unmaintained() {
             tokio::spawn(Ledger::maintain(ledger, Arc::clone(&self.clock)));
+        }
+        for revocations in self.live.revocations.unmaintained() {
+            tokio::spawn(Revocations::maintain(revocations, Arc::clone(&self.clock)));
         }
         for backends in self.live.backends.unmaintained() {
             tokio::spawn(backends::Backends::maintain(backends, Arc::clone(&self.clock)));

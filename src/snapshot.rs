@@ -17,6 +17,7 @@ use crate::authenticators::{
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
+use crate::live::revocations::Revocations;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
 use crate::net::client_certificates::{self, ClientAuthorities, ForwardedCertificates, RevocationFile};
@@ -75,6 +76,8 @@ pub struct Snapshot {
     pub limits: Vec<Arc<RateLimit>>,
     /// Every upstream, whether a route uses it or not.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// What was revoked; absent where nothing ever is.
+    pub revocations: Option<Arc<Revocations>>,
     /// Every authenticator, whether a route uses it or not.
     authenticators: Vec<Arc<Authenticator>>,
 }
@@ -213,9 +216,16 @@ impl Compiler<'_> {
             unrouted: self.metrics.route("", std::iter::empty()),
             credential_locations,
             limits: config.limits.iter().filter_map(|(name, _)| limits.by_name.get(&name.value).cloned()).collect(),
+            revocations: self.revocations(),
             upstreams: upstreams.into_values().collect(),
             authenticators: authenticators.into_values().collect(),
         })
+    }
+
+    /// Opened by whoever serves with them: compiling makes no database.
+    fn revocations(&self) -> Option<Arc<Revocations>> {
+        let path = &self.config.revocation.as_ref()?.database;
+        Some(self.live.revocations.find_or_create(path, || Revocations::new(path)))
     }
 
     fn table<C, T>(&mut self, named: &Named<C>, mut compile: impl FnMut(&mut Self, &Arc<str>, &C) -> Result<T, Vec<Problem>>) -> Table<T> {
@@ -316,7 +326,7 @@ impl Compiler<'_> {
         let accepted = match &policy.authenticate.value {
             config::Authenticate::Public => Some(None),
             config::Authenticate::By(accepted) => {
-                self.accepted(accepted, authenticators).map(|accepted| Some(Authenticators::new(accepted)))
+                self.accepted(accepted, authenticators).map(|accepted| Some(Authenticators::new(accepted, self.revocations())))
             }
         };
         let limits: Vec<_> = policy.limits.iter().map(|name| Some((name, self.known("limit", name, &config.limits)?))).collect();

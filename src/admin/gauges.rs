@@ -34,6 +34,9 @@ pub(super) fn dependencies(live: &LiveState) -> (Vec<String>, Vec<String>) {
     for (_, ledger) in live.ledgers.living() {
         amiss.extend(ledger.failure().map(|failure| format!("quotas: {}", failure.reason)));
     }
+    for (_, revocations) in live.revocations.living() {
+        amiss.extend(revocations.failure().map(|failure| format!("revocations: {}", failure.reason)));
+    }
     for (server, redis) in live.redis.living() {
         match redis.standing() {
             Standing::Away(fault) => amiss.push(format!("redis {server}: {fault}")),

@@ -17,7 +17,7 @@ use super::credential::{self, Found};
 use super::{Verdict, confirmation};
 use crate::config::{self, Location, OnFailure, Problem};
 use crate::jose::claims::Registered;
-use crate::jose::jws::MAX_TOKEN;
+use crate::jose::jws::{MAX_TOKEN, fingerprint};
 use crate::live::answers::{Away, Question, Terms};
 use crate::live::introspected::{EndpointId, Introspected, TokenAnswers};
 use crate::live::{LiveState, breaker};
@@ -171,7 +171,7 @@ impl Introspection {
                     self.judge(&answer.value, request, now)?;
                 }
                 self.answers.excuse();
-                Ok(Arc::new(Identity::new(Method::Introspection, Arc::clone(&self.name), sha256(token.as_bytes()))))
+                Ok(Arc::new(Identity::new(Method::Introspection, Arc::clone(&self.name), fingerprint(token))))
             }
             _ => Err(unavailable),
         }

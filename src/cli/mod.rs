@@ -5,6 +5,7 @@ mod health;
 mod key_file;
 mod key_quotas;
 mod keys;
+mod revoke;
 mod tokens;
 
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ enum Command {
     /// Make, show and withdraw API keys
     #[command(subcommand)]
     Keys(keys::Keys),
+    /// Refuse credentials before their time: a token, or all of a subject, client, key or issuer
+    Revoke(revoke::Revoke),
     /// Print the JSON Schema of the configuration
     Schema,
 }
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Health(health) => health.run(),
         Command::Tokens(tokens) => tokens.run(),
         Command::Keys(keys) => keys.run(),
+        Command::Revoke(revoke) => revoke.run(),
         Command::Schema => {
             print(&format!("{:#}\n", crate::config::schema()));
             ExitCode::SUCCESS

@@ -16,6 +16,7 @@ mod limit;
 mod policy;
 mod problem;
 mod redis;
+mod revocation;
 mod route;
 mod server;
 mod sigv4;
@@ -41,6 +42,7 @@ pub use limit::{Allowance, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, 
 pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};
 pub use problem::{At, Place, Problem, nearest};
 pub use redis::{Redis, RedisUrl};
+pub use revocation::Revocation;
 pub use route::{Route, RoutePolicy, RouteTimeouts};
 pub use server::{
     AccessLog, Admin, Certificate, ClientCertificateMode, ClientCertificates, ForwardedCertificates, Listener, ListenerTls, Server,
@@ -159,6 +161,8 @@ grammar! {
         authenticators: Named<Authenticator> as Map<policy::AuthenticatorName, Authenticator> = "{}",
         /// Who may enter, by name.
         policies: Named<Policy> as Map<Name, Policy> = "{}",
+        /// Which credentials are refused before their time. Absent: none.
+        revocation: Option<Revocation> = absent,
         /// Which requests go where.
         routes: Vec<Route> as NonEmpty<Vec<Route>>,
         /// What is written down.

@@ -14,6 +14,7 @@ pub mod limits;
 pub mod passwords;
 pub mod quotas;
 pub mod replays;
+pub mod revocations;
 pub mod shared_limits;
 pub mod token_cache;
 
@@ -49,6 +50,8 @@ pub struct LiveState {
     pub decisions: Registry<decisions::AuthorizerId, decisions::Decisions>,
     /// What may be used once, by the name of the authenticator.
     pub replays: Registry<Arc<str>, replays::Replays>,
+    /// What was revoked, by the database.
+    pub revocations: Registry<PathBuf, revocations::Revocations>,
     /// What is known of opaque tokens, by the endpoint that said it.
     pub introspected: Registry<introspected::EndpointId, introspected::TokenAnswers>,
     /// Resolved and probed backends, by the name of the upstream.
