@@ -135,13 +135,7 @@ impl Order {
     /// When it is not clear what is meant, in words for the operator that hold nothing of a token.
     pub fn revocation(&self, now: u64) -> Result<Revocation, &'static str> {
         let Self { token, jti, subject, client, key_id, issuer, before } = self;
-        let named = [
-            (Kind::Token, token),
-            (Kind::Jti, jti),
-            (Kind::Subject, subject),
-            (Kind::Client, client),
-            (Kind::KeyId, key_id),
-        ];
+        let named = [(Kind::Token, token), (Kind::Jti, jti), (Kind::Subject, subject), (Kind::Client, client), (Kind::KeyId, key_id)];
         let mut named = named.into_iter().filter_map(|(kind, value)| Some((kind, value.as_deref()?)));
         let (kind, value, issuer) = match (named.next(), named.next(), issuer.as_deref()) {
             (Some((kind @ (Kind::Jti | Kind::Subject | Kind::Client), value)), None, issuer) => (kind, value, issuer),
@@ -228,7 +222,7 @@ impl Revocations {
         let Some(table) = &*table else {
             return Err(Rejection::DependencyUnavailable { dependency: "revocations", retry_after: RETRY });
         };
-        if table.is_empty || !identity.parts().any(|part| table.revokes(part)) {
+        if table.len == 0 || !identity.parts().any(|part| table.revokes(part)) {
             return Ok(());
         }
         Err(match identity.method {
@@ -256,6 +250,16 @@ impl Revocations {
     /// Everything that is in force here.
     pub fn list(&self) -> Vec<Revocation> {
         self.table.load().as_ref().map(|table| table.list()).unwrap_or_default()
+    }
+
+    /// How many values are revoked.
+    pub fn len(&self) -> usize {
+        self.table.load().as_ref().map_or(0, |table| table.len)
+    }
+
+    /// Whether nothing is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Why revocations may be missing that others have written, if so.
@@ -363,11 +367,12 @@ struct Table {
     settled: Arc<Entries>,
     /// Replaces what is settled, value by value.
     recent: Entries,
-    is_empty: bool,
+    /// How many values are revoked.
+    len: usize,
 }
 
 /// The recent ones before they settle: copied with each change.
-const RECENT: usize = 1024;
+const RECENT: usize = if cfg!(test) { 8 } else { 1024 };
 
 /// What is said of one value. The whole value is compared: a filter with false positives would refuse the innocent.
 type Values = HashMap<Box<[u8]>, Vec<Terms>, ahash::RandomState>;
@@ -418,12 +423,8 @@ impl Table {
     fn with(&self, changes: Vec<Revocation>) -> Self {
         let mut recent = self.recent.clone();
         for Revocation { kind, value, issuer, before, expires, revoked } in changes {
-            let settled = || self.settled.of(kind).get(&value).cloned().unwrap_or_default();
-            let all = match recent.of(kind).get(&value) {
-                Some(known) => known.clone(),
-                None => settled(),
-            };
-            let mut all: Vec<Terms> = all;
+            let known = recent.of_mut(kind).remove(&value);
+            let mut all = known.or_else(|| self.settled.of(kind).get(&value).cloned()).unwrap_or_default();
             match all.iter_mut().find(|terms| terms.issuer == issuer) {
                 // `None` is the widest, and nothing that is added narrows what there is.
                 Some(known) => {
@@ -469,8 +470,10 @@ impl Table {
     }
 
     fn new(settled: Arc<Entries>, recent: Entries) -> Self {
-        let is_empty = settled.len() + recent.len() == 0;
-        Self { settled, recent, is_empty }
+        let hidden: usize =
+            Kind::ALL.into_iter().map(|kind| recent.of(kind).keys().filter(|value| settled.of(kind).contains_key(*value)).count()).sum();
+        let len = settled.len() + recent.len() - hidden;
+        Self { settled, recent, len }
     }
 }
 
@@ -505,4 +508,211 @@ impl Entries {
 /// A panic while one of these was held has left nothing half done that the next change would not set right.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jose::{Algorithm, SigningKey};
+    use proptest::prelude::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn identity(subject: &str, claims: Value) -> Identity {
+        let mut identity = Identity::new(Method::Jwt, "customers".into(), [1; 32]);
+        identity.subject = Some(subject.into());
+        identity.client = Some("shop".into());
+        identity.claims = claims.as_object().unwrap().clone();
+        identity
+    }
+
+    fn order(json: Value) -> Result<Revocation, &'static str> {
+        serde_json::from_value::<Order>(json).unwrap().revocation(NOW)
+    }
+
+    fn opened(folder: &tempfile::TempDir) -> Revocations {
+        let revocations = Revocations::new(&folder.path().join("revoked.db"));
+        revocations.open().unwrap();
+        revocations
+    }
+
+    #[test]
+    fn each_kind_meets_what_it_names_and_nothing_else() {
+        let alice = identity("alice", json!({"iss": "https://a.test", "jti": "7", "iat": NOW}));
+        let untimed = identity("alice", json!({"iss": "https://a.test"}));
+        let elsewhere = identity("alice", json!({"iss": "https://b.test", "jti": "7", "iat": NOW}));
+        for (asked, refused) in [
+            (json!({"subject": "alice"}), [true, true, true]),
+            (json!({"subject": "alic"}), [false, false, false]),
+            (json!({"client": "alice"}), [false, false, false]),
+            (json!({"client": "shop"}), [true, true, true]),
+            (json!({"subject": "alice", "issuer": "https://b.test"}), [false, false, true]),
+            (json!({"jti": "7"}), [true, false, true]),
+            (json!({"jti": "7", "issuer": "https://a.test"}), [true, false, false]),
+            (json!({"issuer": "https://a.test"}), [true, true, false]),
+            // Not before: a credential that does not say when it was issued is refused.
+            (json!({"subject": "alice", "before": "2027-01-15T08:00:00Z"}), [false, true, false]),
+            (json!({"subject": "alice", "before": "2027-01-15T08:00:01Z"}), [true, true, true]),
+            (json!({"issuer": "https://a.test", "before": "now"}), [true, true, false]),
+            (json!({"key_id": "7"}), [false, false, false]),
+        ] {
+            let table = Table::default().with(vec![order(asked.clone()).unwrap()]);
+            assert_eq!([&alice, &untimed, &elsewhere].map(|identity| table.revokes(identity)), refused, "{asked}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_clear_is_not_guessed() {
+        for (asked, expected) in [
+            (json!({}), "none of"),
+            (json!({"before": "now"}), "none of"),
+            (json!({"subject": "a", "jti": "b"}), "more than one"),
+            (json!({"token": "a", "issuer": "b"}), "an issuer stands alone"),
+            (json!({"key_id": "a", "issuer": "b"}), "an issuer stands alone"),
+            (json!({"subject": ""}), "empty or too long"),
+            (json!({"subject": "a", "issuer": ""}), "empty or too long"),
+            (json!({"subject": "x".repeat(5000)}), "empty or too long"),
+            (json!({"jti": "a", "before": "now"}), "a time goes with"),
+            (json!({"subject": "a", "before": "yesterday"}), "neither RFC 3339"),
+            (json!({"subject": "a", "before": "1969-01-01T00:00:00Z"}), "before 1970"),
+        ] {
+            let refused = order(asked.clone()).unwrap_err();
+            assert!(refused.contains(expected), "{asked}: {refused}");
+        }
+        assert!(serde_json::from_value::<Order>(json!({"subjct": "alice"})).is_err());
+    }
+
+    #[test]
+    fn a_token_is_the_same_under_another_signature_and_forgotten_after_its_end() {
+        let claims = json!({"exp": NOW + 60});
+        let token = SigningKey::generate(Algorithm::Es256, "k").unwrap().sign(claims.as_object().unwrap()).unwrap();
+        let (signed, _) = token.rsplit_once('.').unwrap();
+        let revoked = order(json!({"token": token})).unwrap();
+        assert_eq!(*revoked.value, openssl::sha::sha256(signed.as_bytes()));
+        assert_eq!(order(json!({"token": format!("{signed}.AAAA")})).unwrap(), revoked);
+        assert_eq!(revoked.expires, Some(NOW + 61 + MARGIN));
+        assert_eq!(*order(json!({"token": "opaque"})).unwrap().value, openssl::sha::sha256(b"opaque"));
+        let table = Table::default().with(vec![revoked]);
+        assert_eq!((table.without_expired(NOW + 60 + MARGIN).len, table.without_expired(NOW + 61 + MARGIN).len), (1, 0));
+    }
+
+    #[test]
+    fn the_answer_tells_nobody_whether_a_key_was_ever_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let revocations = opened(&folder);
+        revocations.add(&order(json!({"key_id": "7"})).unwrap()).unwrap();
+        for (method, expected) in [
+            (Method::Jwt, Rejection::CredentialRevoked),
+            (Method::Introspection, Rejection::CredentialRevoked),
+            (Method::ApiKey, Rejection::CredentialInvalid("revoked")),
+            (Method::Sigv4, Rejection::CredentialInvalid("revoked")),
+        ] {
+            let identity = Identity { key_id: Some("7".into()), ..Identity::new(method, "a".into(), [0; 32]) };
+            assert_eq!(revocations.check(&identity), Err(expected));
+            let beside = Identity { beside: vec![Arc::new(identity)], ..Identity::new(Method::Jwt, "b".into(), [0; 32]) };
+            assert_eq!(revocations.check(&beside), Err(Rejection::CredentialRevoked));
+        }
+    }
+
+    #[test]
+    fn nobody_is_admitted_before_the_database_was_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("revoked.db");
+        std::fs::write(&path, "no database".repeat(100)).unwrap();
+        let revocations = Revocations::new(&path);
+        assert!(revocations.open().is_err());
+        let refused = revocations.check(&identity("alice", json!({}))).unwrap_err();
+        assert_eq!((refused.code(), refused.reason()), ("dependency_unavailable", Some("revocations")));
+        std::fs::remove_file(&path).unwrap();
+        revocations.open().unwrap();
+        assert_eq!(revocations.check(&identity("alice", json!({}))), Ok(()));
+    }
+
+    #[test]
+    fn what_others_write_is_followed_and_what_is_known_outlasts_a_database_that_vanishes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (opened(&folder), opened(&folder));
+        let (alice, bob) = (order(json!({"subject": "alice"})).unwrap(), order(json!({"subject": "bob", "before": "now"})).unwrap());
+        one.add(&alice).unwrap();
+        one.add(&bob).unwrap();
+        assert_eq!((one.len(), other.len()), (2, 0));
+        other.refresh().unwrap();
+        assert_eq!(other.list(), one.list());
+        assert!(other.remove(&bob).unwrap() && !other.remove(&bob).unwrap());
+        one.refresh().unwrap();
+        assert_eq!((one.list(), other.list()), (vec![alice.clone()], vec![alice.clone()]));
+        // What is added to something does not narrow it.
+        one.add(&Revocation { before: Some(5), ..alice.clone() }).unwrap();
+        assert_eq!(one.list(), std::slice::from_ref(&alice));
+        other.refresh().unwrap();
+        assert_eq!(other.list(), one.list());
+        assert_eq!(RevocationStore::open(&one.path, Opening::Existing, PATIENCE).unwrap().read_all().unwrap(), one.list());
+
+        std::fs::rename(folder.path().join("revoked.db"), folder.path().join("away.db")).unwrap();
+        assert!(one.refresh().is_err() && one.add(&bob).is_err());
+        assert_eq!(one.check(&identity("alice", json!({}))), Err(Rejection::CredentialRevoked));
+        // Another database in its place adds what it knows; what it lacks nobody has taken back.
+        RevocationStore::open(&one.path, Opening::Create, PATIENCE).unwrap().add(&bob).unwrap();
+        one.refresh().unwrap();
+        assert_eq!(one.len(), 2);
+    }
+
+    #[test]
+    fn a_row_that_nobody_writes_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        opened(&folder).add(&order(json!({"subject": "alice"})).unwrap()).unwrap();
+        let path = folder.path().join("revoked.db");
+        rusqlite::Connection::open(&path).unwrap().execute("UPDATE revocation SET kind = 'planet'", []).unwrap();
+        assert!(Revocations::new(&path).open().is_err());
+    }
+
+    fn any_revocation() -> impl Strategy<Value = Revocation> {
+        let word = prop_oneof![Just("a"), Just("b"), Just("c")];
+        let issuer = prop_oneof![Just(None), Just(Some("a")), Just(Some("b"))];
+        (0..6_usize, word, issuer, proptest::option::of(0..4_u64), proptest::option::of(0..9_u64)).prop_map(
+            |(kind, word, issuer, before, expires)| Revocation {
+                kind: Kind::ALL[kind],
+                value: if kind == 0 { Box::new([word.as_bytes()[0]; 32]) } else { word.as_bytes().into() },
+                issuer: issuer.map(Into::into),
+                before,
+                expires,
+                revoked: NOW,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn the_table_says_what_a_list_of_all_revocations_says(
+            batches in proptest::collection::vec(proptest::collection::vec(any_revocation(), 0..6), 0..8),
+            words in proptest::collection::vec(proptest::option::of(prop_oneof![Just("a"), Just("b"), Just("c"), Just("d")]), 6),
+            iat in proptest::option::of(0..4_u64),
+        ) {
+            let mut identity = Identity::new(Method::Jwt, "x".into(), [words[0].unwrap_or("d").as_bytes()[0]; 32]);
+            (identity.subject, identity.client, identity.key_id) = (words[1].map(Into::into), words[2].map(Into::into), words[3].map(Into::into));
+            for (name, value) in [("jti", words[4].map(Value::from)), ("iss", words[5].map(Value::from)), ("iat", iat.map(Value::from))] {
+                identity.claims.extend(value.map(|value| (name.to_owned(), value)));
+            }
+            let is = |revocation: &Revocation| {
+                let value = match revocation.kind {
+                    Kind::Token => Some(identity.credential.to_vec()),
+                    Kind::Subject => words[1].map(Into::into),
+                    Kind::Client => words[2].map(Into::into),
+                    Kind::KeyId => words[3].map(Into::into),
+                    Kind::Jti => words[4].map(Into::into),
+                    Kind::Issuer => words[5].map(Into::into),
+                };
+                value.is_some_and(|value| *value == *revocation.value)
+                    && (revocation.issuer.is_none() || revocation.issuer.as_deref() == words[5])
+                    && (revocation.before.is_none() || iat.is_none() || iat < revocation.before)
+            };
+            let mut table = Table::default();
+            for batch in &batches {
+                table = table.with(batch.clone());
+                prop_assert!(table.recent.len() <= RECENT);
+            }
+            prop_assert_eq!(table.revokes(&identity), batches.iter().flatten().any(is));
+            prop_assert_eq!(table.len == 0, batches.iter().flatten().next().is_none());
+        }
+    }
 }

@@ -25,6 +25,7 @@ mod quotas;
 mod redis;
 mod reload;
 mod request;
+mod revocation;
 mod route;
 mod server;
 mod sigv4;
