@@ -1,5 +1,7 @@
 //! May you: what the proven caller must hold.
 
+pub mod expression;
+
 use std::sync::Arc;
 
 use serde_json::Value;

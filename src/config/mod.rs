@@ -5,7 +5,7 @@
 
 mod authenticator;
 mod decode;
-mod header;
+pub(crate) mod header;
 mod keys;
 mod limit;
 mod policy;
@@ -33,6 +33,7 @@ pub use server::{AccessLog, Admin, Certificate, Listener, ListenerTls, Server, S
 pub use source::{Source, System};
 pub use upstream::{Balance, Builtin, Health, Retries, RetryOn, Upstream, UpstreamServer, UpstreamTimeouts, UpstreamTls};
 use values::Name;
+pub(crate) use values::network;
 pub use values::{Rate, duration};
 
 /// What became of reading a configuration.
