@@ -16,14 +16,14 @@ run: ## build, make throw-away keys and tokens, serve the demo on 127.0.0.1:8080
 	@scripts/demo "$(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/edgeward"
 
 test: ## run all tests; none may be skipped
-	@scripts/prepare
+	@scripts/prepare redis-server
 	@scripts/test
 
 vectors: ## run the test vectors of others (EDGEWARD_SUITES names their folder)
 	@scripts/vectors
 
 trials: ## try the binary against software of others: an OpenID provider, nginx, gRPC, wrk (TRIALS_SECONDS=60)
-	@scripts/prepare
+	@scripts/prepare redis-server wrk
 	@tests/trials/run
 
 fuzz: ## feed a parser random bytes (TARGET=jwt SECONDS=60); fuzz/README.md says which there are

@@ -22,7 +22,8 @@ use edgeward::authenticators::{Verdict, key_format};
 use edgeward::config::{self, At, KeyStore, Location, Place};
 use edgeward::live::LiveState;
 use edgeward::live::api_keys::{ApiKeys, KeyHash, Record, Source};
-use edgeward::live::key_store::{self, Opening};
+use edgeward::live::database::Opening;
+use edgeward::live::key_store;
 use edgeward::request::{Client, Now, Request};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 

@@ -7,9 +7,9 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use edgeward::live::counters::{Counters, Key, KeyBuilder, Quota};
+use edgeward::live::limits::{Algorithm, Key, KeyBuilder, Limits, Terms};
 
-const QUOTA: Quota = Quota { limit: u64::MAX, window: Duration::from_secs(60) };
+const TERMS: Terms = Terms { limit: u64::MAX, window: Duration::from_secs(60), algorithm: Algorithm::SlidingWindow };
 
 fn key(number: u64) -> Key {
     let mut key = KeyBuilder::default();
@@ -18,13 +18,13 @@ fn key(number: u64) -> Key {
 }
 
 /// The time in which each of the threads counts `iterations` requests at once.
-fn together(threads: u64, iterations: u64, counters: &Counters, keys: &[Key]) -> Duration {
+fn together(threads: u64, iterations: u64, limits: &Limits, keys: &[Key]) -> Duration {
     let start = Barrier::new(threads as usize);
     let count = |thread: u64| {
         start.wait();
         let began = Instant::now();
         for key in keys.iter().cycle().skip((thread * 997) as usize).take(iterations as usize) {
-            black_box(counters.charge(black_box(key), QUOTA, Duration::from_secs(1)));
+            black_box(limits.charge(black_box(key), &TERMS, 1, Duration::from_secs(1)));
         }
         began.elapsed()
     };
@@ -39,18 +39,18 @@ fn limits(c: &mut Criterion) {
     let keys: Vec<Key> = (0..10_000).map(key).collect();
     for threads in [1, 2, 4, 8] {
         for (name, keys) in [("10000 keys", keys.as_slice()), ("one key", keys.get(..1).unwrap_or_default())] {
-            let counters = Counters::default();
+            let limits = Limits::default();
             group.bench_function(BenchmarkId::new(name, threads), |b| {
-                b.iter_custom(|iterations| together(threads, iterations, &counters, keys));
+                b.iter_custom(|iterations| together(threads, iterations, &limits, keys));
             });
         }
     }
-    let counters = Counters::default();
+    let limits = Limits::default();
     let mut next = 0;
     group.bench_function("a flood of new keys", |b| {
         b.iter(|| {
             next += 1;
-            black_box(counters.charge(&key(next), QUOTA, Duration::from_secs(1)))
+            black_box(limits.charge(&key(next), &TERMS, 1, Duration::from_secs(1)))
         });
     });
     group.finish();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::authenticators::Proof;
-use crate::request::{Identity, LimitState, Now, Rejection, Request};
+use crate::request::{BodyDigest, Identity, LimitState, Now, Rejection, Request};
 use crate::route::Route;
 
 /// The permit to forward one request. Only [`admit`] makes one, and the phases that reach an upstream ask for it.
@@ -17,6 +17,11 @@ impl Admission {
     /// Who was let in; absent on public routes, and where the policy asks for a credential only when there is one.
     pub fn identity(&self) -> Option<&Arc<Identity>> {
         self.proof.as_ref().map(|proof| &proof.identity)
+    }
+
+    /// What the body must hash to before any of it is forwarded.
+    pub fn body(&self) -> &[BodyDigest] {
+        self.proof.as_ref().map_or(&[], |proof| &proof.body)
     }
 
     /// The limit nearest to its end, for the answer's headers.

@@ -30,6 +30,8 @@ pub struct Metrics {
     pub access_log_dropped: IntCounter,
     /// Panics that were caught in a decision; each refused its request.
     pub panics: IntCounter,
+    /// Calls of Redis.
+    pub redis: RedisMetrics,
     /// Candidates that were applied.
     pub reloads_applied: IntCounter,
     /// Candidates that were refused.
@@ -87,6 +89,10 @@ impl Metrics {
                 "Access log lines dropped because stdout was slower than traffic.",
             )?,
             panics: counter("edgeward_panics_total", "Panics caught in a decision; each refused its request.")?,
+            redis: RedisMetrics {
+                calls: counters("edgeward_redis_calls_total", "Scripts that Redis was asked to run, by what became of it.", &["outcome"])?,
+                time: histogram("edgeward_redis_seconds", "Time from asking Redis to its answer or to the deadline.")?,
+            },
             reloads_applied: counter("edgeward_config_reloads_applied_total", "Configurations applied after the first.")?,
             reloads_refused: counter("edgeward_config_reloads_refused_total", "Candidate configurations refused.")?,
             config_current: gauge(
@@ -125,6 +131,21 @@ impl Metrics {
             tracing::error!(%error, "metrics could not be rendered");
         }
         String::from_utf8(text).unwrap_or_default()
+    }
+}
+
+/// Calls of Redis; clones count together.
+#[derive(Debug, Clone)]
+pub struct RedisMetrics {
+    calls: IntCounterVec,
+    /// Time from asking to the answer or the deadline.
+    pub time: Histogram,
+}
+
+impl RedisMetrics {
+    /// Counts a call by why it failed; absent: it did not.
+    pub fn count(&self, failure: Option<&'static str>) {
+        self.calls.with_label_values(&[failure.unwrap_or("ok")]).inc();
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{self, Config, Place, Problem, Source};
 use crate::live::LiveState;
 use crate::metrics::Metrics;
-use crate::request::Clock;
+use crate::request::{Clock, Now};
 use crate::secret::Secret;
 use crate::snapshot::{self, Slot, Snapshot};
 
@@ -39,6 +39,16 @@ impl Candidate {
         });
         Self { result, files: loaded.files, readable: loaded.readable }
     }
+}
+
+/// Opens the stores that must have been read before anybody is served under this configuration. Blocks.
+///
+/// # Errors
+/// What could not be opened, as a problem of the configuration that names it.
+pub fn open_stores(config: &Config, live: &LiveState, now: Now) -> Result<(), Vec<Problem>> {
+    let failed = live.ledgers.living().into_iter().filter_map(|(_, ledger)| ledger.open(now).err());
+    let problems: Vec<_> = failed.map(|error| Problem::at(&place_in(config, "quotas.database"), error.to_string())).collect();
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
 }
 
 /// How the configuration that serves stands to what is on disk.
@@ -108,7 +118,7 @@ impl Reloader {
         let before = fingerprint(&state.files);
         let candidate = Candidate::read(&self.path, &*self.source, &self.live, &self.metrics);
         let result = candidate.result.and_then(|(config, snapshot)| match self.fixed.changed(&config) {
-            changed if changed.is_empty() => Ok(snapshot),
+            changed if changed.is_empty() => open_stores(&config, &self.live, (self.clock)()).map(|()| snapshot),
             changed => Err(changed),
         });
         match result {
@@ -196,8 +206,6 @@ impl Fixed {
 
     fn changed(&self, config: &Config) -> Vec<Problem> {
         let other = Self::of(config);
-        let file = config.listeners.first().map(|listener| Arc::clone(&listener.address.place.file)).unwrap_or_default();
-        let place = |path: &str| Place { file: Arc::clone(&file), line: 1, column: 1, path: path.into() };
         let parts = [
             ("server", self.server != other.server),
             ("listeners", self.listeners != other.listeners),
@@ -206,10 +214,16 @@ impl Fixed {
         let changed = parts.iter().filter(|(_, changed)| *changed);
         changed
             .map(|(path, _)| {
-                Problem::at(&place(path), "changed, which needs a restart").expected("the values this process was started with")
+                Problem::at(&place_in(config, path), "changed, which needs a restart").expected("the values this process was started with")
             })
             .collect()
     }
+}
+
+/// The place of what the whole configuration is to blame for.
+fn place_in(config: &Config, path: &str) -> Place {
+    let file = config.listeners.first().map(|listener| Arc::clone(&listener.address.place.file)).unwrap_or_default();
+    Place { file, line: 1, column: 1, path: path.into() }
 }
 
 /// The shape of a listener; the bytes of its certificates may change.

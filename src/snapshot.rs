@@ -9,11 +9,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, credential, jwt};
+use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, credential, jwt, sigv4};
 use crate::authorizers::Authorizers;
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
-use crate::live::counters::Counters;
+use crate::live::limits::Limits;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
 use crate::request::Client;
@@ -207,6 +207,7 @@ impl Compiler<'_> {
         Ok(match authenticator {
             config::Authenticator::Jwt(jwt) => Authenticator::Jwt(jwt::Jwt::new(Arc::clone(name), jwt, self.live)?),
             config::Authenticator::ApiKey(api_key) => Authenticator::ApiKey(api_key::ApiKey::new(Arc::clone(name), api_key, self.live)),
+            config::Authenticator::Sigv4(sigv4) => Authenticator::Sigv4(sigv4::Sigv4::new(Arc::clone(name), sigv4, self.live)),
         })
     }
 
@@ -265,12 +266,12 @@ impl Compiler<'_> {
                 );
             }
         }
-        let counters = |name: &Arc<str>| self.live.counters.find_or_create(name, Counters::default);
+        let counts = |name: &Arc<str>| self.live.limits.find_or_create(name, Limits::default);
         let named = accepted.iter().flat_map(Authenticators::iter);
         let credentials = Credentials::new(named.map(|authenticator| (authenticator.name(), authenticator.locations())));
         Some(Policy {
             ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
-            rate_limits: RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit, counters(&name.value)))),
+            rate_limits: RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit, counts(&name.value)))),
             challenges: accepted.as_ref().map(challenges).unwrap_or_default(),
             authenticators: accepted,
             authorizers: Authorizers::compile(&policy.authorize),
@@ -395,6 +396,7 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
             .iter()
             .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("bearer")));
         let (missing, invalid) = match &**authenticator {
+            Authenticator::Sigv4(_) => ("AWS4-HMAC-SHA256 realm=\"edgeward\"", "AWS4-HMAC-SHA256 realm=\"edgeward\""),
             Authenticator::ApiKey(_) if !bearer => ("ApiKey realm=\"edgeward\"", "ApiKey realm=\"edgeward\""),
             Authenticator::Jwt(_) | Authenticator::ApiKey(_) => {
                 ("Bearer realm=\"edgeward\"", "Bearer realm=\"edgeward\", error=\"invalid_token\"")

@@ -269,9 +269,11 @@ fn decide(snapshot: &Snapshot, call: &Call) -> Result<(), Rejection> {
     let request = Request {
         method: message.method,
         host: &message.host,
+        port: message.port,
         path: &message.path,
         query: message.query,
         headers: &headers,
+        body: Some(&[]),
         client: &client,
         route: &route.name,
         parameters: parameters.parameters(),

@@ -96,6 +96,7 @@ fn stays_in_memory(config: &Config) -> bool {
     config.authenticators.iter().all(|(_, authenticator)| match authenticator {
         Authenticator::Jwt(jwt) => matches!(jwt.keys.value, KeySource::JwksFile(_) | KeySource::Secret(_)),
         Authenticator::ApiKey(api_key) => matches!(api_key.keys.value, KeyStore::File { .. }),
+        Authenticator::Sigv4(_) => true,
     })
 }
 

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use crate::live::LiveState;
 use crate::live::api_keys::{ApiKeys, Source as KeyStore};
 use crate::live::key_set::{KeySet, Source as KeySource};
+use crate::net::redis::Standing;
 use crate::request::Now;
 use crate::snapshot::Snapshot;
 
@@ -25,6 +26,16 @@ pub(super) fn dependencies(live: &LiveState) -> (Vec<String>, Vec<String>) {
             Some(failure) => amiss.push(format!("api keys: {}", failure.reason)),
             None if !keys.is_loaded() => waiting.push("api keys".to_owned()),
             None => {}
+        }
+    }
+    for (_, ledger) in live.ledgers.living() {
+        amiss.extend(ledger.failure().map(|failure| format!("quotas: {}", failure.reason)));
+    }
+    for (server, redis) in live.redis.living() {
+        match redis.standing() {
+            Standing::Away(fault) => amiss.push(format!("redis {server}: {fault}")),
+            Standing::Untried => waiting.push(format!("redis {server}")),
+            Standing::Up => {}
         }
     }
     for (name, backends) in live.backends.living() {
@@ -58,9 +69,27 @@ pub(super) fn render(out: &mut String, live: &LiveState, snapshot: &Snapshot, no
     families.add("edgeward_backend_healthy", "1 while requests are sent to a backend.", &healthy);
     let busy: Vec<_> = backends.iter().map(|(labels, status)| (labels.clone(), status.in_flight as f64)).collect();
     families.add("edgeward_backend_requests_in_flight", "Requests that a backend is answering.", &busy);
-    let limits: Vec<_> =
-        live.counters.living().into_iter().map(|(name, counters)| (labels(&[("limit", &name)]), counters.keys() as f64)).collect();
+    let mut limits: Vec<_> =
+        live.limits.living().into_iter().map(|(name, limits)| (labels(&[("limit", &name)]), limits.keys() as f64)).collect();
+    let ledgers = live.ledgers.living();
+    let quotas = ledgers.iter().flat_map(|(_, ledger)| ledger.keys());
+    limits.extend(quotas.map(|(quota, keys)| (labels(&[("limit", &quota)]), keys as f64)));
     families.add("edgeward_limit_keys", "Keys that a limit counts.", &limits);
+    let failing: Vec<_> = ledgers
+        .iter()
+        .map(|(path, ledger)| (labels(&[("database", &path.display().to_string())]), f64::from(u8::from(ledger.failure().is_some()))))
+        .collect();
+    families.add("edgeward_quotas_failing", "1 while quotas are not written down and counting goes on in memory.", &failing);
+    let redis: Vec<_> = live
+        .redis
+        .living()
+        .into_iter()
+        .map(|(server, redis)| (labels(&[("server", &server.to_string())]), f64::from(u8::from(redis.standing() == Standing::Up))))
+        .collect();
+    families.add("edgeward_redis_up", "1 while Redis answers and may be written to.", &redis);
+    let leases: Vec<_> =
+        live.leases.living().into_iter().map(|((name, _), leases)| (labels(&[("limit", &name)]), leases.keys() as f64)).collect();
+    families.add("edgeward_limit_leases", "Keys of which this node holds a lease or a debt.", &leases);
     let (hits, misses) = live.tokens.hits_and_misses();
     families.add("edgeward_token_cache_entries", "Verified tokens that are remembered.", &[(labels(&[]), live.tokens.len() as f64)]);
     families.add("edgeward_token_cache_hits", "Tokens whose signature need not be checked again.", &[(labels(&[]), hits as f64)]);

@@ -147,7 +147,8 @@ mod tests {
 
     use super::*;
     use crate::config::{At, File, Place};
-    use crate::live::key_store::{self, Opening};
+    use crate::live::database::Opening;
+    use crate::live::key_store;
     use crate::request::{Client, Identity};
 
     const NOW: u64 = 1_800_000_000;

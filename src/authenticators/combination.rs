@@ -95,6 +95,11 @@ impl Authenticators {
         })
     }
 
+    /// Whether one of them has to see the body before it can judge.
+    pub fn ask_for_body(&self, request: &Request<'_>) -> bool {
+        request.body.is_none() && self.named.iter().any(|authenticator| authenticator.asks_for_body(request))
+    }
+
     /// Every authenticator that is named, once, in the order of the configuration.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Authenticator>> {
         self.named.iter()
@@ -193,6 +198,8 @@ fn together(proofs: Vec<Proof>, principals: Principals) -> Result<Outcome, Rejec
 }
 
 fn join(first: Proof, second: Proof) -> Proof {
+    let mut body = first.body;
+    body.extend(second.body);
     let mut identity = Identity::clone(&first.identity);
     let other = &second.identity;
     for (own, given) in [
@@ -221,5 +228,5 @@ fn join(first: Proof, second: Proof) -> Proof {
     credential.update(&other.credential);
     identity.credential = credential.finish();
     identity.beside.push(Arc::clone(other));
-    Proof { identity: Arc::new(identity) }
+    Proof { identity: Arc::new(identity), body }
 }

@@ -5,13 +5,14 @@ mod combination;
 pub mod credential;
 pub mod jwt;
 pub mod key_format;
+pub mod sigv4;
 
 use std::sync::Arc;
 
 pub use combination::{Accepted, Authenticators};
 
 use crate::config::Location;
-use crate::request::{Identity, Method, Now, Rejection, Request};
+use crate::request::{BodyDigest, Identity, Method, Now, Rejection, Request};
 
 /// What an authenticator says of a request.
 #[derive(Debug)]
@@ -29,11 +30,13 @@ pub enum Verdict {
 pub struct Proof {
     /// Who calls.
     pub identity: Arc<Identity>,
+    /// What the body must hash to, each of them: until it does, the proof is not complete and nothing of the body reaches the upstream.
+    pub body: Vec<BodyDigest>,
 }
 
 impl From<Arc<Identity>> for Proof {
     fn from(identity: Arc<Identity>) -> Self {
-        Self { identity }
+        Self { identity, body: Vec::new() }
     }
 }
 
@@ -45,6 +48,8 @@ pub enum Authenticator {
     Jwt(jwt::Jwt),
     /// API keys.
     ApiKey(api_key::ApiKey),
+    /// AWS Signature Version 4.
+    Sigv4(sigv4::Sigv4),
 }
 
 impl Authenticator {
@@ -52,6 +57,14 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.authenticate(request, now).await,
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
+            Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
+        }
+    }
+
+    fn asks_for_body(&self, request: &Request<'_>) -> bool {
+        match self {
+            Self::Sigv4(sigv4) => sigv4.asks_for_body(request),
+            Self::Jwt(_) | Self::ApiKey(_) => false,
         }
     }
 
@@ -60,6 +73,7 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.name(),
             Self::ApiKey(api_key) => api_key.name(),
+            Self::Sigv4(sigv4) => sigv4.name(),
         }
     }
 
@@ -68,6 +82,7 @@ impl Authenticator {
         match self {
             Self::Jwt(_) => Method::Jwt,
             Self::ApiKey(_) => Method::ApiKey,
+            Self::Sigv4(_) => Method::Sigv4,
         }
     }
 
@@ -76,6 +91,7 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.locations(),
             Self::ApiKey(api_key) => api_key.locations(),
+            Self::Sigv4(sigv4) => sigv4.locations(),
         }
     }
 }

@@ -145,6 +145,7 @@ fn dependencies(config: &Config) -> Vec<String> {
                     ));
                 }
             }
+            Authenticator::Sigv4(_) => {}
         }
     }
     for (name, upstream) in &config.upstreams {

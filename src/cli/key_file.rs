@@ -10,7 +10,8 @@ use serde_json::json;
 use super::keys::{Failure, rfc3339};
 use crate::config::{self, System};
 use crate::live::api_keys::{KeyHash, Record};
-use crate::live::key_store::{StoreError, beside};
+use crate::live::database::beside;
+use crate::live::key_store::StoreError;
 
 /// Reads the keys of a file, strictly.
 pub(super) fn read(path: &Path) -> Result<Vec<Record>, Failure> {

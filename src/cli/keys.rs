@@ -20,7 +20,8 @@ use super::key_file::{self, KeyFile};
 use crate::authenticators::key_format;
 use crate::config::{self, Authenticator, Config, KeyStore as Configured, System};
 use crate::live::api_keys::{KeyHash, Record, Source};
-use crate::live::key_store::{KeyStore, Opening, StoreError, UsageRow};
+use crate::live::database::{OpenError, Opening};
+use crate::live::key_store::{KeyStore, StoreError, UsageRow};
 
 /// What to do with API keys.
 #[derive(Debug, Subcommand)]
@@ -332,7 +333,7 @@ impl Place {
             .iter()
             .filter_map(|(name, authenticator)| match authenticator {
                 Authenticator::ApiKey(api_key) => Some((&name.value, api_key)),
-                Authenticator::Jwt(_) => None,
+                Authenticator::Jwt(_) | Authenticator::Sigv4(_) => None,
             })
             .collect();
         let names = || stores.iter().map(|(name, _)| &***name);
@@ -392,7 +393,7 @@ impl OpenStore {
         match &self.place {
             StorePlace::Database(store) => Ok(store.usage(id)?),
             StorePlace::File(file) => match KeyStore::open(&Source::File(file.path().into()).usage_path(), Opening::Existing, PATIENCE) {
-                Err(StoreError::Missing(_)) => Ok(None),
+                Err(StoreError::Open(OpenError::Missing { .. })) => Ok(None),
                 store => Ok(store?.usage(id)?),
             },
         }

@@ -12,7 +12,7 @@ use super::keys::{KeyEntry, KeyFile};
 use super::limit::ClaimPath;
 use super::values::{DAY, HeaderName, Lasting, MINUTE, SECOND, Text, Token, Url};
 use super::yaml::Node;
-use super::{At, File, Problem};
+use super::{At, File, Problem, Sigv4};
 use crate::jose::Algorithm;
 use crate::secret::Secret;
 
@@ -24,16 +24,20 @@ pub enum Authenticator {
     Jwt(Jwt),
     /// By an API key.
     ApiKey(ApiKey),
+    /// By an AWS Signature Version 4.
+    Sigv4(Sigv4),
 }
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key)]
+    #[one_of(jwt, api_key, sigv4)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
         /// By an API key.
         api_key: Option<ApiKey> = absent,
+        /// By an AWS Signature Version 4.
+        sigv4: Option<Sigv4> = absent,
     }
 
     /// Tokens of one issuer.
@@ -137,8 +141,8 @@ impl Decode for Authenticator {
     type Value = Self;
 
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
-        let WrittenAuthenticator { jwt, api_key } = WrittenAuthenticator::decode(node, context)?;
-        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey))
+        let WrittenAuthenticator { jwt, api_key, sigv4 } = WrittenAuthenticator::decode(node, context)?;
+        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey)).or(sigv4.map(Self::Sigv4))
     }
 
     fn expected() -> String {

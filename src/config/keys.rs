@@ -171,7 +171,7 @@ impl Scalar for Sha256 {
 }
 
 /// A time of RFC 3339, as seconds since the Unix epoch.
-struct Time;
+pub(super) struct Time;
 
 impl Scalar for Time {
     type Value = u64;

@@ -10,8 +10,10 @@ mod keys;
 mod limit;
 mod policy;
 mod problem;
+mod redis;
 mod route;
 mod server;
+mod sigv4;
 mod source;
 mod upstream;
 mod values;
@@ -25,16 +27,18 @@ use std::sync::Arc;
 pub use authenticator::{ApiKey, Authenticator, ClaimNames, Jwt, KeyFetch, KeySource, KeyStore, Location};
 use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
 pub use keys::KeyEntry;
-pub use limit::{Limit, LimitAlgorithm, LimitKey, WhenMissing};
+pub use limit::{Allowance, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, Plan, Quotas, WhenMissing};
 pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};
 pub use problem::{At, Place, Problem, nearest};
+pub use redis::{Redis, RedisUrl};
 pub use route::{Route, RoutePolicy, RouteTimeouts};
 pub use server::{AccessLog, Admin, Certificate, Listener, ListenerTls, Server, ServerLimits, ServerTimeouts, Telemetry};
+pub use sigv4::{Replay, SigningKeyEntry, Sigv4};
 pub use source::{Source, System};
 pub use upstream::{Balance, Builtin, Health, Retries, RetryOn, Upstream, UpstreamServer, UpstreamTimeouts, UpstreamTls};
 use values::Name;
 pub(crate) use values::network;
-pub use values::{Rate, duration};
+pub use values::{Period, Quota, Rate, duration};
 
 /// What became of reading a configuration.
 #[derive(Debug)]
@@ -131,8 +135,14 @@ grammar! {
         admin: Option<Admin> = absent,
         /// The services behind the gateway, by name.
         upstreams: Named<Upstream> as Map<Name, Upstream> = "{}",
-        /// Rate limits, by name.
+        /// Redis, for what says `store: redis` or `hybrid`.
+        redis: Option<Redis> = absent,
+        /// Limits, by name.
         limits: Named<Limit> as Map<Name, Limit> = "{}",
+        /// The embedded store of limits with a `quota`.
+        quotas: Quotas = "{}",
+        /// Usage plans, by name: a caller's is named by its key or token, or by `consumers`.
+        plans: Named<Plan> as Map<Name, Plan> = "{}",
         /// Ways to prove who calls, by name.
         authenticators: Named<Authenticator> as Map<policy::AuthenticatorName, Authenticator> = "{}",
         /// Who may enter, by name.
@@ -152,6 +162,7 @@ fn check_config(config: &Config, _: &Fields<'_>, context: &mut Context<'_>) {
             context.report(Problem::at(&name.place, message).expected("a name of its own"));
         }
     }
+    check_limits(config, context);
     let mut sockets = HashMap::new();
     // Port 0 is another port each time.
     let listeners = config.listeners.iter().map(|listener| &listener.address);
@@ -160,5 +171,26 @@ fn check_config(config: &Config, _: &Fields<'_>, context: &mut Context<'_>) {
             let message = format!("{} is taken; the first to listen there is at {}:{}", address.value, first.line, first.column);
             context.report(Problem::at(&address.place, message).expected("an address of its own"));
         }
+    }
+}
+
+fn check_limits(config: &Config, context: &mut Context<'_>) {
+    let shared = config.limits.iter().filter(|(_, limit)| *limit.store != LimitStore::Local);
+    for (_, limit) in shared.filter(|_| config.redis.is_none()) {
+        context.report(Problem::at(&limit.store.place, "there is no Redis").expected("`redis: {url: ...}` beside `limits`"));
+    }
+    let mut consumers = HashMap::new();
+    for (plan, Plan { consumers: named, .. }) in &config.plans {
+        for consumer in named {
+            if let Some(other) = consumers.insert(&consumer.value, &plan.value).filter(|other| *other != &plan.value) {
+                let message = format!("`{}` has the plan `{other}`", consumer.value);
+                context.report(Problem::at(&consumer.place, message).expected("one plan for a consumer"));
+            }
+        }
+    }
+    let mut defaults = config.plans.iter().filter(|(_, plan)| plan.default);
+    if let (Some((first, _)), Some((second, _))) = (defaults.next(), defaults.next()) {
+        let message = format!("a second default plan; the first is `{}`", first.value);
+        context.report(Problem::at(&second.place, message).expected("one default plan"));
     }
 }

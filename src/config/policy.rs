@@ -7,19 +7,21 @@ use ipnet::IpNet;
 use serde_json::{Map as Object, Value, json};
 
 use super::decode::{Context, Decode, Fields, Map, NonEmpty, OneOrMany, Scalar, grammar, nearest_of, words};
-use super::limit::ClaimPath;
+use super::limit::{ClaimPath, refuse_twice};
 use super::values::{HeaderName, Name, Networks, Scope, Text};
 use super::yaml::{Kind, Node};
 use super::{At, Named, Problem, header};
 
 grammar! {
     /// What a request must be to enter.
+    #[checked(check_policy)]
     pub struct Policy {
         /// Networks that may not enter, asked before `allow`: who is in one is refused, whatever `allow` says.
         deny: Vec<IpNet> as Networks = "[]",
         /// The only networks that may enter. Absent: all.
         allow: Option<Vec<IpNet>> as Option<NonEmpty<Networks>> = absent,
-        /// The limits that apply, by name: one whose key needs the identity is checked after it, the others before.
+        /// The limits that apply, by name: one whose key needs the identity is checked after it, the others before. Those of the caller's
+        /// plan apply as well.
         limits: Vec<At<Arc<str>>> as Vec<At<Name>> = "[]",
         /// Who proves the caller: the name of an authenticator; a list, any one of which is enough; `{any: [...]}`, `{all: [...]}` and
         /// `{optional: [...]}` in any nesting; or `public`: anyone may enter.
@@ -313,6 +315,10 @@ fn placeholder(name: &str) -> Result<TemplatePart, String> {
         Some((_, part)) => Ok(part.clone()),
         None => Err(format!("an unknown placeholder{}", nearest_of(name, &PLACEHOLDERS.map(|(known, _)| known)))),
     }
+}
+
+fn check_policy(policy: &Policy, _: &Fields<'_>, context: &mut Context<'_>) {
+    refuse_twice(&policy.limits, "limit", context);
 }
 
 fn check_forward(forward: &Forward, _: &Fields<'_>, context: &mut Context<'_>) {

@@ -8,7 +8,7 @@ use serde_json::{Map as Object, Value, json};
 
 use super::decode::{Context, Decode, Fields, NonEmpty, Scalar, grammar};
 use super::policy::Policy;
-use super::values::{self, HOUR, Lasting, Method, Name};
+use super::values::{self, HOUR, Lasting, Method, Name, Within};
 use super::yaml::{Kind, Node};
 use super::{At, Problem};
 use crate::request::path;
@@ -31,6 +31,8 @@ grammar! {
         rewrite: Option<At<Arc<str>>> as Option<At<Rewrite>> = absent,
         /// The name of the upstream.
         upstream: At<Arc<str>> as At<Name>,
+        /// What one request takes of the limits that it meets, times what a limit says.
+        cost: u64 as Within<u64, 1, 1_000_000> = "1",
         /// Whether connections may be upgraded to WebSocket.
         websocket: bool = "false",
         /// Timeouts that go before the upstream's.

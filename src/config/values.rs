@@ -157,6 +157,53 @@ impl Scalar for Rate {
     }
 }
 
+/// So many in a long time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// How many, at least 1.
+    pub count: u64,
+    /// In how long.
+    pub period: Period,
+}
+
+/// The time of a quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Period {
+    /// A calendar day, UTC.
+    Day,
+    /// A calendar month, UTC.
+    Month,
+    /// Whole seconds, 1 s to 366 days, up to now.
+    Rolling(Duration),
+}
+
+impl Scalar for Quota {
+    type Value = Self;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let calendar = [("/day", "/d", Period::Day), ("/month", "/30d", Period::Month)];
+        let found = calendar.into_iter().find_map(|(suffix, length, period)| Some((text.strip_suffix(suffix)?, length, period)));
+        let (rate, period) = match found {
+            // Counted like a rate of that length, so that one reader knows all bounds.
+            Some((count, length, period)) => (Rate::parse(&format!("{count}{length}")), Some(period)),
+            None => (Rate::parse(text), None),
+        };
+        match rate {
+            Ok(Rate { count, window }) => Ok(Self { count, period: period.unwrap_or(Period::Rolling(window)) }),
+            Err(message) if found.is_none() => Err(message.replace("is not a rate", "is not a quota")),
+            Err(_) => Err(format!("{} is not a quota", quoted(text))),
+        }
+    }
+
+    fn expected() -> String {
+        "a quota such as `100000/day`, `1000000/month` (calendar, UTC) or `1000000/30d` (rolling, 1s to 366d)".to_owned()
+    }
+
+    fn schema() -> Value {
+        json!({"title": "quota", "type": "string", "pattern": "^[1-9][0-9]*/(day|month|([1-9][0-9]*)?(s|m|h|d))$"})
+    }
+}
+
 /// A whole number between two bounds, both included.
 pub(crate) struct Within<T, const LEAST: u64, const MOST: u64>(std::marker::PhantomData<T>);
 
@@ -762,6 +809,12 @@ mod tests {
         for (text, count, seconds) in rates {
             assert_eq!(Rate::parse(text), Ok(Rate { count, window: Duration::from_secs(seconds) }), "{text}");
         }
+        let days = |days: u64| Period::Rolling(Duration::from_secs(days * 86_400));
+        for (text, count, period) in
+            [("5/day", 5, Period::Day), ("1000000/month", 1_000_000, Period::Month), ("7/30d", 7, days(30)), ("7/d", 7, days(1))]
+        {
+            assert_eq!(Quota::parse(text), Ok(Quota { count, period }), "{text}");
+        }
     }
 
     #[test]
@@ -771,6 +824,7 @@ mod tests {
         refuses::<AnySize>(&["", "B", "1", "1K", "1kB", "1MB", "1 KiB", "01B", "18446744073709551615GiB"]);
         refuses::<Rate>(&["", "/", "1", "/s", "1/", "0/s", "01/s", "1/0s", "1/01s", "1/ms", "1/367d", "1//s", "1/s/s"]);
         refuses::<Rate>(&["1000000000001/s", "1/18446744073709551615d"]);
+        refuses::<Quota>(&["", "day", "/day", "0/day", "01/month", "1/days", "1/2day", "1/week", "1/30", "1000000000001/month", "1 /day"]);
     }
 
     #[test]

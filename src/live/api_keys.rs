@@ -15,7 +15,8 @@ use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
 use ipnet::IpNet;
 
-use super::key_store::{KeyStore, Opening, StoreError, UsageRow, beside};
+use super::database::{OpenError, Opening, beside};
+use super::key_store::{KIND, KeyStore, StoreError, UsageRow};
 use crate::request::{Clock, Identity, Method};
 
 /// The SHA-256 of a whole key as presented. Not printed: it is half of what an offline search for a weak foreign key needs.
@@ -501,8 +502,9 @@ impl ApiKeys {
         let mut slot = lock(&self.follower);
         if slot.as_ref().is_none_or(|follower| !follower.store.is_in_place()) {
             // A database that is away is refresh's to open: what usage would create here, it would take for the keys.
-            let Source::File(_) = &self.source else { return Err(StoreError::Missing(self.source.usage_path())) };
-            let store = KeyStore::open(&self.source.usage_path(), Opening::Create, PATIENCE)?;
+            let path = self.source.usage_path();
+            let Source::File(_) = &self.source else { return Err(OpenError::Missing { kind: KIND.name, path }.into()) };
+            let store = KeyStore::open(&path, Opening::Create, PATIENCE)?;
             *slot = Some(Follower { store, data_version: None, revision: i64::MAX });
         }
         slot.as_mut().map_or(Ok(()), |follower| follower.store.add_usage(rows))
@@ -650,7 +652,7 @@ mod tests {
         use_once(&keys, "a", 7);
 
         std::fs::rename(&path, folder.path().join("away.db")).unwrap();
-        assert!(matches!(keys.refresh(), Err(StoreError::Missing(_))));
+        assert!(matches!(keys.refresh(), Err(StoreError::Open(OpenError::Missing { .. }))));
         assert!(keys.write_usage().is_err());
         assert!(is_good(&keys, "a") && keys.is_loaded());
         assert!(!path.exists(), "a running gateway makes no empty store");

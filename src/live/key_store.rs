@@ -3,43 +3,24 @@
 //! Every change of a key takes the next revision, so that a reader who knows the last one reads only what is new. Records are never
 //! deleted: a revoked key stays, and with it the reason in the log. No secret is here, only hashes.
 
-use std::fs::{DirBuilder, File, Metadata, OpenOptions};
-use std::io::ErrorKind;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use rusqlite::types::Type;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, named_params, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, named_params, params};
 
 use super::api_keys::{KeyHash, Previous, Record};
-
-/// What to do about a store that is not there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Opening {
-    /// Make it, and its folder, for nobody else to read.
-    Create,
-    /// Say so.
-    Existing,
-}
+use super::database::{Database, Kind, OpenError, Opening, integer, natural};
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// There is no file.
-    #[error("there is no key store at {}", .0.display())]
-    Missing(PathBuf),
-    /// The file is not ours, or of a newer edgeward.
-    #[error("{} is not a key store of this version of edgeward (schema {found}, expected {SCHEMA_VERSION})", .path.display())]
-    Schema {
-        /// The file.
-        path: PathBuf,
-        /// The version that it states.
-        found: i64,
-    },
+    /// It was not opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// Nobody has a key of this id.
     #[error("there is no key with the id {0:?}")]
     Unknown(Arc<str>),
@@ -49,14 +30,6 @@ pub enum StoreError {
     /// A change that makes no sense for this key.
     #[error("{0}")]
     Refused(String),
-    /// The file or its folder.
-    #[error("{}: {source}", .path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
     /// SQLite.
     #[error("{0}")]
     Sqlite(#[from] rusqlite::Error),
@@ -77,15 +50,10 @@ pub struct UsageRow {
 
 /// An open store. Every call blocks.
 #[derive(Debug)]
-pub struct KeyStore {
-    connection: Connection,
-    path: PathBuf,
-    file: (u64, u64),
-}
+pub struct KeyStore(Database);
 
-const SCHEMA_VERSION: i64 = 1;
-/// "edgw": tells our files from other people's databases.
-const APPLICATION_ID: i64 = 0x6564_6777;
+/// The number is "edgw".
+pub(super) const KIND: Kind = Kind { name: "key store", application_id: 0x6564_6777, version: 1, schema: SCHEMA };
 
 const SCHEMA: &str = "
     CREATE TABLE api_key (
@@ -127,30 +95,12 @@ impl KeyStore {
     /// # Errors
     /// When it is missing, not ours, damaged, or may not be read and written.
     pub fn open(path: &Path, opening: Opening, patience: Duration) -> Result<Self, StoreError> {
-        if opening == Opening::Create {
-            create(path)?;
-        }
-        let file = match std::fs::metadata(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Err(StoreError::Missing(path.to_path_buf())),
-            metadata => identity(&metadata.map_err(at(path))?),
-        };
-        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-        connection.busy_timeout(patience)?;
-        // A foreign file must not run code of its own in our process.
-        connection.pragma_update(None, "trusted_schema", false)?;
-        let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-        match (number("application_id")?, number("user_version")?) {
-            (APPLICATION_ID, SCHEMA_VERSION) => {}
-            (_, found) => return Err(StoreError::Schema { path: path.to_path_buf(), found }),
-        }
-        // FULL: a key that was printed, and a revocation that was confirmed, outlast a power cut.
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        Ok(Self { connection, path: path.to_path_buf(), file })
+        Ok(Self(Database::open(path, &KIND, opening, patience)?))
     }
 
     /// Whether the path still leads to the file that is open; otherwise it was moved away, deleted or restored from a backup.
     pub fn is_in_place(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|metadata| identity(&metadata) == self.file)
+        self.0.is_in_place()
     }
 
     /// A number that changes whenever somebody else has written; SQLite reads it from shared memory.
@@ -158,7 +108,7 @@ impl KeyStore {
     /// # Errors
     /// When the store cannot be read.
     pub fn data_version(&self) -> Result<i64, StoreError> {
-        Ok(self.connection.pragma_query_value(None, "data_version", |row| row.get(0))?)
+        Ok(self.0.connection.pragma_query_value(None, "data_version", |row| row.get(0))?)
     }
 
     /// The revision of the last change.
@@ -166,7 +116,7 @@ impl KeyStore {
     /// # Errors
     /// When the store cannot be read.
     pub fn revision(&self) -> Result<i64, StoreError> {
-        Ok(self.connection.query_row("SELECT revision FROM api_key_change", [], |row| row.get(0))?)
+        Ok(self.0.connection.query_row("SELECT revision FROM api_key_change", [], |row| row.get(0))?)
     }
 
     /// Reads the keys that changed after a revision, in no order, and returns the latest revision among them. A negative one means all.
@@ -178,7 +128,7 @@ impl KeyStore {
         // A million keys in the order of the index would be a million searches of the table.
         let path = if revision < 0 { "NOT INDEXED" } else { "INDEXED BY api_key_revision" };
         let sql = format!("SELECT {COLUMNS}, revision FROM api_key {path} WHERE revision > ?1");
-        let mut statement = self.connection.prepare_cached(&sql)?;
+        let mut statement = self.0.connection.prepare_cached(&sql)?;
         let mut rows = statement.query([revision])?;
         let mut last = revision.max(0);
         while let Some(row) = rows.next()? {
@@ -196,7 +146,7 @@ impl KeyStore {
     /// # Errors
     /// When there is none, or it cannot be read.
     pub fn find(&self, id: &str) -> Result<Record, StoreError> {
-        find(&self.connection, id)
+        find(&self.0.connection, id)
     }
 
     /// Adds keys: all, or none when an id or a hash is already known.
@@ -237,7 +187,7 @@ impl KeyStore {
     /// # Errors
     /// When the store cannot be written; then nothing was added.
     pub fn add_usage(&mut self, rows: &[UsageRow]) -> Result<(), StoreError> {
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let transaction = self.0.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         {
             // Two gateways may share the store: counts add up, and the later use is the last one.
             let mut statement = transaction.prepare_cached(
@@ -261,7 +211,7 @@ impl KeyStore {
     /// When the store cannot be read.
     pub fn usage(&self, id: &str) -> Result<Option<UsageRow>, StoreError> {
         let mut statement =
-            self.connection.prepare_cached("SELECT id, requests, last_used, last_address FROM api_key_usage WHERE id = ?1")?;
+            self.0.connection.prepare_cached("SELECT id, requests, last_used, last_address FROM api_key_usage WHERE id = ?1")?;
         let row = statement.query_row([id], |row| {
             Ok(UsageRow {
                 id: row.get(0)?,
@@ -275,54 +225,13 @@ impl KeyStore {
 
     /// One change under the next revision. SQLite lets one writer in at a time: no reader sees a later revision before an earlier one.
     fn change<T>(&mut self, work: impl FnOnce(&Transaction<'_>, i64) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let transaction = self.0.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let sql = "UPDATE api_key_change SET revision = revision + 1 RETURNING revision";
         let revision = transaction.query_row(sql, [], |row| row.get(0))?;
         let done = work(&transaction, revision)?;
         transaction.commit()?;
         Ok(done)
     }
-}
-
-fn identity(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
-}
-
-/// Makes an empty store unless there is something already. It is made beside its place and moved there whole, so that no other
-/// process meets half of one; the lock on the folder lets one process at a time do so.
-fn create(path: &Path) -> Result<(), StoreError> {
-    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at(folder))?;
-    let lock = File::open(folder).map_err(at(folder))?;
-    lock.lock().map_err(at(folder))?;
-    if path.try_exists().map_err(at(path))? {
-        return Ok(());
-    }
-    let new = beside(path, ".new");
-    match std::fs::remove_file(&new) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(&new)(error)),
-        _ => {}
-    }
-    // Not made by SQLite, which would let the umask decide who reads it; its journals take the mode of the file.
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(at(&new))?;
-    let connection = Connection::open(&new)?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.execute_batch(&format!(
-        "BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-    ))?;
-    connection.close().map_err(|(_, error)| error)?;
-    std::fs::rename(&new, path).map_err(at(path))
-}
-
-/// A path in the same folder, whose name goes on with `suffix`.
-pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-fn at(path: &Path) -> impl Fn(std::io::Error) -> StoreError + '_ {
-    |source| StoreError::Io { path: path.to_path_buf(), source }
 }
 
 fn find(connection: &Connection, id: &str) -> Result<Record, StoreError> {
@@ -390,15 +299,6 @@ fn list<T>(row: &Row<'_>, column: usize, read: impl Fn(&str) -> Option<T>) -> ru
     let members: Option<Vec<String>> = serde_json::from_str(text).ok();
     let values = members.and_then(|members| members.iter().map(|member| read(member)).collect());
     values.ok_or(rusqlite::Error::InvalidColumnType(column, "list".to_owned(), Type::Text))
-}
-
-fn integer(natural: u64) -> i64 {
-    i64::try_from(natural).unwrap_or(i64::MAX)
-}
-
-/// A negative time lies before every moment that we ask about, as zero does.
-fn natural(integer: i64) -> u64 {
-    u64::try_from(integer).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -540,61 +440,6 @@ mod tests {
     }
 
     #[test]
-    fn a_new_store_is_for_nobody_else_to_read() {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("data/deep/keys.db");
-        assert!(matches!(KeyStore::open(&path, Opening::Existing, PATIENCE), Err(StoreError::Missing(_))));
-        assert!(!path.parent().unwrap().exists());
-        let mut store = KeyStore::open(&path, Opening::Create, PATIENCE).unwrap();
-        store.insert(&[sample("a")]).unwrap();
-        for entry in std::fs::read_dir(path.parent().unwrap()).unwrap() {
-            let entry = entry.unwrap();
-            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", entry.path());
-        }
-    }
-
-    #[test]
-    fn what_is_not_a_key_store_is_refused_and_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let text = folder.path().join("text");
-        std::fs::write(&text, "keys: []\n".repeat(200)).unwrap();
-        assert!(KeyStore::open(&text, Opening::Create, PATIENCE).is_err());
-        assert_eq!(std::fs::read_to_string(&text).unwrap(), "keys: []\n".repeat(200));
-
-        let truncated = folder.path().join("truncated.db");
-        std::fs::write(&truncated, "").unwrap();
-        assert!(matches!(KeyStore::open(&truncated, Opening::Create, PATIENCE), Err(StoreError::Schema { .. })));
-
-        let foreign = folder.path().join("foreign.db");
-        Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
-        assert!(matches!(KeyStore::open(&foreign, Opening::Create, PATIENCE), Err(StoreError::Schema { .. })));
-
-        let newer = folder.path().join("newer.db");
-        drop(KeyStore::open(&newer, Opening::Create, PATIENCE).unwrap());
-        Connection::open(&newer).unwrap().pragma_update(None, "user_version", 2).unwrap();
-        assert!(matches!(KeyStore::open(&newer, Opening::Create, PATIENCE), Err(StoreError::Schema { found: 2, .. })));
-    }
-
-    #[test]
-    fn processes_that_create_the_same_store_at_once_all_get_it() {
-        for _ in 0..20 {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("keys.db");
-            std::thread::scope(|scope| {
-                for n in 0..6 {
-                    let path = &path;
-                    scope.spawn(move || {
-                        let mut store = KeyStore::open(path, Opening::Create, PATIENCE).unwrap();
-                        store.insert(&[sample(&n.to_string())]).unwrap();
-                    });
-                }
-            });
-            assert_eq!(changes(&KeyStore::open(&path, Opening::Existing, PATIENCE).unwrap(), -1).0.len(), 6);
-        }
-    }
-
-    #[test]
     fn a_row_that_is_not_understood_is_told_apart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys.db");
@@ -603,6 +448,6 @@ mod tests {
         Connection::open(&path).unwrap().execute("UPDATE api_key SET allow = '[\"10.0.0.0/99\"]' WHERE id = 'a'", []).unwrap();
         let mut unreadable = Vec::new();
         store.read_since(-1, |record| unreadable.extend(record.err())).unwrap();
-        assert_eq!(unreadable, ["a".into()]);
+        assert_eq!(unreadable, [Arc::<str>::from("a")]);
     }
 }

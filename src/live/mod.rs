@@ -1,15 +1,25 @@
 //! Facts that outlive a reload, keyed by identity only: never by anything an operator may tune.
 
+pub mod answers;
 pub mod api_keys;
 pub mod backends;
-pub mod counters;
+pub mod breaker;
+pub mod database;
 pub mod key_set;
 pub mod key_store;
+pub mod leases;
+pub mod limits;
+pub mod quotas;
+pub mod replays;
+pub mod shared_limits;
 pub mod token_cache;
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::net::redis;
 
 /// Everything live, made once in `server` and handed down.
 #[derive(Debug, Default)]
@@ -18,10 +28,20 @@ pub struct LiveState {
     pub key_sets: Registry<key_set::KeySetId, key_set::KeySet>,
     /// Verified tokens.
     pub tokens: Arc<token_cache::TokenCache>,
-    /// Rate-limit counters, by the name of the limit.
-    pub counters: Registry<Arc<str>, counters::Counters>,
+    /// Quotas, by their database.
+    pub ledgers: Registry<PathBuf, quotas::Ledger>,
+    /// What is used of rate limits, by the name of the limit.
+    pub limits: Registry<Arc<str>, limits::Limits>,
+    /// The requests in flight, by the name of the limit.
+    pub concurrency: Registry<Arc<str>, limits::concurrency::Concurrency>,
+    /// Connections to Redis, by where it is and who logs in.
+    pub redis: Registry<redis::Server, redis::Redis>,
+    /// Leases of limits that Redis counts, by the name of the limit and that Redis.
+    pub leases: Registry<(Arc<str>, redis::Server), leases::Hybrid>,
     /// API keys, by their store.
     pub api_keys: Registry<api_keys::Source, api_keys::ApiKeys>,
+    /// What may be used once, by the name of the authenticator.
+    pub replays: Registry<Arc<str>, replays::Replays>,
     /// Resolved and probed backends, by the name of the upstream.
     pub backends: Registry<Arc<str>, backends::Backends>,
 }

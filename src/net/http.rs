@@ -19,7 +19,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use openssl::error::ErrorStack;
 use openssl::pkey::PKey;
-use openssl::ssl::{SslConnector, SslMethod, SslVersion};
+use openssl::ssl::{SslConnector, SslConnectorBuilder, SslMethod, SslVersion};
 use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::verify::X509VerifyFlags;
 use openssl::x509::{X509, X509VerifyResult};
@@ -181,9 +181,11 @@ impl Connector {
         tcp.set_nodelay(true);
         let connect_to =
             tls.connect_to.map(|address| Uri::builder().scheme("http").authority(address.to_string()).path_and_query("/").build());
+        let mut ssl = ssl_connector(tls)?;
+        ssl.set_alpn_protos(b"\x08http/1.1").map_err(|error| format!("TLS: {error}"))?;
         Ok(Self {
             tcp,
-            tls: ssl_connector(tls)?,
+            tls: ssl.build(),
             server_name: tls.server_name.clone(),
             connect_to: connect_to.transpose().map_err(|error| error.to_string())?,
         })
@@ -225,11 +227,11 @@ impl Service<Uri> for Connector {
     }
 }
 
-fn ssl_connector(tls: &Tls) -> Result<SslConnector, String> {
+/// TLS that verifies its peer, for every protocol of ours.
+pub(super) fn ssl_connector(tls: &Tls) -> Result<SslConnectorBuilder, String> {
     let unusable = |what: &'static str| move |error: ErrorStack| format!("{what}: {error}");
     let mut builder = SslConnector::builder(SslMethod::tls_client()).map_err(unusable("TLS"))?;
     builder.set_min_proto_version(Some(SslVersion::TLS1_2)).map_err(unusable("TLS"))?;
-    builder.set_alpn_protos(b"\x08http/1.1").map_err(unusable("TLS"))?;
     let mut store = X509StoreBuilder::new().map_err(unusable("TLS"))?;
     // The operator's bundle is the anchor, whether it holds roots or intermediates.
     store.set_flags(X509VerifyFlags::PARTIAL_CHAIN).map_err(unusable("TLS"))?;
@@ -268,7 +270,7 @@ fn ssl_connector(tls: &Tls) -> Result<SslConnector, String> {
             .and_then(|()| builder.check_private_key())
             .map_err(|_| "the client key does not belong to the certificate".to_owned())?;
     }
-    Ok(builder.build())
+    Ok(builder)
 }
 
 /// The error of our own connector when it is one, and otherwise that of the exchange.

@@ -2,4 +2,5 @@
 
 pub mod certificates;
 pub mod http;
+pub mod redis;
 pub mod serve;

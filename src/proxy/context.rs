@@ -4,6 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::body::Body;
+use pingora::{BError, Error, ErrorType};
+
 use crate::admit::Admission;
 use crate::request::message::Message;
 use crate::request::{Client, Identity, Parameters, Rejection};
@@ -35,6 +38,8 @@ pub struct Context {
     pub backend: Option<Chosen>,
     /// Backends that were tried.
     pub tried: Vec<SocketAddr>,
+    /// What is known of the body.
+    pub body: Body,
     /// Body bytes that came from the caller.
     pub body_received: u64,
     /// When the upstream was asked.
@@ -43,6 +48,16 @@ pub struct Context {
     pub answered: Option<Duration>,
     /// Counts this request as being served until it is dropped, a panic included.
     pub in_flight: InFlight,
+}
+
+impl Context {
+    /// Ends a request whose body is not the one that was proven, and the permit that was given in expectation of it.
+    pub fn refuse_body(&mut self, rejection: Rejection) -> BError {
+        self.refused = self.admission.take().and_then(|admission| admission.identity().cloned());
+        let status = rejection.status().as_u16();
+        self.rejection = Some(rejection);
+        Error::new_down(ErrorType::HTTPStatus(status))
+    }
 }
 
 /// What the upstream is asked for, after normalisation, rewriting and the removal of credentials.

@@ -4,14 +4,15 @@
 //! request_filter           normalise -> route -> admit          -> a permit, or a refusal is answered
 //! upstream_peer            permit? -> choose a backend
 //! upstream_request_filter  permit? -> strip, then set           (after Pingora's Connection hygiene, so it cannot be undone)
-//! request_body_filter      count
-//! upstream_response_filter retry?
+//! request_body_filter      count; withhold what is not proven
+//! upstream_response_filter body proven? retry?
 //! response_filter          request id, limits
 //! fail_to_proxy            the failure's answer
 //! logging                  metrics, access log
 //! ```
 
 mod access_log;
+mod body;
 mod context;
 mod peer;
 mod respond;
@@ -64,7 +65,8 @@ impl Gateway {
     /// Everything between the request's head and the permit to forward it.
     async fn decide(&self, session: &mut Session, context: &mut Context) -> Result<(), Refusal> {
         let now = (self.clock)();
-        let Context { snapshot, client, request_id, route: matched, admission, target, .. } = context;
+        let Context { snapshot, client, request_id, route: matched, admission, target, body, body_received, .. } = context;
+        let body_rules = body::Rules { limit: snapshot.server.body_limit, timeout: snapshot.server.body_timeout };
         session::prepare(session, &snapshot.server);
         let peer = session.client_addr().and_then(|address| address.as_inet()).ok_or(Rejection::Internal("no_peer_address"))?.ip();
         let caller = snapshot.server.client(peer, &session.req_header().headers);
@@ -74,25 +76,39 @@ impl Gateway {
             *request_id = received.unwrap_or_else(|| request_id.clone());
         }
         let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
-        let message = Message::read(session::head(session, raw.as_deref()), snapshot.server.head)?;
-        let mut parameters = crate::route::router::ParametersBuffer::default();
-        let route = snapshot.router.find(&message.host, &message.path, message.method, &mut parameters)?;
-        *matched = Some(Arc::clone(route));
-        message.check_length(snapshot.server.body_limit)?;
-        let request = crate::request::Request {
-            method: message.method,
-            host: &message.host,
-            path: &message.path,
-            query: message.query,
-            headers: message.headers,
-            client: &caller,
-            route: &route.name,
-            parameters: parameters.parameters(),
-        };
-        let permit = admit(route, &request, now).await?;
-        *target = Some(Target::new(&message, route, request.parameters, permit.identity())?);
-        *admission = Some(permit);
-        Ok(())
+        let bodiless = session.as_mut().is_body_empty();
+        let mut read_ahead = false;
+        loop {
+            let message = Message::read(session::head(session, raw.as_deref()), snapshot.server.head)?;
+            let mut parameters = crate::route::router::ParametersBuffer::default();
+            let route = snapshot.router.find(&message.host, &message.path, message.method, &mut parameters)?;
+            *matched = Some(Arc::clone(route));
+            message.check_length(snapshot.server.body_limit)?;
+            let request = crate::request::Request {
+                method: message.method,
+                host: &message.host,
+                port: message.port,
+                path: &message.path,
+                query: message.query,
+                headers: message.headers,
+                body: if bodiless { Some(&[]) } else { body.whole() },
+                client: &caller,
+                route: &route.name,
+                parameters: parameters.parameters(),
+            };
+            if !read_ahead && route.policy.authenticators.as_ref().is_some_and(|authenticators| authenticators.ask_for_body(&request)) {
+                // Reading wants the session for itself, so what was read of the head is read again: rare, and cheaper than a copy for all.
+                body.read_ahead(session, body_rules).await?;
+                read_ahead = true;
+                continue;
+            }
+            let permit = admit(route, &request, now).await?;
+            *target = Some(Target::new(&message, route, request.parameters, permit.identity())?);
+            let permit = admission.insert(permit);
+            let proven = body.prove(session, permit.body(), body_rules).await;
+            *body_received = body.whole().map_or(0, |whole| whole.len() as u64);
+            return proven.map_err(|rejection| Refusal { rejection, identity: permit.identity().cloned() });
+        }
     }
 }
 
@@ -113,6 +129,7 @@ impl ProxyHttp for Gateway {
             rejection: None,
             backend: None,
             tried: Vec::new(),
+            body: body::Body::default(),
             body_received: 0,
             asked: None,
             answered: None,
@@ -135,17 +152,25 @@ impl ProxyHttp for Gateway {
         answered.map(|()| true)
     }
 
-    async fn request_body_filter(&self, _: &mut Session, body: &mut Option<Bytes>, _: bool, context: &mut Context) -> Result<(), BError> {
+    async fn request_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        last: bool,
+        context: &mut Context,
+    ) -> Result<(), BError> {
         context.body_received += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
         if context.body_received > context.snapshot.server.body_limit {
             context.rejection = Some(Rejection::BodyTooLarge);
             return Err(Error::new_down(ErrorType::HTTPStatus(413)));
         }
-        Ok(())
+        let last = last || body.is_none();
+        let passed = context.body.pass(body, last);
+        passed.map_err(|rejection| context.refuse_body(rejection))
     }
 
     async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>, BError> {
-        let (Some(route), Some(_)) = (&context.route, &context.admission) else {
+        let (Some(route), Some(admission)) = (&context.route, &context.admission) else {
             context.rejection = Some(Rejection::Internal("no_permit"));
             return Err(Error::new_in(ErrorType::HTTPStatus(500)));
         };
@@ -166,6 +191,7 @@ impl ProxyHttp for Gateway {
         context.tried.push(address);
         // What a try has read of the body is read again by the next.
         context.body_received = 0;
+        context.body.restart(admission.body());
         Ok(peer::build(route, address))
     }
 
@@ -186,6 +212,11 @@ impl ProxyHttp for Gateway {
     ) -> Result<(), BError> {
         context.answered.get_or_insert_with(|| (self.clock)().monotonic);
         let status = answer.status.as_u16();
+        if status >= 200 || status == 101 {
+            let rules = body::Rules { limit: context.snapshot.server.body_limit, timeout: context.snapshot.server.body_timeout };
+            let settled = context.body.settle(session, rules).await;
+            settled.map_err(|rejection| context.refuse_body(rejection))?;
+        }
         // The framework refuses a switch to what was not passed on, and takes one that nobody asked for as one more hint.
         if status == 101 && !session.req_header().headers.contains_key(http::header::UPGRADE) {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "switches protocols unasked").into_up());

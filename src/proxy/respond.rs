@@ -101,7 +101,7 @@ fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<Respons
         Rejection::DependencyUnavailable { retry_after, .. } => {
             header.insert_header(header::RETRY_AFTER, HeaderValue::from(seconds(*retry_after).max(1)))?;
         }
-        Rejection::NoHealthyUpstream => {
+        Rejection::Overloaded(_) | Rejection::NoHealthyUpstream => {
             header.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
         }
         _ => {}
@@ -179,6 +179,7 @@ fn detail(rejection: &Rejection) -> &'static str {
         Rejection::UpstreamInvalid => "The service sent an answer that cannot be passed on.",
         Rejection::UpstreamTimeout => "The service did not answer in time.",
         Rejection::DependencyUnavailable { .. } => "What the decision depends on is away; try again later.",
+        Rejection::Overloaded(_) => "The gateway is busy; try again later.",
         Rejection::NoHealthyUpstream => "No instance of the service is well; try again later.",
     }
 }

@@ -50,6 +50,9 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
         upstream.remove_header(&header::UPGRADE);
         upstream.remove_header(&header::CONNECTION);
     }
+    if context.body.continued {
+        upstream.remove_header(&header::EXPECT);
+    }
     merge_cookies(upstream)?;
     continue_trace(upstream)?;
     let secure = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());

@@ -2,6 +2,7 @@
 
 pub mod cidr;
 pub mod client;
+pub mod digest;
 pub mod framing;
 pub mod host;
 pub mod identity;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 pub use cidr::CidrSet;
 pub use client::Client;
+pub use digest::{BodyCheck, BodyDigest};
 pub use identity::{Identity, Method};
 pub use rejection::{LimitState, Rejection};
 
@@ -25,12 +27,16 @@ pub struct Request<'a> {
     pub method: &'a http::Method,
     /// The canonical host: lower case, no port, no trailing dot; IPv6 literals in brackets.
     pub host: &'a str,
+    /// The port that stood behind the host.
+    pub port: Option<&'a str>,
     /// The canonical path (see [`crate::request::path`]).
     pub path: &'a str,
     /// The query as it came, without `?`.
     pub query: Option<&'a str>,
     /// The headers as they came.
     pub headers: &'a http::HeaderMap,
+    /// The whole body, where it is known already: an empty one always, another where an authenticator asked to see it.
+    pub body: Option<&'a [u8]>,
     /// Who is on the other end of the connection.
     pub client: &'a Client,
     /// The name of the matched route.
@@ -42,7 +48,7 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// A request of which only this is known.
     pub fn new(method: &'a http::Method, host: &'a str, path: &'a str, headers: &'a http::HeaderMap, client: &'a Client) -> Self {
-        Self { method, host, path, query: None, headers, client, route: "", parameters: Parameters::default() }
+        Self { method, host, port: None, path, query: None, headers, body: None, client, route: "", parameters: Parameters::default() }
     }
 }
 

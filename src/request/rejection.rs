@@ -74,6 +74,8 @@ pub enum Rejection {
         /// When it is worth trying again.
         retry_after: Duration,
     },
+    /// 503: more of the same work waits already than this process takes on.
+    Overloaded(&'static str),
     /// 503: every backend is unhealthy.
     NoHealthyUpstream,
     /// 499, in the log only: the caller went away before the answer.
@@ -81,7 +83,7 @@ pub enum Rejection {
 }
 
 /// Every [`code`](Rejection::code), for tables that are indexed by it.
-pub const CODES: [&str; 25] = [
+pub const CODES: [&str; 26] = [
     "bad_request",
     "ambiguous_path",
     "ambiguous_framing",
@@ -105,6 +107,7 @@ pub const CODES: [&str; 25] = [
     "upstream_invalid",
     "upstream_timeout",
     "dependency_unavailable",
+    "overloaded",
     "no_healthy_upstream",
     "client_closed",
 ];
@@ -136,6 +139,7 @@ impl Rejection {
             Self::UpstreamInvalid => "upstream_invalid",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::DependencyUnavailable { .. } => "dependency_unavailable",
+            Self::Overloaded(_) => "overloaded",
             Self::NoHealthyUpstream => "no_healthy_upstream",
             Self::ClientClosed => "client_closed",
         }
@@ -157,7 +161,7 @@ impl Rejection {
             Self::Internal(_) => S::INTERNAL_SERVER_ERROR,
             Self::UpstreamUnreachable | Self::UpstreamInvalid => S::BAD_GATEWAY,
             Self::UpstreamTimeout => S::GATEWAY_TIMEOUT,
-            Self::DependencyUnavailable { .. } | Self::NoHealthyUpstream => S::SERVICE_UNAVAILABLE,
+            Self::DependencyUnavailable { .. } | Self::Overloaded(_) | Self::NoHealthyUpstream => S::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -170,6 +174,7 @@ impl Rejection {
             | Self::CredentialInvalid(reason)
             | Self::Forbidden(reason)
             | Self::Internal(reason)
+            | Self::Overloaded(reason)
             | Self::DependencyUnavailable { dependency: reason, .. } => Some(reason),
             _ => None,
         }

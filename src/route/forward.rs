@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::authenticators::credential;
 use crate::config::{self, Location, TemplatePart, Token};
-use crate::request::Identity;
+use crate::request::{Identity, Method};
 
 /// The head of an upstream's request.
 pub trait UpstreamHeaders {
@@ -86,8 +86,7 @@ impl Forward {
     pub fn apply(&self, upstream: &mut impl UpstreamHeaders, identity: Option<&Identity>, connection: &Connection<'_>) {
         let kept = identity.filter(|_| self.token == Token::Keep);
         let accepted = kept.into_iter().flat_map(Identity::parts);
-        let kept: Vec<_> =
-            accepted.filter_map(|part| self.credentials.presented(&part.authenticator, upstream.headers()).cloned()).collect();
+        let kept: Vec<_> = accepted.flat_map(|part| self.credentials.presented(part, upstream.headers())).cloned().collect();
         self.credentials.strip(upstream, &kept);
         let origin = Origin::of(upstream.headers(), connection);
         self.reserved.strip(upstream);
@@ -124,16 +123,17 @@ impl Credentials {
         self.all.iter().filter(|location| !own(*location)).cloned().collect()
     }
 
-    /// The first of an authenticator's headers and cookies that holds something, which is the one it accepted.
-    fn presented(&self, authenticator: &str, headers: &HeaderMap) -> Option<&Location> {
-        self.of(authenticator).iter().find(|location| match location {
+    /// The headers and cookies that an authenticator accepted: the first that holds something, or every part of a signature.
+    fn presented(&self, accepted: &Identity, headers: &HeaderMap) -> impl Iterator<Item = &Location> {
+        let holding = self.of(&accepted.authenticator).iter().filter(|location| match location {
             Location::Header { name, scheme } => headers.get_all(name).iter().any(|line| holds(line, scheme.as_deref())),
             Location::Cookie(name) => headers.get_all(header::COOKIE).iter().any(|line| {
                 let cookies = line.as_bytes().split(|byte| *byte == b';');
                 cookies.filter_map(|cookie| cookie.split(|byte| *byte == b'=').next()).any(|given| given.trim_ascii() == name.as_bytes())
             }),
             Location::Query(_) => false,
-        })
+        });
+        holding.take(if accepted.method == Method::Sigv4 { usize::MAX } else { 1 })
     }
 
     fn strip(&self, upstream: &mut impl UpstreamHeaders, kept: &[Location]) {

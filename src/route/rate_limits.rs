@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::config::{Limit, LimitKey, WhenMissing};
-use crate::live::counters::{Counters, Key, KeyBuilder, Quota, Standing};
+use crate::config::{Allowance, Limit, LimitKey, WhenMissing};
+use crate::live::limits::{Algorithm, Key, KeyBuilder, Limits, Standing, Terms};
 use crate::request::{Identity, LimitState, Now, Rejection, Request};
 
 /// The limits of one policy.
@@ -29,14 +29,14 @@ pub struct Charge {
 
 impl RateLimits {
     /// Compiles the limits that a policy names, each with its name and its counts.
-    pub fn compile<'a>(limits: impl IntoIterator<Item = (&'a Arc<str>, &'a Limit, Arc<Counters>)>) -> Self {
-        let limits = limits.into_iter().map(|(name, limit, counters)| RateLimit {
+    pub fn compile<'a>(limits: impl IntoIterator<Item = (&'a Arc<str>, &'a Limit, Arc<Limits>)>) -> Self {
+        let limits = limits.into_iter().map(|(name, limit, counts)| RateLimit {
             name: name.clone(),
             per: limit.per.as_slice().into(),
-            quota: Quota { limit: limit.rate.count, window: limit.rate.window },
+            terms: terms(limit),
             ipv6_prefix: limit.ipv6_prefix,
             when_missing: limit.when_missing,
-            counters,
+            counts,
         });
         let (after_identity, before_identity): (Vec<_>, Vec<_>) = limits.partition(|limit| limit.per.iter().any(needs_identity));
         Self { before_identity: before_identity.into(), after_identity: after_identity.into() }
@@ -81,7 +81,7 @@ fn charge(limits: &[RateLimit], request: &Request<'_>, identity: Option<&Identit
             Subject::Exempt => continue,
             Subject::Missing => Rejection::Forbidden("limit_key_missing"),
             Subject::Key(key) => {
-                let standing = limit.counters.charge(&key, limit.quota, now.monotonic);
+                let standing = limit.counts.charge(&key, &limit.terms, 1, now.monotonic);
                 if standing.admitted {
                     nearest = nearer(nearest, Some(limit.state(standing)));
                     continue;
@@ -98,9 +98,18 @@ fn charge(limits: &[RateLimit], request: &Request<'_>, identity: Option<&Identit
 fn refund(limits: &[RateLimit], request: &Request<'_>, identity: Option<&Identity>, now: Now) {
     for limit in limits {
         if let Subject::Key(key) = limit.key(request, identity) {
-            limit.counters.refund(&key, limit.quota, now.monotonic);
+            limit.counts.refund(&key, &limit.terms, 1, now.monotonic);
         }
     }
+}
+
+fn terms(limit: &Limit) -> Terms {
+    let (limit, window) = match limit.allowance {
+        Allowance::Rate { rate, .. } => (rate.count, rate.window),
+        Allowance::Quota(quota) => (quota.count, std::time::Duration::from_secs(86_400)),
+        Allowance::Concurrency(limit) => (limit, std::time::Duration::from_secs(1)),
+    };
+    Terms { limit, window, algorithm: Algorithm::SlidingWindow }
 }
 
 fn nearer(one: Option<LimitState>, other: Option<LimitState>) -> Option<LimitState> {
@@ -121,10 +130,10 @@ fn needs_identity(key: &LimitKey) -> bool {
 struct RateLimit {
     name: Arc<str>,
     per: Box<[LimitKey]>,
-    quota: Quota,
+    terms: Terms,
     ipv6_prefix: u8,
     when_missing: WhenMissing,
-    counters: Arc<Counters>,
+    counts: Arc<Limits>,
 }
 
 /// Whom a limit counts a request for.
@@ -188,7 +197,7 @@ impl RateLimit {
 
     fn state(&self, standing: Standing) -> LimitState {
         let Standing { remaining, reset, retry_after, .. } = standing;
-        LimitState { name: self.name.clone(), limit: self.quota.limit, remaining, reset, retry_after, window: self.quota.window }
+        LimitState { name: self.name.clone(), limit: self.terms.limit, remaining, reset, retry_after, window: self.terms.window }
     }
 }
 
@@ -202,7 +211,7 @@ fn only_value<'a>(request: &Request<'a>, name: &http::HeaderName) -> Option<&'a 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{LimitAlgorithm, Rate};
+    use crate::config::{At, LimitAlgorithm, LimitMode, LimitOn, LimitStore, Place, Rate};
     use crate::request::{Client, Method, Parameters};
     use http::{HeaderMap, HeaderName};
     use std::time::Duration;
@@ -210,11 +219,18 @@ mod tests {
     fn limit(per: &[LimitKey], count: u64) -> Limit {
         Limit {
             per: per.to_vec(),
-            rate: Rate { count, window: Duration::from_secs(1) },
-            algorithm: LimitAlgorithm::SlidingWindow,
+            allowance: Allowance::Rate { rate: Rate { count, window: Duration::from_secs(1) }, algorithm: LimitAlgorithm::SlidingWindow },
+            cost: 1,
+            on: LimitOn::Requests,
+            mode: LimitMode::Enforce,
+            store: local(),
             ipv6_prefix: 64,
             when_missing: WhenMissing::Deny,
         }
+    }
+
+    fn local() -> At<LimitStore> {
+        At { value: LimitStore::Local, place: Place { file: "".into(), line: 1, column: 1, path: "".into() } }
     }
 
     fn compile(limits: &[(&str, Limit)]) -> RateLimits {

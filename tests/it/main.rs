@@ -20,4 +20,5 @@ mod reload;
 mod request;
 mod route;
 mod server;
+mod sigv4;
 mod upstream;

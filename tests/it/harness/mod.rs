@@ -2,6 +2,7 @@
 //!
 //! All of it is plain threads and blocking sockets, so that a test reads from top to bottom; only the tokens are signed with code of ours.
 
+pub mod aws;
 pub mod certificates;
 pub mod client;
 pub mod framing;

@@ -1,0 +1,394 @@
+//! The limits that one node holds by itself: for each key of a limit what it has used, by one of four algorithms.
+//!
+//! Keys are kept whole (or as their SHA-256 when long), so two callers never share a count by accident of a hash. Memory is bounded, see
+//! [`KEYS`]; `docs/limits.md` says what each algorithm admits at worst and what is forgotten at the bound.
+
+pub mod concurrency;
+
+mod buckets;
+mod key;
+mod table;
+mod windows;
+
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::request::Clock;
+
+use buckets::{Bound, Level};
+pub use key::{Key, KeyBuilder};
+use table::{Room, Table};
+use windows::{Counts, View};
+
+/// How many keys of one limit are told apart, whatever comes.
+pub const KEYS: usize = SHARDS * (SHARD_KEYS - SHARD_KEYS / 4);
+
+/// So many that threads hardly ever meet in one, and that making room in one is done in microseconds.
+const SHARDS: usize = 1_024;
+
+/// Seven eighths of a power of two: as much as a table holds before it doubles.
+const SHARD_KEYS: usize = 1_792;
+
+/// How often idle keys are dropped where nobody asks any more, so that their memory comes back.
+const UPKEEP: Duration = Duration::from_secs(10);
+
+/// How requests are counted against a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Algorithm {
+    /// No more than the limit in each window, which stand side by side.
+    FixedWindow,
+    /// The same, with the share of the previous window that a window ending now still covers.
+    SlidingWindow,
+    /// So many at once, and after that as many as the rate brings back.
+    TokenBucket {
+        /// The most units at once.
+        burst: u64,
+    },
+    /// One after the other at the rate; what comes earlier waits for its turn.
+    LeakyBucket {
+        /// The most units that one may have before it.
+        queue: u64,
+        /// The longest that one may wait.
+        max_wait: Duration,
+    },
+}
+
+/// What an operator may tune; not part of a limit's identity. A change keeps what stands, and gives nothing away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// Units per window; with a bucket, its steady rate.
+    pub limit: u64,
+    /// The window; never zero.
+    pub window: Duration,
+    /// How they are counted.
+    pub algorithm: Algorithm,
+}
+
+/// Where a key stands after a request was counted or refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether the request was counted.
+    pub admitted: bool,
+    /// Units left now.
+    pub remaining: u64,
+    /// Time until the whole allowance is back.
+    pub reset: Duration,
+    /// Time until one more of the same cost is admitted when nobody else asks; zero while enough remains. At least a window for a cost that
+    /// the limit never admits.
+    pub retry_after: Duration,
+    /// Time until its turn comes, for a request that was admitted to the queue of a leaky bucket; zero otherwise.
+    pub wait: Duration,
+}
+
+/// What stands of one limit. It is found by the limit's name alone: when its terms change this stays.
+#[derive(Debug)]
+pub struct Limits {
+    shards: Box<[Shard]>,
+    hasher: ahash::RandomState,
+}
+
+/// On cache lines of its own, so that threads at different shards do not disturb each other.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Shard(Mutex<Ledger>);
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::new(SHARD_KEYS)
+    }
+}
+
+impl Limits {
+    fn new(shard_keys: usize) -> Self {
+        let shards = (0..SHARDS).map(|_| Shard(Mutex::new(Ledger::new(shard_keys)))).collect();
+        Self { shards, hasher: ahash::RandomState::new() }
+    }
+
+    /// Counts a request of `key` that costs so many units when its limit admits all of them, and nothing otherwise.
+    ///
+    /// A cost over the limit, or over the burst of a token bucket, is never admitted. `monotonic` may lag behind that of another thread, in
+    /// which case the strict reading holds.
+    pub fn charge(&self, key: &Key, terms: &Terms, cost: u64, monotonic: Duration) -> Standing {
+        let hash = self.hasher.hash_one(key);
+        match self.ledger(hash) {
+            Some(mut ledger) => ledger.charge(hash, key, terms, cost, nanos(monotonic), &self.hasher),
+            None => Standing::refused(terms),
+        }
+    }
+
+    /// Takes back what [`charge`](Self::charge) admitted, for a request that goes no further: `monotonic` is the time it was charged at and
+    /// its [`wait`](Standing::wait) on top.
+    ///
+    /// Nothing is taken back when that would give something away: a window that has passed, what a token bucket has brought back since, and
+    /// the turn of one in a queue who has others behind (they were told theirs; it passes unused). Nor when the terms have changed since.
+    pub fn refund(&self, key: &Key, terms: &Terms, cost: u64, monotonic: Duration) {
+        let hash = self.hasher.hash_one(key);
+        if let Some(mut ledger) = self.ledger(hash) {
+            ledger.refund(hash, key, terms, cost, nanos(monotonic));
+        }
+    }
+
+    /// Drops idle keys in the background until nobody holds the limits any more.
+    pub async fn maintain(this: Weak<Self>, clock: Clock) {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            let mut at = 0;
+            // A few at a time: others wait for this thread as well.
+            while let Some(limits) = this.upgrade() {
+                let Some(shards) = limits.shards.get(at..at + SHARDS / 64) else { break };
+                let now = nanos(clock().monotonic);
+                shards.iter().for_each(|shard| shard.lock().tidy(now, &limits.hasher));
+                at += shards.len();
+                drop(limits);
+                tokio::task::yield_now().await;
+            }
+            if this.strong_count() == 0 {
+                return;
+            }
+        }
+    }
+
+    /// How many keys are held.
+    pub fn keys(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().keys()).sum()
+    }
+
+    fn ledger(&self, hash: u64) -> Option<MutexGuard<'_, Ledger>> {
+        // The table in the shard takes its place from the lowest bits of the same hash and its tag from the highest.
+        self.shards.get((hash >> 32) as usize % SHARDS).map(Shard::lock)
+    }
+}
+
+impl Shard {
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Standing {
+    fn refused(terms: &Terms) -> Self {
+        Self { admitted: false, remaining: 0, reset: terms.window, retry_after: terms.window, wait: Duration::ZERO }
+    }
+}
+
+/// How fast units come back, in which all that stands is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pace {
+    limit: u64,
+    /// In nanoseconds; never zero.
+    window: u64,
+}
+
+/// The accounts of one shard, all kept at one pace.
+#[derive(Debug)]
+struct Ledger {
+    pace: Pace,
+    most: usize,
+    accounts: Accounts,
+}
+
+/// Fixed and sliding windows keep the same account, and so do the two buckets.
+#[derive(Debug)]
+enum Accounts {
+    Windows(Table<Counts>),
+    Buckets(Table<Level>),
+}
+
+/// Which account is kept, and how it is read.
+#[derive(Debug, Clone, Copy)]
+enum Rule {
+    Windows(View),
+    Buckets(Bound),
+}
+
+impl From<&Terms> for Pace {
+    fn from(terms: &Terms) -> Self {
+        Self { limit: terms.limit, window: nanos(terms.window).max(1) }
+    }
+}
+
+impl From<Algorithm> for Rule {
+    fn from(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::FixedWindow => Self::Windows(View::Fixed),
+            Algorithm::SlidingWindow => Self::Windows(View::Sliding),
+            Algorithm::TokenBucket { burst } => Self::Buckets(Bound::Burst(burst)),
+            Algorithm::LeakyBucket { queue, max_wait } => Self::Buckets(Bound::Queue(queue, nanos(max_wait))),
+        }
+    }
+}
+
+impl Ledger {
+    fn new(most: usize) -> Self {
+        Self { pace: Pace { limit: 0, window: 1 }, most, accounts: Accounts::Windows(Table::default()) }
+    }
+
+    fn charge(&mut self, hash: u64, key: &Key, terms: &Terms, cost: u64, now: u64, hasher: &ahash::RandomState) -> Standing {
+        let (pace, rule) = (Pace::from(terms), Rule::from(terms.algorithm));
+        self.adopt(pace, rule, now, hasher);
+        let room = Room { hasher, most: self.most, pace, now };
+        match (&mut self.accounts, rule) {
+            (Accounts::Windows(table), Rule::Windows(view)) => table.charge(hash, key, room, |counts| counts.charge(view, pace, cost, now)),
+            (Accounts::Buckets(table), Rule::Buckets(bound)) => table.charge(hash, key, room, |level| level.charge(bound, pace, cost, now)),
+            // Never, as the rule has just been adopted.
+            _ => Standing::refused(terms),
+        }
+    }
+
+    fn refund(&mut self, hash: u64, key: &Key, terms: &Terms, cost: u64, charged: u64) {
+        let pace = Pace::from(terms);
+        match (&mut self.accounts, Rule::from(terms.algorithm)) {
+            _ if pace != self.pace => {}
+            (Accounts::Windows(table), Rule::Windows(_)) => {
+                if let Some(counts) = table.find(hash, key) {
+                    counts.refund(pace, cost, charged);
+                }
+            }
+            (Accounts::Buckets(table), Rule::Buckets(bound)) => {
+                if let Some(level) = table.find(hash, key) {
+                    level.refund(bound, pace, cost, charged);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Brings what stands to other terms: the units that are used stay used.
+    fn adopt(&mut self, pace: Pace, rule: Rule, now: u64, hasher: &ahash::RandomState) {
+        let before = self.pace;
+        let accounts = match (&self.accounts, rule) {
+            (Accounts::Windows(_), Rule::Windows(_)) | (Accounts::Buckets(_), Rule::Buckets(_)) if pace == before => return,
+            (Accounts::Windows(table), Rule::Windows(_)) => Accounts::Windows(table.map(hasher, |counts| counts.moved(before, pace, now))),
+            (Accounts::Buckets(table), Rule::Buckets(_)) => Accounts::Buckets(table.map(hasher, |level| level.moved(before, pace, now))),
+            (Accounts::Windows(table), Rule::Buckets(_)) => {
+                Accounts::Buckets(table.map(hasher, |counts| Level::just_poured(counts.used(before, now), pace, now)))
+            }
+            (Accounts::Buckets(table), Rule::Windows(_)) => {
+                Accounts::Windows(table.map(hasher, |level| Counts::just_counted(level.units(before, now), pace, now)))
+            }
+        };
+        *self = Self { pace, accounts, ..*self };
+    }
+
+    fn tidy(&mut self, now: u64, hasher: &ahash::RandomState) {
+        let room = Room { hasher, most: self.most, pace: self.pace, now };
+        match &mut self.accounts {
+            Accounts::Windows(table) => table.tidy(room),
+            Accounts::Buckets(table) => table.tidy(room),
+        }
+    }
+
+    fn keys(&self) -> usize {
+        match &self.accounts {
+            Accounts::Windows(table) => table.len(),
+            Accounts::Buckets(table) => table.len(),
+        }
+    }
+}
+
+/// Nanoseconds, of which 64 bits last for centuries.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The quotient, rounded up. Dividing 128 bits is what a charge would cost most, and most numbers are small.
+fn div_ceil(number: u128, by: u64) -> u64 {
+    let by = by.max(1);
+    let small = u64::try_from(number).map(|number| number.div_ceil(by));
+    small.unwrap_or_else(|_| u64::try_from(number.div_ceil(by.into())).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    pub(super) const SECOND: Duration = Duration::from_secs(1);
+
+    pub(super) fn key(text: impl AsRef<[u8]>) -> Key {
+        let mut key = KeyBuilder::default();
+        key.part(0, text.as_ref());
+        key.finish()
+    }
+
+    fn number(number: u64) -> Key {
+        key(number.to_le_bytes())
+    }
+
+    const ALGORITHMS: [Algorithm; 4] = [
+        Algorithm::FixedWindow,
+        Algorithm::SlidingWindow,
+        Algorithm::TokenBucket { burst: 10 },
+        Algorithm::LeakyBucket { queue: 9, max_wait: Duration::MAX },
+    ];
+
+    fn terms(limit: u64, window: Duration, algorithm: Algorithm) -> Terms {
+        Terms { limit, window, algorithm }
+    }
+
+    fn admitted(limits: &Limits, key: &Key, terms: &Terms, millis: u64) -> usize {
+        (0..1_000).filter(|_| limits.charge(key, terms, 1, Duration::from_millis(millis)).admitted).count()
+    }
+
+    #[test]
+    fn what_stands_of_a_key_fills_a_cache_line_and_a_shard_two_and_a_full_shard_its_table() {
+        assert_eq!((table::entry_size::<Counts>(), table::entry_size::<Level>()), (64, 64));
+        assert_eq!(size_of::<Shard>(), 128);
+        assert_eq!(hashbrown::HashTable::<u8>::with_capacity(SHARD_KEYS).capacity(), SHARD_KEYS);
+    }
+
+    #[test]
+    fn threads_together_never_admit_more_than_the_limit() {
+        for algorithm in [
+            Algorithm::FixedWindow,
+            Algorithm::SlidingWindow,
+            Algorithm::TokenBucket { burst: 9_999 },
+            Algorithm::LeakyBucket { queue: 9_998, max_wait: Duration::MAX },
+        ] {
+            let limits = Limits::default();
+            let terms = terms(9_999, SECOND, algorithm);
+            let total = AtomicU64::new(0);
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        for _ in 0..5_000 {
+                            let standing = limits.charge(&key("a"), &terms, 1, Duration::from_millis(500));
+                            total.fetch_add(u64::from(standing.admitted), Ordering::Relaxed);
+                        }
+                    });
+                }
+            });
+            assert_eq!(total.load(Ordering::Relaxed), 9_999, "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn a_change_of_terms_keeps_what_is_used() {
+        for before in ALGORITHMS {
+            for after in ALGORITHMS {
+                for (limit, window) in [(10, 1_000), (8, 1_000), (10, 60_000), (8, 500)] {
+                    let limits = Limits::default();
+                    let a = key("a");
+                    for _ in 0..6 {
+                        assert!(limits.charge(&a, &terms(10, SECOND, before), 1, SECOND).admitted);
+                    }
+                    let after = terms(limit, Duration::from_millis(window), after);
+                    let at_once = match after.algorithm {
+                        Algorithm::FixedWindow | Algorithm::SlidingWindow => limit,
+                        Algorithm::TokenBucket { .. } | Algorithm::LeakyBucket { .. } => 10,
+                    };
+                    assert_eq!(admitted(&limits, &a, &after, 1_000) as u64, at_once - 6, "{before:?} to {after:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn keys_that_never_came_gain_nothing_and_lose_nothing_by_a_change_of_terms() {
+        let limits = Limits::default();
+        for algorithm in ALGORITHMS {
+            assert_eq!(admitted(&limits, &number(1), &terms(10, SECOND, algorithm), 0), if algorithm == ALGORITHMS[0] { 10 } else { 0 });
+            assert_eq!(admitted(&limits, &key(format!("{algorithm:?}")), &terms(10, SECOND, algorithm), 0), 10);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Request bodies that are looked at before the upstream sees any of them: to judge them, or to hold them against the digest that was proven.
+//!
+//! Where `Content-Length` says at most 64 KiB, the body is read before the upstream is asked, and Pingora's buffer for retries sends it on.
+//! Any other is withheld piece by piece in memory, up to `server.limits.body`, and released when it is proven. Either way an upstream gets
+//! the body that was proven or nothing of it, and its answer is passed on after that only.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header;
+use pingora_proxy::Session;
+
+use super::failure;
+use crate::request::{BodyCheck, BodyDigest, Rejection};
+
+/// What Pingora keeps of a body to send it again. Once more than this was read, it does not send even what it has not sent yet.
+const READ_AHEAD: u64 = 64 * 1024;
+
+/// The body of one request.
+#[derive(Debug, Default)]
+pub struct Body {
+    /// All of it, where it was read before the upstream was asked. Pingora has it too, and sends it as often as it takes.
+    whole: Option<Bytes>,
+    /// What came of another and was not passed on.
+    withheld: BytesMut,
+    checks: Vec<BodyCheck>,
+    /// The caller was told to go on, so the upstream need not.
+    pub continued: bool,
+}
+
+impl Body {
+    /// The body, where all of it was read.
+    pub(super) fn whole(&self) -> Option<&[u8]> {
+        self.whole.as_deref()
+    }
+
+    /// Reads the whole of a short body, and nothing of another.
+    pub(super) async fn read_ahead(&mut self, session: &mut Session, rules: Rules) -> Result<(), Rejection> {
+        let headers = &session.req_header().headers;
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let expects = headers.contains_key(header::EXPECT);
+        let done = session.is_body_done();
+        if self.whole.is_some() || !(done || length.is_some_and(|length| length <= READ_AHEAD)) {
+            return Ok(());
+        }
+        if expects && !done {
+            session.as_mut().write_continue_response().await.map_err(|error| failure(&error.into_down()))?;
+            self.continued = true;
+        }
+        session.as_mut().enable_retry_buffering();
+        let mut read = BytesMut::new();
+        while !session.is_body_done() {
+            let Some(piece) = next(session, rules.timeout).await? else { break };
+            read.extend_from_slice(&piece);
+        }
+        self.whole = Some(read.freeze());
+        Ok(())
+    }
+
+    /// Asks for a proof of the body: at once where it is short, from piece to piece where it is not.
+    pub(super) async fn prove(&mut self, session: &mut Session, digests: &[BodyDigest], rules: Rules) -> Result<(), Rejection> {
+        if digests.is_empty() {
+            return Ok(());
+        }
+        self.read_ahead(session, rules).await?;
+        self.begin(digests);
+        match self.whole.clone() {
+            Some(whole) => {
+                self.update(&whole);
+                self.judge()
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Another try of the upstream is sent everything from the beginning, and until it was proven, it is proven from the beginning.
+    pub(super) fn restart(&mut self, digests: &[BodyDigest]) {
+        if !self.checks.is_empty() {
+            self.begin(digests);
+        }
+    }
+
+    /// One more piece on its way to the upstream: held back until the last one, and then let go if it is what was proven.
+    pub(super) fn pass(&mut self, piece: &mut Option<Bytes>, last: bool) -> Result<(), Rejection> {
+        if self.checks.is_empty() {
+            return Ok(());
+        }
+        if let Some(piece) = piece {
+            self.update(piece);
+            self.withheld.extend_from_slice(piece);
+        }
+        if last {
+            self.judge()?;
+        }
+        // An empty piece until then: none at all would say that the body is over.
+        *piece = Some(if last { std::mem::take(&mut self.withheld).freeze() } else { Bytes::new() });
+        Ok(())
+    }
+
+    /// Waits for the rest of a body whose upstream answers without having had it: no answer to a body that was not proven.
+    pub(super) async fn settle(&mut self, session: &mut Session, rules: Rules) -> Result<(), Rejection> {
+        if self.checks.is_empty() {
+            return Ok(());
+        }
+        let mut length = self.withheld.len() as u64;
+        self.withheld = BytesMut::new();
+        while !session.is_body_done() {
+            let Some(piece) = next(session, rules.timeout).await? else { break };
+            length += piece.len() as u64;
+            if length > rules.limit {
+                return Err(Rejection::BodyTooLarge);
+            }
+            self.update(&piece);
+        }
+        self.judge()
+    }
+
+    fn begin(&mut self, digests: &[BodyDigest]) {
+        self.checks = digests.iter().cloned().map(BodyCheck::new).collect();
+        self.withheld.clear();
+    }
+
+    fn update(&mut self, piece: &[u8]) {
+        self.checks.iter_mut().for_each(|check| check.update(piece));
+    }
+
+    fn judge(&mut self) -> Result<(), Rejection> {
+        let proven = std::mem::take(&mut self.checks).into_iter().all(BodyCheck::holds);
+        if proven { Ok(()) } else { Err(Rejection::CredentialInvalid("body_digest")) }
+    }
+}
+
+/// How long a body may be and take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules {
+    /// The longest body, in bytes.
+    pub(super) limit: u64,
+    /// The longest wait for its next piece: HTTP/2 has none of its own.
+    pub(super) timeout: Duration,
+}
+
+async fn next(session: &mut Session, timeout: Duration) -> Result<Option<Bytes>, Rejection> {
+    match tokio::time::timeout(timeout, session.as_mut().read_request_body()).await {
+        Ok(piece) => piece.map_err(|error| failure(&error.into_down())),
+        Err(_) => Err(Rejection::RequestTimeout),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pass_all(pieces: &[&'static [u8]], expected: &[u8]) -> (Vec<Vec<u8>>, Result<(), Rejection>) {
+        let checks = vec![BodyCheck::new(BodyDigest::Sha256(openssl::sha::sha256(expected)))];
+        let mut body = Body { checks, ..Body::default() };
+        let mut passed = Vec::new();
+        for (at, piece) in pieces.iter().enumerate() {
+            let mut piece = Some(Bytes::from_static(piece));
+            if let Err(rejection) = body.pass(&mut piece, at + 1 == pieces.len()) {
+                return (passed, Err(rejection));
+            }
+            passed.push(piece.unwrap().to_vec());
+        }
+        (passed, Ok(()))
+    }
+
+    #[test]
+    fn nothing_of_a_body_passes_before_its_last_piece_has_proven_it() {
+        assert_eq!(pass_all(&[b"ab", b"", b"cd"], b"abcd"), (vec![vec![], vec![], b"abcd".to_vec()], Ok(())));
+        let refused = Err(Rejection::CredentialInvalid("body_digest"));
+        assert_eq!(pass_all(&[b"ab", b"ce"], b"abcd"), (vec![vec![]], refused.clone()));
+        assert_eq!(pass_all(&[b"ab"], b"abcd"), (vec![], refused.clone()));
+        assert_eq!(pass_all(&[b"abcd", b"e"], b"abcd"), (vec![vec![]], refused));
+    }
+}
