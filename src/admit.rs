@@ -56,7 +56,7 @@ pub async fn admit(route: &Route, request: &Request<'_>, now: Now) -> Result<Adm
     };
     let proof = authenticators.identify(request, now).await?;
     let identity = proof.as_ref().map(|proof| &*proof.identity);
-    let judged = policy.authorizers.authorize(identity);
+    let judged = policy.authorizers.authorize(request, identity);
     match judged.and_then(|()| policy.rate_limits.check_identity(request, identity, charge, now)) {
         Ok(limit) => Ok(Admission { proof, limit }),
         Err(rejection) => Err(Refusal { rejection, identity: proof.map(|proof| proof.identity) }),

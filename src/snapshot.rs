@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, credential, jwt, sigv4};
 use crate::authorizers::Authorizers;
+use crate::authorizers::expression::{Expression, Language};
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
 use crate::live::limits::Limits;
@@ -118,7 +119,7 @@ impl ServerRules {
 
 /// Compiles a configuration, or says everything that is wrong with it. Live facts are found or made by name; none is changed.
 pub fn compile(config: &Config, live: &LiveState, metrics: &Metrics) -> Result<Snapshot, Vec<Problem>> {
-    let mut compiler = Compiler { config, live, metrics, problems: Vec::new() };
+    let mut compiler = Compiler { config, live, metrics, language: Language::default(), problems: Vec::new() };
     let snapshot = compiler.snapshot();
     match snapshot {
         Some(snapshot) if compiler.problems.is_empty() => Ok(snapshot),
@@ -130,6 +131,7 @@ struct Compiler<'c> {
     config: &'c Config,
     live: &'c LiveState,
     metrics: &'c Metrics,
+    language: Language,
     problems: Vec<Problem>,
 }
 
@@ -267,6 +269,7 @@ impl Compiler<'_> {
             }
         }
         let counts = |name: &Arc<str>| self.live.limits.find_or_create(name, Limits::default);
+        let when = policy.authorize.when.as_ref().and_then(|when| self.condition(when));
         let named = accepted.iter().flat_map(Authenticators::iter);
         let credentials = Credentials::new(named.map(|authenticator| (authenticator.name(), authenticator.locations())));
         Some(Policy {
@@ -274,9 +277,15 @@ impl Compiler<'_> {
             rate_limits: RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit, counts(&name.value)))),
             challenges: accepted.as_ref().map(challenges).unwrap_or_default(),
             authenticators: accepted,
-            authorizers: Authorizers::compile(&policy.authorize),
+            authorizers: Authorizers::compile(&policy.authorize, when),
             forward: Forward::compile(&policy.forward, credentials, Arc::clone(identity_headers)),
         })
+    }
+
+    /// A condition that was not read is no condition that holds: its problem refuses the whole.
+    fn condition(&mut self, condition: &config::At<Arc<str>>) -> Option<Expression> {
+        let read = self.language.read(&condition.value);
+        read.map_err(|what| self.problems.push(Problem::at(&condition.place, what))).ok()
     }
 
     /// Compiled as it stands. Every part is read before any is judged, so that every wrong name is reported.

@@ -13,7 +13,8 @@ pub(super) struct Checked {
 
 /// Checks an expression, whose value must be true or false.
 pub(super) fn check(tree: &IdedExpr) -> Result<Checked, String> {
-    let mut checker = Checker { variables: Vec::new(), walking: false, found: Checked { needs_identity: false, parameters: Vec::new() }, nodes: 0 };
+    let mut checker =
+        Checker { variables: Vec::new(), walking: false, found: Checked { needs_identity: false, parameters: Vec::new() }, nodes: 0 };
     match checker.kind(tree)? {
         Kind::Bool | Kind::Any => Ok(checker.found),
         other => Err(format!("a condition is true or false, and this is {}", other.name())),
@@ -160,7 +161,9 @@ impl Checker {
                 let ordered = [Kind::Number, Kind::Text].iter().any(|kind| left.may_be(kind) && right.may_be(kind));
                 if ordered { Ok(Kind::Bool) } else { Err(format!("{} and {} have no order", left.name(), right.name())) }
             }
-            (operators::ADD, None, [left, right]) if left.may_be(right) && !matches!(left, Kind::Bool | Kind::Members(_) | Kind::Map(_)) => {
+            (operators::ADD, None, [left, right])
+                if left.may_be(right) && !matches!(left, Kind::Bool | Kind::Members(_) | Kind::Map(_)) =>
+            {
                 Ok(either(left.clone(), right.clone()))
             }
             (operators::SUBSTRACT | operators::MULTIPLY | operators::DIVIDE | operators::MODULO, None, [left, right])
@@ -206,7 +209,9 @@ impl Checker {
         match (&args.first().map(|of| &of.expr), written) {
             (Some(Expr::Ident(name)), Some((_, parameter))) if name == "path" => self.found.parameters.push(parameter.to_owned()),
             (Some(Expr::Ident(name)), None) if name == "path" => return Err("a parameter of the path is written out".to_owned()),
-            (Some(Expr::Select(select)), Some((_, header))) if select.field == "headers" && http::HeaderName::try_from(header).is_ok_and(|header| header::is_reserved(&header)) => {
+            (Some(Expr::Select(select)), Some((_, header)))
+                if select.field == "headers" && http::HeaderName::try_from(header).is_ok_and(|header| header::is_reserved(&header)) =>
+            {
                 return Err(format!("a caller's `{header}` is never heard"));
             }
             _ => {}

@@ -185,9 +185,10 @@ fn size(request: &Request<'_>) -> i64 {
     if request.headers.contains_key(header::TRANSFER_ENCODING) {
         return i64::MAX;
     }
-    request.headers.get(header::CONTENT_LENGTH).map_or(0, |length| {
-        length.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(i64::MAX)
-    })
+    request
+        .headers
+        .get(header::CONTENT_LENGTH)
+        .map_or(0, |length| length.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(i64::MAX))
 }
 
 /// The decoded values of a parameter of the query, in order.
