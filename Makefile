@@ -23,7 +23,7 @@ vectors: ## run the test vectors of others (EDGEWARD_SUITES names their folder)
 	@scripts/vectors
 
 trials: ## try the binary against software of others: an OpenID provider, nginx, gRPC, wrk (TRIALS_SECONDS=60)
-	@scripts/prepare redis-server wrk
+	@scripts/prepare
 	@tests/trials/run
 
 fuzz: ## feed a parser random bytes (TARGET=jwt SECONDS=60); fuzz/README.md says which there are

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use crate::authenticators::Proof;
 use crate::request::{BodyDigest, Identity, LimitState, Now, Rejection, Request};
-use crate::route::Route;
+use crate::route::rate_limits::{Charge, Held, Turn};
+use crate::route::{Policy, Route};
 
 /// The permit to forward one request. Only [`admit`] makes one, and the phases that reach an upstream ask for it.
 #[derive(Debug)]
 pub struct Admission {
     proof: Option<Proof>,
-    limit: Option<LimitState>,
+    held: Held,
 }
 
 impl Admission {
@@ -26,7 +27,17 @@ impl Admission {
 
     /// The limit nearest to its end, for the answer's headers.
     pub fn limit(&self) -> Option<&LimitState> {
-        self.limit.as_ref()
+        self.held.nearest.as_ref()
+    }
+
+    /// The limits that would have refused the request, were they enforced.
+    pub fn shadowed(&self) -> &[Arc<str>] {
+        &self.held.shadowed
+    }
+
+    /// The place in a queue that the request has to wait for before it is forwarded; handed out once.
+    pub fn take_turn(&mut self) -> Option<Turn> {
+        self.held.turn.take()
     }
 }
 
@@ -37,29 +48,46 @@ pub struct Refusal {
     pub rejection: Rejection,
     /// Who, when the refusal came after identification.
     pub identity: Option<Arc<Identity>>,
+    /// The limits that would have refused it before, were they enforced.
+    pub shadowed: Vec<Arc<str>>,
 }
 
 impl From<Rejection> for Refusal {
     fn from(rejection: Rejection) -> Self {
-        Self { rejection, identity: None }
+        Self { rejection, identity: None, shadowed: Vec::new() }
     }
 }
 
 /// Whether this request may go on, and as whom.
 pub async fn admit(route: &Route, request: &Request<'_>, now: Now) -> Result<Admission, Refusal> {
-    let policy = &*route.policy;
+    let mut charge = Charge::new(route.cost, now);
+    match judge(&route.policy, request, &mut charge, now).await {
+        Ok(proof) => Ok(Admission { proof, held: charge.into_held() }),
+        Err(refusal) => Err(Refusal { shadowed: charge.into_shadowed(), ..refusal }),
+    }
+}
+
+async fn judge<'p>(policy: &'p Policy, request: &Request<'_>, charge: &mut Charge<'p>, now: Now) -> Result<Option<Proof>, Refusal> {
+    let limits = &policy.rate_limits;
     policy.ip_rules.check(request.client.address)?;
-    let charge = policy.rate_limits.check_client(request, now)?;
+    policy.filters.check(request, charge)?;
     let Some(authenticators) = &policy.authenticators else {
-        let limit = policy.rate_limits.check_identity(request, None, charge, now)?;
-        return Ok(Admission { proof: None, limit });
+        limits.check_client(request, charge).await?;
+        limits.check_identity(request, None, charge).await?;
+        return Ok(None);
     };
-    let proof = authenticators.identify(request, now).await?;
+    limits.check_attempts(request, charge, || authenticators.presents(request))?;
+    limits.check_client(request, charge).await?;
+    let proof = authenticators.identify(request, now).await.map_err(|rejection| limits.count_refused(request, rejection, now))?;
     let identity = proof.as_ref().map(|proof| &*proof.identity);
-    let judged = policy.authorizers.authorize(request, identity);
-    match judged.and_then(|()| policy.rate_limits.check_identity(request, identity, charge, now)) {
-        Ok(limit) => Ok(Admission { proof, limit }),
-        Err(rejection) => Err(Refusal { rejection, identity: proof.map(|proof| proof.identity) }),
+    let may = match policy.filters.check_identity(request, identity, charge).and_then(|()| policy.authorizers.authorize(request, identity))
+    {
+        Ok(()) => limits.check_identity(request, identity, charge).await,
+        refused => refused,
+    };
+    match may {
+        Ok(()) => Ok(proof),
+        Err(rejection) => Err(Refusal { identity: proof.map(|proof| proof.identity), ..rejection.into() }),
     }
 }
 

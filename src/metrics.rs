@@ -20,6 +20,8 @@ pub struct Metrics {
     refusals: IntCounterVec,
     authentications: IntCounterVec,
     retries: IntCounterVec,
+    limit_refusals: IntCounterVec,
+    filter_matches: IntCounterVec,
     /// Time from the request's first look to its hand-over to the upstream, or to its refusal.
     pub own_time: Histogram,
     /// Time from the hand-over to the head of the upstream's answer.
@@ -81,6 +83,12 @@ impl Metrics {
                 &["route", "authenticator", "method"],
             )?,
             retries: counters("edgeward_upstream_retries_total", "Tries after the first, by route.", &["route"])?,
+            filter_matches: counters("edgeward_filter_matches_total", "Requests that a filter met.", &["filter", "action"])?,
+            limit_refusals: counters(
+                "edgeward_limit_refusals_total",
+                "Requests that a limit refused, or with mode shadow would have.",
+                &["limit", "mode"],
+            )?,
             own_time: histogram("edgeward_own_seconds", "Time edgeward took before the upstream was asked or the request refused.")?,
             upstream_time: histogram("edgeward_upstream_seconds", "Time from asking the upstream to the head of its answer.")?,
             in_flight: gauge("edgeward_requests_in_flight", "Requests being served.")?,
@@ -122,6 +130,16 @@ impl Metrics {
             served: Default::default(),
             refused: std::array::from_fn(|_| OnceLock::new()),
         }
+    }
+
+    /// How often a filter met a request; its name and its action.
+    pub fn filter_matches(&self, filter: &str, action: &str) -> IntCounter {
+        self.filter_matches.with_label_values(&[filter, action])
+    }
+
+    /// How often a limit refused; its name and its mode.
+    pub fn limit_refusals(&self, limit: &str, mode: &str) -> IntCounter {
+        self.limit_refusals.with_label_values(&[limit, mode])
     }
 
     /// Everything in the Prometheus text format.

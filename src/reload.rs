@@ -226,9 +226,14 @@ fn place_in(config: &Config, path: &str) -> Place {
     Place { file, line: 1, column: 1, path: path.into() }
 }
 
-/// The shape of a listener; the bytes of its certificates may change.
+/// The shape of a listener; its certificates may change, and whose it accepts, but not whether it asks for any.
 fn listener(listener: &config::Listener) -> String {
-    format!("{} {}", *listener.address, if listener.tls.is_some() { "tls" } else { "plain" })
+    let tls = match &listener.tls {
+        Some(tls) if tls.client_certificates.is_some() => "tls with client certificates",
+        Some(_) => "tls",
+        None => "plain",
+    };
+    format!("{} {tls}", *listener.address)
 }
 
 /// Which files stand there. Symbolic links are followed, so that an editor's rename and the swap of a mounted volume both show.

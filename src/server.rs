@@ -76,8 +76,10 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     let mut addresses = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         let address = settle(*listener.address)?;
-        if listener.tls.is_some() {
-            let settings = proxy::tls::settings(Arc::clone(&slot), index).map_err(|error| StartError::System("tls", error.to_string()))?;
+        if let Some(tls) = &listener.tls {
+            let asks = tls.client_certificates.is_some();
+            let settings =
+                proxy::tls::settings(Arc::clone(&slot), index, asks).map_err(|error| StartError::System("tls", error.to_string()))?;
             service.add_tls_with_settings(&address.to_string(), Some(TcpSocketOptions::default()), settings);
         } else {
             service.add_tcp(&address.to_string());

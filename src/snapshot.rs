@@ -1,5 +1,7 @@
 //! The frozen whole: what the operator wants, compiled once, swapped in one store, kept by each request until its end.
 
+mod limits;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,24 +11,29 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::authenticators::{Accepted, Authenticator, Authenticators, api_key, credential, jwt, sigv4};
+use crate::authenticators::{
+    Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, introspection, jwt, sigv4,
+};
 use crate::authorizers::Authorizers;
 use crate::authorizers::expression::{Expression, Language};
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
-use crate::live::limits::Limits;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
+use crate::net::client_certificates::{self, ClientAuthorities, ForwardedCertificates, RevocationFile};
 use crate::request::Client;
 use crate::request::cidr::CidrSet;
 use crate::request::message::HeadLimits;
+use crate::route::filters::{Filter, Filters};
 use crate::route::forward::{Credentials, Forward};
 use crate::route::ip_rules::IpRules;
+use crate::route::limit::RateLimit;
 use crate::route::rate_limits::RateLimits;
 use crate::route::rewrite::Rewrite;
 use crate::route::router::{Entry, Fault, Router};
 use crate::route::{Challenges, Policy, Route};
 use crate::upstream::Upstream;
+use limits::Limits;
 
 /// The snapshot that serves.
 #[derive(Debug)]
@@ -58,16 +65,20 @@ pub struct Snapshot {
     pub routes: Vec<Arc<Route>>,
     /// What holds for every request.
     pub server: ServerRules,
-    /// The certificates of each listener; empty where it serves no TLS.
-    pub certificates: Vec<Certificates>,
+    /// What each listener shows and asks for in TLS.
+    pub listeners: Vec<ListenerTls>,
     /// The share of served requests that the access log writes.
     pub access_log_sample: f64,
     /// Counters of requests that matched no route.
     pub unrouted: RouteMetrics,
     /// Every place of a credential, to be kept out of the log.
     credential_locations: Vec<Location>,
+    /// Every limit, whether a policy names it or not.
+    pub limits: Vec<Arc<RateLimit>>,
     /// Every upstream, whether a route uses it or not.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// Every authenticator, whether a route uses it or not.
+    authenticators: Vec<Arc<Authenticator>>,
 }
 
 impl Snapshot {
@@ -75,6 +86,9 @@ impl Snapshot {
     pub fn activate(&self) {
         for upstream in &self.upstreams {
             upstream.activate();
+        }
+        for authenticator in &self.authenticators {
+            authenticator.activate();
         }
     }
 
@@ -84,11 +98,31 @@ impl Snapshot {
     }
 }
 
+/// What a listener shows and asks for in TLS.
+#[derive(Debug)]
+pub struct ListenerTls {
+    /// Its certificates; none where it serves no TLS.
+    pub certificates: Certificates,
+    /// The certificates that it asks callers for; absent where it asks for none.
+    pub clients: Option<ClientCertificates>,
+}
+
+/// The certificates that a listener asks callers for.
+#[derive(Debug)]
+pub struct ClientCertificates {
+    /// Whether a caller must show one.
+    pub required: bool,
+    /// Who vouches for callers.
+    pub authorities: Arc<ClientAuthorities>,
+}
+
 /// What holds for every request, whatever its route.
 #[derive(Debug)]
 pub struct ServerRules {
     trusted: CidrSet,
     client_ip_header: HeaderName,
+    /// Client certificates that trusted proxies forward; absent where they forward none.
+    pub forwarded: Option<ForwardedCertificates>,
     /// How long a request head may be.
     pub head: HeadLimits,
     /// Longest body, in bytes.
@@ -100,8 +134,9 @@ pub struct ServerRules {
 }
 
 impl ServerRules {
-    fn compile(server: &config::Server) -> Self {
+    fn compile(server: &config::Server, forwarded: Option<ForwardedCertificates>) -> Self {
         Self {
+            forwarded,
             trusted: CidrSet::new(&server.trusted_proxies),
             client_ip_header: server.client_ip_header.clone(),
             head: HeadLimits { bytes: server.limits.header_bytes, fields: server.limits.headers },
@@ -141,14 +176,19 @@ type Table<T> = HashMap<Arc<str>, Arc<T>>;
 impl Compiler<'_> {
     fn snapshot(&mut self) -> Option<Snapshot> {
         let config = self.config;
-        let certificates = config.listeners.iter().map(|listener| self.certificates(listener)).collect();
+        let listeners = config.listeners.iter().map(|listener| self.listener(listener)).collect();
+        let forwarded =
+            config.server.forwarded_certificates.as_ref().and_then(|forwarded| {
+                self.authorities(&forwarded.ca, forwarded.crl.as_ref(), forwarded.depth).map(ForwardedCertificates::new)
+            });
         let authenticators =
             self.table(&config.authenticators, |compiler, name, authenticator| compiler.authenticator(name, authenticator));
         let upstreams = self.table(&config.upstreams, |compiler, name, upstream| Upstream::compile(name, upstream, compiler.live));
+        let limits = self.limits();
         let identity_headers = self.identity_headers();
         // Also those that no route uses: the next edit may bring the route.
         let policies = config.policies.iter().filter_map(|(name, policy)| {
-            let policy = self.policy(policy, &authenticators, &identity_headers)?;
+            let policy = self.policy(policy, &authenticators, &limits, &identity_headers)?;
             Some((Arc::clone(&name.value), Arc::new(policy)))
         });
         let policies: Table<Policy> = policies.collect();
@@ -158,7 +198,7 @@ impl Compiler<'_> {
             .map(|route| {
                 let policy = match &route.policy {
                     config::RoutePolicy::Named(name) => self.named("policy", name, &policies, &config.policies),
-                    config::RoutePolicy::Inline(policy) => self.policy(policy, &authenticators, &identity_headers).map(Arc::new),
+                    config::RoutePolicy::Inline(policy) => self.policy(policy, &authenticators, &limits, &identity_headers).map(Arc::new),
                 };
                 let upstream = self.named("upstream", &route.upstream, &upstreams, &config.upstreams);
                 self.route(route, policy, upstream)
@@ -170,12 +210,14 @@ impl Compiler<'_> {
         Some(Snapshot {
             router,
             routes,
-            server: ServerRules::compile(&config.server),
-            certificates,
+            server: ServerRules::compile(&config.server, forwarded),
+            listeners,
             access_log_sample: config.telemetry.access_log.sample,
             unrouted: self.metrics.route("", std::iter::empty()),
             credential_locations,
+            limits: config.limits.iter().filter_map(|(name, _)| limits.by_name.get(&name.value).cloned()).collect(),
             upstreams: upstreams.into_values().collect(),
+            authenticators: authenticators.into_values().collect(),
         })
     }
 
@@ -190,6 +232,26 @@ impl Compiler<'_> {
             }
         }
         table
+    }
+
+    fn listener(&mut self, listener: &config::Listener) -> ListenerTls {
+        let asked = listener.tls.as_ref().and_then(|tls| tls.client_certificates.as_ref());
+        let clients = asked.and_then(|asked| {
+            let authorities = self.authorities(&asked.ca, asked.crl.as_ref(), asked.depth)?;
+            let required = asked.mode == config::ClientCertificateMode::Required;
+            Some(ClientCertificates { required, authorities: Arc::new(authorities) })
+        });
+        ListenerTls { certificates: self.certificates(listener), clients }
+    }
+
+    /// Who vouches for callers. `None`: a problem was reported, so that nobody is left unasked.
+    fn authorities(&mut self, ca: &config::File, crl: Option<&config::File>, depth: u32) -> Option<ClientAuthorities> {
+        let mut refuse = |file: &config::File, what: String| {
+            self.problems.push(Problem::at(&file.place, format!("{}: {what}", file.path.display())));
+        };
+        let certificates = client_certificates::authorities(&ca.bytes).map_err(|what| refuse(ca, what)).ok()?;
+        let revoked = crl.map(|file| RevocationFile { path: &file.path, bytes: &file.bytes });
+        ClientAuthorities::new(certificates, revoked, depth).map_err(|what| refuse(crl.unwrap_or(ca), what)).ok()
     }
 
     fn certificates(&mut self, listener: &config::Listener) -> Certificates {
@@ -209,7 +271,14 @@ impl Compiler<'_> {
         Ok(match authenticator {
             config::Authenticator::Jwt(jwt) => Authenticator::Jwt(jwt::Jwt::new(Arc::clone(name), jwt, self.live)?),
             config::Authenticator::ApiKey(api_key) => Authenticator::ApiKey(api_key::ApiKey::new(Arc::clone(name), api_key, self.live)),
+            config::Authenticator::ClientCertificate(certificate) => {
+                Authenticator::ClientCertificate(client_certificate::ClientCertificate::new(Arc::clone(name), certificate)?)
+            }
+            config::Authenticator::Basic(basic) => Authenticator::Basic(basic::Basic::new(Arc::clone(name), basic, self.live)),
             config::Authenticator::Sigv4(sigv4) => Authenticator::Sigv4(sigv4::Sigv4::new(Arc::clone(name), sigv4, self.live)),
+            config::Authenticator::Introspection(introspection) => {
+                Authenticator::Introspection(introspection::Introspection::new(Arc::clone(name), introspection, self.live)?)
+            }
         })
     }
 
@@ -240,6 +309,7 @@ impl Compiler<'_> {
         &mut self,
         policy: &config::Policy,
         authenticators: &Table<Authenticator>,
+        compiled: &Limits,
         identity_headers: &Arc<[HeaderName]>,
     ) -> Option<Policy> {
         let config = self.config;
@@ -261,25 +331,40 @@ impl Compiler<'_> {
             );
         }
         if accepted.is_none() {
-            for (name, _) in limits.iter().filter(|(_, limit)| RateLimits::refuses_the_public(limit)) {
-                self.problems.push(
-                    Problem::at(&name.place, format!("limit `{}` counts per identity, and this policy is public", name.value))
-                        .expected("a limit per client_ip, header, host, route or path, or `when_missing: skip` or `client_ip`"),
-                );
-            }
+            self.check_public_limits(&limits);
         }
-        let counts = |name: &Arc<str>| self.live.limits.find_or_create(name, Limits::default);
         let when = policy.authorize.when.as_ref().and_then(|when| self.condition(when));
+        let filters = self.filters(policy, accepted.is_none());
+        let limits = limits.iter().filter_map(|(name, _)| compiled.by_name.get(&name.value).cloned());
         let named = accepted.iter().flat_map(Authenticators::iter);
         let credentials = Credentials::new(named.map(|authenticator| (authenticator.name(), authenticator.locations())));
         Some(Policy {
+            filters,
             ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
-            rate_limits: RateLimits::compile(limits.into_iter().map(|(name, limit)| (&name.value, limit, counts(&name.value)))),
+            rate_limits: RateLimits::new(limits.collect(), Arc::clone(&compiled.plans)),
             challenges: accepted.as_ref().map(challenges).unwrap_or_default(),
             authenticators: accepted,
             authorizers: Authorizers::compile(&policy.authorize, when),
             forward: Forward::compile(&policy.forward, credentials, Arc::clone(identity_headers)),
         })
+    }
+
+    /// The filters of a policy. Where nobody is proven none can be about the caller.
+    fn filters(&mut self, policy: &config::Policy, public: bool) -> Filters {
+        let config = self.config;
+        let mut filters = Vec::new();
+        for name in &policy.filters {
+            let Some(filter) = self.known("filter", name, &config.filters) else { continue };
+            let Some(when) = self.condition(&filter.when) else { continue };
+            if public && when.needs_identity() {
+                let problem =
+                    Problem::at(&name.place, format!("filter `{}` is about the caller's identity, and this policy is public", name.value));
+                self.problems.push(problem.expected("a filter over `request`, `path` and `client`"));
+            }
+            let matches = self.metrics.filter_matches(&name.value, filter.action.label());
+            filters.push(Filter::new(&name.value, when, filter.action, matches));
+        }
+        Filters::new(filters)
     }
 
     /// A condition that was not read is no condition that holds: its problem refuses the whole.
@@ -309,8 +394,9 @@ impl Compiler<'_> {
         if let (Some(rewrite), Some(Err(expected))) = (&route.rewrite, &rewrite) {
             self.problems.push(Problem::at(&rewrite.place, "is no rewrite of this route's path").expected(*expected));
         }
-        self.check_path_limits(route);
+        self.check_route_limits(route);
         let (policy, upstream) = (policy?, upstream?);
+        self.check_parameters(route, &policy);
         let accepted = policy.authenticators.iter().flat_map(Authenticators::iter);
         let accepted = accepted.map(|authenticator| (Arc::clone(authenticator.name()), authenticator.method().label()));
         let metrics = self.metrics.route(&route.name.value, accepted);
@@ -318,34 +404,12 @@ impl Compiler<'_> {
             name: Arc::clone(&route.name.value),
             policy,
             rewrite: rewrite.transpose().ok()?,
+            cost: *route.cost,
             websocket: route.websocket,
             response_timeout: route.timeouts.response.unwrap_or(upstream.timeouts.response),
             upstream,
             metrics,
         }))
-    }
-
-    /// A limit per path parameter refuses every request of a route without that parameter: better said now.
-    fn check_path_limits(&mut self, route: &config::Route) {
-        let config = self.config;
-        let policy = match &route.policy {
-            config::RoutePolicy::Named(name) => {
-                config.policies.iter().find(|(known, _)| known.value == name.value).map(|(_, policy)| policy)
-            }
-            config::RoutePolicy::Inline(policy) => Some(&**policy),
-        };
-        let names = policy.into_iter().flat_map(|policy| &policy.limits);
-        let limits = names.filter_map(|name| config.limits.iter().find(|(known, _)| known.value == name.value));
-        for (name, limit) in limits.filter(|(_, limit)| limit.when_missing == config::WhenMissing::Deny) {
-            for key in &limit.per {
-                if let config::LimitKey::Path(parameter) = key
-                    && !parameters(&route.path.value).contains(&&**parameter)
-                {
-                    let what = format!("limit `{}` counts per `{parameter}`, which this path does not have", name.value);
-                    self.problems.push(Problem::at(&route.path.place, what).expected(format!("`{{{parameter}}}` in the path")));
-                }
-            }
-        }
     }
 
     /// Every header that any policy sets, and the one that names the client, so that a caller can bring none of them to any route.
@@ -358,6 +422,15 @@ impl Compiler<'_> {
         let headers = policies.flat_map(|policy| policy.forward.headers.iter().map(|(name, _)| name.value.clone()));
         // Whose word on the client's address is not a trusted proxy's is not passed on as if it were.
         headers.chain([self.config.server.client_ip_header.clone()]).collect()
+    }
+
+    /// A condition over a path parameter holds of no request of a route without that parameter: better said now.
+    fn check_parameters(&mut self, route: &config::Route, policy: &Policy) {
+        let known = parameters(&route.path.value);
+        for name in policy.authorizers.parameters().chain(policy.filters.parameters()).filter(|name| !known.contains(name)) {
+            let what = format!("a condition of its policy speaks of `path.{name}`, which this path does not have");
+            self.problems.push(Problem::at(&route.path.place, what).expected(format!("`{{{name}}}` in the path")));
+        }
     }
 
     fn router(&mut self, routes: &[Arc<Route>]) -> Option<Router<Arc<Route>>> {
@@ -404,14 +477,24 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
             .locations()
             .iter()
             .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("bearer")));
+        let fixed = HeaderValue::from_static;
         let (missing, invalid) = match &**authenticator {
-            Authenticator::Sigv4(_) => ("AWS4-HMAC-SHA256 realm=\"edgeward\"", "AWS4-HMAC-SHA256 realm=\"edgeward\""),
-            Authenticator::ApiKey(_) if !bearer => ("ApiKey realm=\"edgeward\"", "ApiKey realm=\"edgeward\""),
-            Authenticator::Jwt(_) | Authenticator::ApiKey(_) => {
-                ("Bearer realm=\"edgeward\"", "Bearer realm=\"edgeward\", error=\"invalid_token\"")
+            // No scheme of HTTP asks for one: it says why this request is refused, and what a handshake must bring.
+            Authenticator::ClientCertificate(_) => {
+                (fixed("ClientCertificate realm=\"edgeward\""), fixed("ClientCertificate realm=\"edgeward\""))
+            }
+            Authenticator::Sigv4(_) => (fixed("AWS4-HMAC-SHA256 realm=\"edgeward\""), fixed("AWS4-HMAC-SHA256 realm=\"edgeward\"")),
+            Authenticator::Basic(basic) => {
+                let challenge = HeaderValue::try_from(format!("Basic realm=\"{}\", charset=\"UTF-8\"", basic.realm()));
+                // The grammar takes no realm that cannot stand in a header.
+                let challenge = challenge.unwrap_or(fixed("Basic realm=\"edgeward\", charset=\"UTF-8\""));
+                (challenge.clone(), challenge)
+            }
+            Authenticator::ApiKey(_) if !bearer => (fixed("ApiKey realm=\"edgeward\""), fixed("ApiKey realm=\"edgeward\"")),
+            Authenticator::Jwt(_) | Authenticator::ApiKey(_) | Authenticator::Introspection(_) => {
+                (fixed("Bearer realm=\"edgeward\""), fixed("Bearer realm=\"edgeward\", error=\"invalid_token\""))
             }
         };
-        let (missing, invalid) = (HeaderValue::from_static(missing), HeaderValue::from_static(invalid));
         if !challenges.missing.contains(&missing) {
             challenges.missing.push(missing);
             challenges.invalid.push(invalid);

@@ -54,7 +54,8 @@ impl Source for Memory {
 }
 
 fn load(bytes: &[u8]) -> Loaded {
-    let files = ["chain.pem", "key.pem", "ca.pem", "jwks.json"].map(|name| (Path::new("../files").join(name), b"content".to_vec()));
+    let files =
+        ["chain.pem", "key.pem", "ca.pem", "crl.pem", "jwks.json"].map(|name| (Path::new("../files").join(name), b"content".to_vec()));
     let mut files = BTreeMap::from(files);
     files.insert("../files/keys.yaml".into(), std::fs::read("tests/config/files/keys.yaml").unwrap());
     files.insert("../files/networks.txt".into(), b"192.0.2.0/24\n".to_vec());

@@ -32,6 +32,11 @@ fn any_configuration_is_read_or_refused_with_reasons() {
 }
 
 #[test]
+fn a_certificate_names_nobody_that_can_be_mistaken() {
+    run("client_certificate", targets::client_certificate::run);
+}
+
+#[test]
 fn no_credential_is_left_or_logged() {
     run("credential", targets::credential::run);
 }

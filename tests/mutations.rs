@@ -275,6 +275,7 @@ fn decide(snapshot: &Snapshot, call: &Call) -> Result<(), Rejection> {
         headers: &headers,
         body: Some(&[]),
         client: &client,
+        certificate: None,
         route: &route.name,
         parameters: parameters.parameters(),
     };

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use edgeward::authenticators::sigv4::canonical as sigv4;
 use edgeward::jose::{Algorithm, Claims, JwkSet, Jws, Key};
 use serde_json::{Value, json};
 
@@ -258,4 +259,93 @@ fn json_that_is_none_is_no_key_set_and_no_claims() {
         }
     }
     assert!(refused >= 180 && read >= 10, "{refused} refused, {read} read");
+}
+
+/// A request of the AWS suite: the request line, the header fields in the order of the file, and the body.
+struct AwsRequest {
+    method: String,
+    target: String,
+    headers: http::HeaderMap,
+    body: String,
+}
+
+fn aws_request(text: &str) -> AwsRequest {
+    let (head, body) = text.split_once("\n\n").unwrap_or((text.trim_end_matches('\n'), ""));
+    let mut lines = head.lines();
+    let (method, rest) = lines.next().unwrap().split_once(' ').unwrap();
+    let mut fields: Vec<(String, String)> = Vec::new();
+    for line in lines {
+        match line.strip_prefix(' ') {
+            // A folded line: the gateway refuses it before it comes to this.
+            Some(more) => fields.last_mut().unwrap().1.push_str(&format!(" {}", more.trim())),
+            None => {
+                let (name, value) = line.split_once(':').unwrap();
+                fields.push((name.to_owned(), value.to_owned()));
+            }
+        }
+    }
+    let mut headers = http::HeaderMap::new();
+    for (name, value) in fields {
+        headers.append(http::HeaderName::from_bytes(name.as_bytes()).unwrap(), http::HeaderValue::from_bytes(value.as_bytes()).unwrap());
+    }
+    AwsRequest { method: method.to_owned(), target: rest.strip_suffix(" HTTP/1.1").unwrap().to_owned(), headers, body: body.to_owned() }
+}
+
+#[test]
+#[ignore = "needs EDGEWARD_SUITES"]
+fn aws_signature_version_4() {
+    let rows = std::fs::read_to_string(suites("aws-sigv4").join("cases.jsonl")).unwrap();
+    let (mut headers, mut links) = (0, 0);
+    for row in rows.lines() {
+        let row: Value = serde_json::from_str(row).unwrap();
+        if text(&row, "suite") != "v4" {
+            continue;
+        }
+        for form in ["header", "query"] {
+            let part = |name: &str| text(&row, &format!("{form}-{name}.txt")).trim_end_matches('\n');
+            let (context, name) = (&row["context.json"], text(&row, "name"));
+            let (region, service) = (text(context, "region"), text(context, "service"));
+            let request = aws_request(text(&row, &format!("{form}-signed-request.txt")));
+            let canonical_request = part("canonical-request");
+            let mut lines = canonical_request.lines().rev();
+            let (payload, names) = (lines.next().unwrap(), lines.next().unwrap());
+            // Said in the request, or the hash of its body: never something else.
+            let declared = request.headers.get("x-amz-content-sha256").map(|value| value.to_str().unwrap().to_owned());
+            let sign_body = context["sign_body"] == true;
+            let hash = sigv4::hex(&openssl::sha::sha256(request.body.as_bytes()));
+            assert!(payload == hash || (!sign_body && payload == sigv4::hex(&openssl::sha::sha256(b""))), "{name} {form}");
+            assert!(declared.is_none_or(|declared| declared == payload), "{name} {form}");
+            let (path, query) = request.target.split_once('?').map_or((&*request.target, None), |(path, query)| (path, Some(query)));
+            // The gateway forwards one spelling of a path; what it never forwards (a space, bytes that are not ASCII) is signed as it came.
+            let normal = edgeward::request::path::canonical(path.as_bytes()).map(|canonical| canonical.path.into_owned());
+            let path = if context["normalize"] == true { normal.unwrap_or_else(|_| path.replace("//", "/")) } else { path.to_owned() };
+            let host = request.headers["host"].to_str().unwrap().to_owned();
+            // A token that is added to a link after it was signed is no part of it.
+            let query = query.map(|query| {
+                let signed = |pair: &&str| context["omit_session_token"] != true || !pair.starts_with("X-Amz-Security-Token=");
+                query.split('&').filter(signed).collect::<Vec<_>>().join("&")
+            });
+            let signed = sigv4::Signed {
+                method: &request.method,
+                path: &path,
+                escapes: sigv4::Escapes::Escaped,
+                query: query.as_deref(),
+                host: &host,
+                headers: &request.headers,
+                names,
+                payload,
+            };
+            let ours = signed.canonical_request().unwrap();
+            assert_eq!(String::from_utf8(ours.clone()).unwrap(), canonical_request, "{name} {form}");
+            let string_to_sign = part("string-to-sign");
+            let mut lines = string_to_sign.lines().skip(1);
+            let (time, scope) = (lines.next().unwrap(), lines.next().unwrap());
+            assert_eq!(sigv4::string_to_sign(time, scope, &ours), string_to_sign, "{name} {form}");
+            let secret = text(&context["credentials"], "secret_access_key");
+            let key = sigv4::signing_key(secret.as_bytes(), &time[..8], region, service);
+            assert_eq!(sigv4::hex(&sigv4::signature(&key, string_to_sign)), part("signature"), "{name} {form}");
+            *(if form == "header" { &mut headers } else { &mut links }) += 1;
+        }
+    }
+    assert_eq!((headers, links), (38, 38));
 }

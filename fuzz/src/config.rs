@@ -93,11 +93,15 @@ fn check_secret(shown: &str, data: &[u8]) {
 
 /// Whether its compilation needs neither files nor the authorities of the system.
 fn stays_in_memory(config: &Config) -> bool {
-    config.authenticators.iter().all(|(_, authenticator)| match authenticator {
-        Authenticator::Jwt(jwt) => matches!(jwt.keys.value, KeySource::JwksFile(_) | KeySource::Secret(_)),
-        Authenticator::ApiKey(api_key) => matches!(api_key.keys.value, KeyStore::File { .. }),
-        Authenticator::Sigv4(_) => true,
-    })
+    // OpenSSL reads revocation lists by their path.
+    let listeners = config.listeners.iter().filter_map(|listener| listener.tls.as_ref()?.client_certificates.as_ref()?.crl.as_ref());
+    let forwarded = config.server.forwarded_certificates.iter().filter_map(|forwarded| forwarded.crl.as_ref());
+    listeners.chain(forwarded).next().is_none()
+        && config.authenticators.iter().all(|(_, authenticator)| match authenticator {
+            Authenticator::Jwt(jwt) => matches!(jwt.keys.value, KeySource::JwksFile(_) | KeySource::Secret(_)),
+            Authenticator::ApiKey(api_key) => matches!(api_key.keys.value, KeyStore::File { .. }),
+            Authenticator::ClientCertificate(_) | Authenticator::Sigv4(_) => true,
+        })
 }
 
 fn compile(config: &Config, data: &[u8]) {

@@ -1,5 +1,6 @@
 //! What must hold for any bytes that a stranger or an operator hands us: one module per door, the same for the fuzzer and for `make test`.
 
+pub mod client_certificate;
 pub mod config;
 pub mod credential;
 pub mod jwks;

@@ -1,9 +1,12 @@
 //! What live facts look like from outside at the moment of asking: gauges for the scrape, words for readiness.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use crate::live::LiveState;
+use crate::live::answers;
 use crate::live::api_keys::{ApiKeys, Source as KeyStore};
+use crate::live::breaker;
 use crate::live::key_set::{KeySet, Source as KeySource};
 use crate::net::redis::Standing;
 use crate::request::Now;
@@ -38,6 +41,12 @@ pub(super) fn dependencies(live: &LiveState) -> (Vec<String>, Vec<String>) {
             Standing::Up => {}
         }
     }
+    for (id, answers) in live.introspected.living() {
+        let status = answers.status();
+        if status.breaker != breaker::State::Closed {
+            amiss.push(format!("introspection {}: {}", id.authenticator, status.last_error.as_deref().unwrap_or("away")));
+        }
+    }
     for (name, backends) in live.backends.living() {
         let unwell = backends.status().iter().filter(|backend| !backend.healthy).count();
         if unwell > 0 {
@@ -52,6 +61,8 @@ pub(super) fn render(out: &mut String, live: &LiveState, snapshot: &Snapshot, no
     let mut families = Families(out);
     families.add("edgeward_routes", "Routes of the configuration that serves.", &[(labels(&[]), snapshot.routes.len() as f64)]);
     key_sets(&mut families, live, now);
+    let introspected = live.introspected.living().into_iter().map(|(id, answers)| (id.authenticator, answers.status()));
+    remote(&mut families, &introspected.collect::<Vec<_>>());
     let stores: Vec<_> = live.api_keys.living();
     let keys: Vec<_> = stores.iter().map(|(source, keys)| (labels(&[("store", &path(source))]), count(keys))).collect();
     families.add("edgeward_api_keys", "API keys held, by store.", &keys);
@@ -114,6 +125,34 @@ fn key_sets(families: &mut Families<'_>, live: &LiveState, now: Now) {
     families.add("edgeward_jwks_age_seconds", "How long ago the issuer confirmed its keys.", &ages);
     let failures: Vec<_> = statuses.iter().map(|(source, status)| (labels(&[("source", source)]), status.failures as f64)).collect();
     families.add("edgeward_jwks_failures", "Failed refreshes in a row.", &failures);
+}
+
+/// Parties that are asked about credentials.
+fn remote(families: &mut Families<'_>, parties: &[(Arc<str>, answers::Status)]) {
+    let states: Vec<_> = parties
+        .iter()
+        .flat_map(|(name, status)| breaker::State::ALL.map(|state| (name, state, status.breaker == state)))
+        .map(|(name, state, is)| (labels(&[("authenticator", name), ("state", state.label())]), f64::from(u8::from(is))))
+        .collect();
+    families.add("edgeward_breaker_state", "1 for the state that the breaker of an authenticator's dependency is in.", &states);
+    let kept: Vec<_> = parties
+        .iter()
+        .flat_map(|(name, status)| [(name, "good", status.good), (name, "bad", status.bad)])
+        .map(|(name, kind, kept)| (labels(&[("authenticator", name), ("kind", kind)]), kept as f64))
+        .collect();
+    families.add("edgeward_answers", "Answers about credentials that are remembered: good, or bad for the caller.", &kept);
+    type Counter = (&'static str, &'static str, fn(&answers::Status) -> u64);
+    let counters: [Counter; 5] = [
+        ("edgeward_answer_hits", "Requests that a remembered answer was good for.", |status| status.hits),
+        ("edgeward_answer_misses", "Requests that none was good for.", |status| status.misses),
+        ("edgeward_answer_calls", "Calls to ask about a credential.", |status| status.calls),
+        ("edgeward_answer_failures", "Calls that brought no answer.", |status| status.failures),
+        ("edgeward_answer_excused", "Requests let in without a fresh answer, as `on_failure` asks.", |status| status.excused),
+    ];
+    for (name, help, count) in counters {
+        let samples: Vec<_> = parties.iter().map(|(name, status)| (labels(&[("authenticator", name)]), count(status) as f64)).collect();
+        families.add(name, help, &samples);
+    }
 }
 
 fn source(set: &KeySet) -> String {

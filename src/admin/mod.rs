@@ -3,6 +3,7 @@
 //! It stands on an address of its own; no path, host or target of the data listeners leads here.
 
 mod gauges;
+mod limits;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::live::LiveState;
 use crate::metrics::Metrics;
@@ -57,14 +58,18 @@ impl Admin {
         match request.uri().path() {
             "/healthz" if reads => text(StatusCode::OK, "ok\n"),
             "/readyz" if reads => self.ready(self.admits(&request)),
-            "/metrics" if !self.admits(&request) => {
+            "/metrics" | "/api/v1/limits" if !self.admits(&request) => {
                 let mut refusal = text(StatusCode::UNAUTHORIZED, "a bearer token is required\n");
                 refusal.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"edgeward admin\""));
                 refusal
             }
             "/metrics" if reads => self.scrape(),
-            "/healthz" | "/readyz" | "/metrics" => text(StatusCode::METHOD_NOT_ALLOWED, "read only\n"),
-            _ => text(StatusCode::NOT_FOUND, "there is /healthz, /readyz and /metrics\n"),
+            "/api/v1/limits" if reads => {
+                let (status, answer) = limits::answer(&self.slot.load(), request.uri().query().unwrap_or(""), (self.clock)());
+                json(status, &answer)
+            }
+            "/healthz" | "/readyz" | "/metrics" | "/api/v1/limits" => text(StatusCode::METHOD_NOT_ALLOWED, "read only\n"),
+            _ => text(StatusCode::NOT_FOUND, "there is /healthz, /readyz, /metrics and /api/v1/limits\n"),
         }
     }
 
@@ -101,9 +106,7 @@ impl Admin {
         } else {
             json!({"status": word, "config": config, "generation": status.generation})
         };
-        let mut answer = text(if waiting.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &format!("{body}\n"));
-        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        answer
+        json(if waiting.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
     }
 
     fn scrape(&self) -> Response<Full<Bytes>> {
@@ -113,6 +116,12 @@ impl Admin {
         answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"));
         answer
     }
+}
+
+fn json(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+    let mut answer = text(status, &format!("{body}\n"));
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
 }
 
 fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {

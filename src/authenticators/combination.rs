@@ -95,6 +95,13 @@ impl Authenticators {
         })
     }
 
+    /// Whether the request presents anything that could be a credential here, good or not. Of what sits in no place of its own, such as a
+    /// certificate, nobody can say without judging it.
+    pub fn presents(&self, request: &Request<'_>) -> bool {
+        let could = |locations: &[_]| locations.is_empty() || credential::is_present(locations, request);
+        self.named.iter().any(|authenticator| could(authenticator.locations()))
+    }
+
     /// Whether one of them has to see the body before it can judge.
     pub fn ask_for_body(&self, request: &Request<'_>) -> bool {
         request.body.is_none() && self.named.iter().any(|authenticator| authenticator.asks_for_body(request))

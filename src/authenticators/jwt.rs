@@ -8,10 +8,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openssl::sha::sha256;
-use serde_json::{Map, Value};
 
-use super::Verdict;
+use super::claims::ClaimPaths;
 use super::credential::{self, Found};
+use super::{Verdict, confirmation};
 use crate::config::{self, KeySource, Location, Problem};
 use crate::jose::claims::Registered;
 use crate::jose::jws::{Header, MAX_TOKEN};
@@ -22,9 +22,6 @@ use crate::live::key_set::{KeySet, KeySetId, Source, Upkeep};
 use crate::live::token_cache::{TokenCache, Verified, VerifierId};
 use crate::net::http::{Client, Tls};
 use crate::request::{Identity, Method, Now, Rejection, Request};
-
-/// The longest value that a claim may give an identity, in bytes: it becomes a header, a key of a limit and a word of the log.
-const MAX_VALUE: usize = 4 * 1024;
 
 /// Accepts the tokens of one issuer.
 #[derive(Debug)]
@@ -53,23 +50,6 @@ struct Rules {
 enum Keys {
     Fixed(JwkSet),
     Remote { set: Arc<KeySet>, upkeep: Arc<Upkeep> },
-}
-
-#[derive(Debug)]
-struct ClaimPaths {
-    subject: ClaimPath,
-    scopes: Vec<ClaimPath>,
-    roles: Vec<ClaimPath>,
-    consumer: ClaimPath,
-    client: ClaimPath,
-    plan: ClaimPath,
-}
-
-/// A claim's name, or a dotted path to it. Names such as `https://acme.example/roles` have dots too, so the whole is tried first.
-#[derive(Debug)]
-struct ClaimPath {
-    name: Arc<str>,
-    parts: Vec<Box<str>>,
 }
 
 /// Why no key of a set vouches for a token.
@@ -129,7 +109,7 @@ impl Jwt {
             Found::Ambiguous(reason) => return Verdict::Reject(Rejection::BadRequest(reason)),
             Found::Malformed(reason) => return Verdict::Reject(Rejection::CredentialInvalid(reason)),
         };
-        match self.judge(&token, now).await {
+        match self.judge(&token, request, now).await {
             Ok(Some(identity)) => Verdict::Accept(identity.into()),
             Ok(None) => Verdict::Pass,
             Err(rejection) => Verdict::Reject(rejection),
@@ -146,7 +126,7 @@ impl Jwt {
         &self.from
     }
 
-    async fn judge(&self, token: &str, now: Now) -> Result<Option<Arc<Identity>>, Rejection> {
+    async fn judge(&self, token: &str, request: &Request<'_>, now: Now) -> Result<Option<Arc<Identity>>, Rejection> {
         if token.len() > MAX_TOKEN {
             return Err(invalid(Fault::TooLarge));
         }
@@ -154,6 +134,7 @@ impl Jwt {
             && self.keys.still_hold(&known, now)?
         {
             self.rules.check(known.algorithm, known.typ.as_deref(), &known.registered, now)?;
+            confirmation::check(&known.identity.claims, request)?;
             return Ok(Some(known.identity.clone()));
         }
         if !Jws::has_shape(token) {
@@ -167,30 +148,13 @@ impl Jwt {
         }
         let Header { algorithm, ref typ, .. } = jws.header;
         self.rules.check(algorithm, typ.as_deref(), &registered, now)?;
-        // RFC 7800: such a token is worth nothing without proof of its key, and we cannot ask for that proof yet.
-        if all.contains_key("cnf") {
-            return Err(Rejection::CredentialInvalid("bound_token"));
-        }
+        confirmation::check(&all, request)?;
         let key = self.keys.verify(&jws, now).await?;
-        let identity = Arc::new(self.identity(all, &jws)?);
+        // Without the signature: of an ECDSA signature anybody can make a second one that is as good, and it must not have a budget of its own.
+        let proven = Identity::new(Method::Jwt, self.name.clone(), sha256(jws.signing_input()));
+        let identity = Arc::new(self.claims.fill_in(proven, all)?);
         self.tokens.insert(Verified::new(self.verifier, token, (algorithm, typ.clone()), registered, key, identity.clone()));
         Ok(Some(identity))
-    }
-
-    fn identity(&self, claims: Map<String, Value>, jws: &Jws<'_>) -> Result<Identity, Rejection> {
-        // Without the signature: of an ECDSA signature anybody can make a second one that is as good, and it must not have a budget of its own.
-        let credential = sha256(jws.signing_input());
-        Ok(Identity {
-            subject: self.claims.subject.text(&claims)?,
-            consumer: self.claims.consumer.text(&claims)?,
-            client: self.claims.client.text(&claims)?,
-            // RFC 6749 section 3.3: a scope has no space, so an element with one is no scope, and must not become two upstream.
-            scopes: words(&self.claims.scopes, &claims, |text| text.split(' ').collect(), |scope| !scope.contains(' '))?,
-            roles: words(&self.claims.roles, &claims, |text| vec![text], |_| true)?,
-            plan: self.claims.plan.text(&claims)?,
-            claims,
-            ..Identity::new(Method::Jwt, self.name.clone(), credential)
-        })
     }
 }
 
@@ -352,80 +316,6 @@ fn media_type(typ: &str) -> &str {
         Some((prefix, rest)) if prefix.eq_ignore_ascii_case("application/") => rest,
         _ => typ,
     }
-}
-
-impl ClaimPaths {
-    fn new(names: &config::ClaimNames) -> Self {
-        let all = |names: &[Arc<str>]| names.iter().map(ClaimPath::new).collect();
-        Self {
-            subject: ClaimPath::new(&names.subject),
-            scopes: all(&names.scopes),
-            roles: all(&names.roles),
-            consumer: ClaimPath::new(&names.consumer),
-            client: ClaimPath::new(&names.client),
-            plan: ClaimPath::new(&names.plan),
-        }
-    }
-}
-
-impl ClaimPath {
-    fn new(name: &Arc<str>) -> Self {
-        Self { name: name.clone(), parts: name.split('.').map(Into::into).collect() }
-    }
-
-    fn find<'c>(&self, claims: &'c Map<String, Value>) -> Option<&'c Value> {
-        if let Some(value) = claims.get(&*self.name) {
-            return Some(value);
-        }
-        let (last, way) = self.parts.split_last()?;
-        let mut members = claims;
-        for part in way {
-            members = members.get(&**part)?.as_object()?;
-        }
-        members.get(&**last)
-    }
-
-    /// The claim as one word of an identity. A value that is not a string, or empty, says nothing.
-    fn text(&self, claims: &Map<String, Value>) -> Result<Option<Arc<str>>, Rejection> {
-        match self.find(claims) {
-            Some(Value::String(text)) if !text.is_empty() => Ok(Some(sound(text)?.into())),
-            _ => Ok(None),
-        }
-    }
-}
-
-/// The words of all these claims, each once: a string is `split`, a list gives its strings, anything else grants nothing.
-fn words(
-    paths: &[ClaimPath],
-    claims: &Map<String, Value>,
-    split: impl Fn(&str) -> Vec<&str>,
-    is_one: impl Fn(&str) -> bool,
-) -> Result<Vec<Arc<str>>, Rejection> {
-    let mut words: Vec<Arc<str>> = Vec::new();
-    for path in paths {
-        let found: Vec<&str> = match path.find(claims) {
-            Some(Value::String(text)) => split(text),
-            Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).filter(|word| is_one(word)).collect(),
-            _ => Vec::new(),
-        };
-        for word in found.into_iter().filter(|word| !word.is_empty()) {
-            if !words.iter().any(|known| **known == *word) {
-                words.push(sound(word)?.into());
-            }
-        }
-    }
-    Ok(words)
-}
-
-/// A value that can stand in a header line and a log line. One that cannot was made to break them: the token is refused.
-fn sound(text: &str) -> Result<&str, Rejection> {
-    if text.len() > MAX_VALUE {
-        return Err(Rejection::CredentialInvalid("claim_too_long"));
-    }
-    if text.bytes().any(|byte| byte < 0x20 || byte == 0x7f) {
-        return Err(Rejection::CredentialInvalid("claim_characters"));
-    }
-    Ok(text)
 }
 
 #[cfg(test)]

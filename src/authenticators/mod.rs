@@ -1,10 +1,16 @@
 //! Who are you: one credential, judged by the authenticator whose it is; `combination` says which of them a policy accepts together.
 
 pub mod api_key;
+pub mod basic;
+pub mod claims;
+pub mod client_certificate;
 mod combination;
+pub mod confirmation;
 pub mod credential;
+pub mod introspection;
 pub mod jwt;
 pub mod key_format;
+pub mod oauth_client;
 pub mod sigv4;
 
 use std::sync::Arc;
@@ -48,8 +54,14 @@ pub enum Authenticator {
     Jwt(jwt::Jwt),
     /// API keys.
     ApiKey(api_key::ApiKey),
+    /// Certificates of TLS clients.
+    ClientCertificate(client_certificate::ClientCertificate),
     /// AWS Signature Version 4.
     Sigv4(sigv4::Sigv4),
+    /// Users and passwords.
+    Basic(basic::Basic),
+    /// Opaque tokens.
+    Introspection(introspection::Introspection),
 }
 
 impl Authenticator {
@@ -57,14 +69,17 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.authenticate(request, now).await,
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
+            Self::ClientCertificate(client_certificate) => client_certificate.authenticate(request),
             Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
+            Self::Basic(basic) => basic.authenticate(request, now).await,
+            Self::Introspection(introspection) => introspection.authenticate(request, now).await,
         }
     }
 
     fn asks_for_body(&self, request: &Request<'_>) -> bool {
         match self {
             Self::Sigv4(sigv4) => sigv4.asks_for_body(request),
-            Self::Jwt(_) | Self::ApiKey(_) => false,
+            _ => false,
         }
     }
 
@@ -73,7 +88,10 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.name(),
             Self::ApiKey(api_key) => api_key.name(),
+            Self::ClientCertificate(client_certificate) => client_certificate.name(),
             Self::Sigv4(sigv4) => sigv4.name(),
+            Self::Basic(basic) => basic.name(),
+            Self::Introspection(introspection) => introspection.name(),
         }
     }
 
@@ -82,7 +100,10 @@ impl Authenticator {
         match self {
             Self::Jwt(_) => Method::Jwt,
             Self::ApiKey(_) => Method::ApiKey,
+            Self::ClientCertificate(_) => Method::ClientCertificate,
             Self::Sigv4(_) => Method::Sigv4,
+            Self::Basic(_) => Method::Basic,
+            Self::Introspection(_) => Method::Introspection,
         }
     }
 
@@ -91,7 +112,18 @@ impl Authenticator {
         match self {
             Self::Jwt(jwt) => jwt.locations(),
             Self::ApiKey(api_key) => api_key.locations(),
+            // It comes with the connection, or in headers that reach no upstream anyway.
+            Self::ClientCertificate(_) => &[],
             Self::Sigv4(sigv4) => sigv4.locations(),
+            Self::Basic(basic) => basic.locations(),
+            Self::Introspection(introspection) => introspection.locations(),
+        }
+    }
+
+    /// Sets live facts to this configuration; called once, when it takes effect.
+    pub fn activate(&self) {
+        if let Self::Introspection(introspection) = self {
+            introspection.activate();
         }
     }
 }

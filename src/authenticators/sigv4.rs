@@ -445,3 +445,6 @@ fn only_parameter<'r>(request: &Request<'r>, name: &str) -> Result<Option<Cow<'r
 fn name_of(pair: &str) -> &str {
     pair.split_once('=').map_or(pair, |(name, _)| name)
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,6 +69,11 @@ impl Authorizers {
         self.check_condition(request, Some(identity))
     }
 
+    /// The path parameters that its condition speaks of.
+    pub fn parameters(&self) -> impl Iterator<Item = &str> {
+        self.when.iter().flat_map(Expression::parameters)
+    }
+
     fn check_condition(&self, request: &Request<'_>, identity: Option<&Identity>) -> Result<(), Rejection> {
         match self.when.as_ref().map(|when| when.holds(request, identity)) {
             None | Some(Ok(true)) => Ok(()),

@@ -1,5 +1,7 @@
 //! `edgeward check`: everything that is wrong with a configuration, and, when it is sound, what it comes to.
 
+mod limits;
+
 use std::fmt::Write;
 use std::process::ExitCode;
 
@@ -7,7 +9,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{ConfigFile, print};
-use crate::config::{self, Accepted, Authenticate, Authenticator, Config, KeySource, Principals, RoutePolicy, System};
+use crate::config::{self, Accepted, Authenticate, Authenticator, Config, KeySource, OnFailure, Principals, RoutePolicy, System};
 use crate::live::LiveState;
 use crate::metrics::Metrics;
 use crate::reload::Candidate;
@@ -63,9 +65,9 @@ fn lines(sentences: &[String]) -> String {
     sentences.iter().map(|sentence| format!("  {sentence}\n")).collect()
 }
 
-/// The effective policy of each route, in a sentence.
+/// The effective policy of each route, in a sentence, and each plan.
 fn routes(config: &Config) -> Vec<String> {
-    config.routes.iter().map(|route| sentence(config, route)).collect()
+    config.routes.iter().map(|route| sentence(config, route)).chain(limits::plans(config)).collect()
 }
 
 fn sentence(config: &Config, route: &config::Route) -> String {
@@ -99,7 +101,13 @@ fn sentence(config: &Config, route: &config::Route) -> String {
             let _ = write!(text, ", never from {} denied networks", policy.deny.len());
         }
         if !policy.limits.is_empty() {
-            let _ = write!(text, ", within {}", join(policy.limits.iter().map(|limit| &limit.value), " and "));
+            let _ = write!(text, ", within {}", join(policy.limits.iter().map(|name| limits::named(config, name)), " and "));
+        }
+        if matches!(policy.authenticate.value, Authenticate::By(_)) && !config.plans.is_empty() {
+            let _ = write!(text, ", and within the caller's plan");
+        }
+        if *route.cost > 1 {
+            let _ = write!(text, ", at a cost of {}", *route.cost);
         }
     }
     let _ = write!(text, "; served by {}", *route.upstream);
@@ -136,6 +144,8 @@ fn dependencies(config: &Config) -> Vec<String> {
                 )),
                 KeySource::JwksFile(_) | KeySource::Secret(_) => {}
             },
+            Authenticator::ClientCertificate(_) => {}
+            Authenticator::Introspection(introspection) => plans.push(introspection_plan(&name.value, introspection)),
             Authenticator::ApiKey(api_key) => {
                 if let config::KeyStore::Database(path) = &api_key.keys.value {
                     plans.push(format!(
@@ -145,9 +155,10 @@ fn dependencies(config: &Config) -> Vec<String> {
                     ));
                 }
             }
-            Authenticator::Sigv4(_) => {}
+            Authenticator::Sigv4(_) | Authenticator::Basic(_) => {}
         }
     }
+    plans.extend(limits::dependencies(config));
     for (name, upstream) in &config.upstreams {
         let plan = match (&upstream.builtin, &upstream.health) {
             (Some(_), _) => continue,
@@ -159,6 +170,27 @@ fn dependencies(config: &Config) -> Vec<String> {
         plans.push(format!("{}: {plan}", name.value));
     }
     plans
+}
+
+fn introspection_plan(name: &str, introspection: &config::Introspection) -> String {
+    let config::Introspection { url, cache, breaker, timeout, on_failure, .. } = introspection;
+    let plan = match on_failure {
+        OnFailure::Deny => "503 for every token that is not remembered".to_owned(),
+        OnFailure::AllowCached(beyond) => {
+            let beyond = config::duration(*beyond);
+            format!("a token that was active serves for {beyond} longer, never beyond its end; every other 503")
+        }
+        OnFailure::Allow => "WARNING: ANY TOKEN IS LET IN, also an invented one, as nobody and with no scopes".to_owned(),
+    };
+    format!(
+        "{name}: tokens are introspected at {}, and what was said counts for {}; away after {} for a request, or after {} failures \
+         for {}; then {plan}",
+        **url,
+        config::duration(cache.ttl),
+        config::duration(*timeout),
+        breaker.failures,
+        config::duration(breaker.open)
+    )
 }
 
 fn join<T: std::fmt::Display>(items: impl IntoIterator<Item = T>, separator: &str) -> String {

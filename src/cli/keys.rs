@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use super::ConfigFile;
 use super::key_file::{self, KeyFile};
+use super::key_quotas;
 use crate::authenticators::key_format;
 use crate::config::{self, Authenticator, Config, KeyStore as Configured, System};
 use crate::live::api_keys::{KeyHash, Record, Source};
@@ -242,13 +243,17 @@ impl List {
 
 impl Show {
     fn run(&self, now: u64, out: &mut dyn Write) -> Result<(), Failure> {
-        let store = self.place.open(Opening::Existing)?;
+        let config = self.place.load()?;
+        let store = self.place.open_in(&config, Opening::Existing)?;
         let record = store.find(&self.id)?;
-        let shown = shown(&record, store.usage(&self.id)?.as_ref(), now);
+        let mut shown = shown(&record, store.usage(&self.id)?.as_ref(), now);
+        let quotas = key_quotas::of(&config, &store.authenticator, &record, now)?;
         if self.json {
+            shown.push(("quotas", json!(quotas)));
             return Ok(writeln!(out, "{:#}", object(shown))?);
         }
-        Ok(write_lines(&shown, out)?)
+        write_lines(&shown, out)?;
+        Ok(quotas.iter().try_for_each(|quota| writeln!(out, "{:<15}{quota}", "quota:"))?)
     }
 }
 
@@ -306,6 +311,7 @@ impl Export {
 /// The store of an authenticator, and what the configuration says of its keys.
 #[derive(Debug)]
 struct OpenStore {
+    authenticator: Arc<str>,
     prefix: Arc<str>,
     routes: Vec<Arc<str>>,
     place: StorePlace,
@@ -322,9 +328,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Place {
     fn open(&self, opening: Opening) -> Result<OpenStore, Failure> {
-        let path = self.config.path();
-        let config = config::load(&path, &System).config.map_err(problems)?;
-        self.open_in(&config, opening)
+        self.open_in(&self.load()?, opening)
+    }
+
+    fn load(&self) -> Result<Config, Failure> {
+        config::load(&self.config.path(), &System).config.map_err(problems)
     }
 
     fn open_in(&self, config: &Config, opening: Opening) -> Result<OpenStore, Failure> {
@@ -333,18 +341,18 @@ impl Place {
             .iter()
             .filter_map(|(name, authenticator)| match authenticator {
                 Authenticator::ApiKey(api_key) => Some((&name.value, api_key)),
-                Authenticator::Jwt(_) | Authenticator::Sigv4(_) => None,
+                _ => None,
             })
             .collect();
         let names = || stores.iter().map(|(name, _)| &***name);
-        let api_key = match (&self.authenticator, &*stores) {
+        let (authenticator, api_key) = match (&self.authenticator, &*stores) {
             (_, []) => return fail("the configuration has no api_key authenticator"),
-            (None, [(_, only)]) => only,
+            (None, [only]) => only,
             (None, _) => {
                 return fail(format!("which authenticator? --authenticator names one of {}", names().collect::<Vec<_>>().join(", ")));
             }
             (Some(wanted), _) => match stores.iter().find(|(name, _)| ***name == **wanted) {
-                Some((_, api_key)) => api_key,
+                Some(found) => found,
                 None => return fail(unknown("api_key authenticator", wanted, names())),
             },
         };
@@ -353,7 +361,7 @@ impl Place {
             Configured::File { file, .. } => StorePlace::File(KeyFile::new(&file.path)),
         };
         let routes = config.routes.iter().map(|route| route.name.value.clone()).collect();
-        Ok(OpenStore { prefix: api_key.prefix.clone(), routes, place })
+        Ok(OpenStore { authenticator: Arc::clone(authenticator), prefix: api_key.prefix.clone(), routes, place })
     }
 }
 
@@ -476,7 +484,7 @@ fn plain(value: &Value) -> String {
     }
 }
 
-fn problems(problems: Vec<config::Problem>) -> Failure {
+pub(super) fn problems(problems: Vec<config::Problem>) -> Failure {
     Failure(problems.iter().map(ToString::to_string).collect())
 }
 

@@ -3,6 +3,7 @@
 mod check;
 mod health;
 mod key_file;
+mod key_quotas;
 mod keys;
 mod tokens;
 

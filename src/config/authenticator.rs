@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use serde_json::{Map as Object, Value, json};
 
+use super::client_certificate::ClientCertificate;
 use super::decode::{Context, Decode, Fields, NonEmpty, OneOrMany, Scalar, grammar, unknown_word};
 use super::header;
+use super::introspection::Introspection;
 use super::keys::{KeyEntry, KeyFile};
 use super::limit::ClaimPath;
 use super::values::{DAY, HeaderName, Lasting, MINUTE, SECOND, Text, Token, Url};
 use super::yaml::Node;
-use super::{At, File, Problem, Sigv4};
+use super::{At, Basic, File, Problem, Sigv4};
 use crate::jose::Algorithm;
 use crate::secret::Secret;
 
@@ -24,20 +26,32 @@ pub enum Authenticator {
     Jwt(Jwt),
     /// By an API key.
     ApiKey(ApiKey),
+    /// By the certificate of a TLS client.
+    ClientCertificate(ClientCertificate),
     /// By an AWS Signature Version 4.
     Sigv4(Sigv4),
+    /// By a user and a password.
+    Basic(Basic),
+    /// By an opaque token.
+    Introspection(Introspection),
 }
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key, sigv4)]
+    #[one_of(jwt, api_key, introspection, client_certificate, sigv4, basic)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
         /// By an API key.
         api_key: Option<ApiKey> = absent,
+        /// By the certificate of a TLS client.
+        client_certificate: Option<ClientCertificate> = absent,
         /// By an AWS Signature Version 4.
         sigv4: Option<Sigv4> = absent,
+        /// By a user and a password (RFC 7617).
+        basic: Option<Basic> = absent,
+        /// By an opaque token, about which its issuer is asked (RFC 7662).
+        introspection: Option<Introspection> = absent,
     }
 
     /// Tokens of one issuer.
@@ -141,8 +155,16 @@ impl Decode for Authenticator {
     type Value = Self;
 
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
-        let WrittenAuthenticator { jwt, api_key, sigv4 } = WrittenAuthenticator::decode(node, context)?;
-        jwt.map(Self::Jwt).or(api_key.map(Self::ApiKey)).or(sigv4.map(Self::Sigv4))
+        let written = WrittenAuthenticator::decode(node, context)?;
+        let ways = [
+            written.jwt.map(Self::Jwt),
+            written.api_key.map(Self::ApiKey),
+            written.introspection.map(Self::Introspection),
+            written.client_certificate.map(Self::ClientCertificate),
+            written.sigv4.map(Self::Sigv4),
+            written.basic.map(Self::Basic),
+        ];
+        ways.into_iter().flatten().next()
     }
 
     fn expected() -> String {

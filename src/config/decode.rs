@@ -533,11 +533,11 @@ pub(crate) use grammar;
 macro_rules! words {
     ($(
         $(#[doc = $doc:literal])+
-        pub enum $name:ident { $( $(#[doc = $about:literal])+ $variant:ident = $word:literal ),+ $(,)? }
+        $visibility:vis enum $name:ident { $( $(#[doc = $about:literal])+ $variant:ident = $word:literal ),+ $(,)? }
     )+) => {$(
         $(#[doc = $doc])+
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name { $( $(#[doc = $about])+ $variant, )+ }
+        $visibility enum $name { $( $(#[doc = $about])+ $variant, )+ }
 
         impl $crate::config::decode::Scalar for $name {
             type Value = Self;

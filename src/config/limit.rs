@@ -82,7 +82,7 @@ grammar! {
 
 words! {
     /// How a rate is counted.
-    pub enum AlgorithmName {
+    enum AlgorithmName {
         /// Windows side by side.
         FixedWindow = "fixed_window",
         /// The current window and the share of the previous one that still counts.
@@ -94,7 +94,7 @@ words! {
     }
 
     /// Who holds the counts.
-    pub enum StoreName {
+    enum StoreName {
         /// This process.
         Local = "local",
         /// Redis, asked for every request.
@@ -376,22 +376,27 @@ fn check_limit(limit: &WrittenLimit, fields: &Fields<'_>, context: &mut Context<
     let leaky = bucket(AlgorithmName::LeakyBucket);
     let requests = limit.on == LimitOn::Requests;
     let local = limit.store.value == StoreName::Local;
-    let needed: [(&str, bool, &str); 7] = [
+    let needed: [(&str, bool, &str); 6] = [
         ("algorithm", limit.rate.is_some(), "`rate`"),
         ("burst", bucket(AlgorithmName::TokenBucket), "`algorithm: token_bucket`"),
         ("queue", leaky, "`algorithm: leaky_bucket`"),
         ("max_wait", leaky, "`algorithm: leaky_bucket`"),
         ("cost", requests && limit.concurrency.is_none(), "`on: requests` and `rate` or `quota`"),
         ("on_store_failure", !local, "`store: redis` or `hybrid`"),
-        ("store", local || (limit.rate.is_some() && requests), "`on: requests` and `rate`, where it is not `local`"),
     ];
     for (key, met, needs) in needed {
         if let (false, Some(node)) = (met, fields.written(key)) {
             context.key(key, |context| context.refuse::<()>(node, format!("goes with {needs} only"), "this key left out"));
         }
     }
-    if leaky && limit.store.value == StoreName::Hybrid {
-        fields.refuse(context, "a queue cannot be lent", "`store: local` or `redis` with `leaky_bucket`");
+    let lacks = match limit.store.value {
+        StoreName::Local => None,
+        StoreName::Redis | StoreName::Hybrid if limit.rate.is_none() || !requests => Some("Redis counts a `rate` of requests only"),
+        StoreName::Hybrid if leaky => Some("a queue cannot be lent"),
+        StoreName::Redis | StoreName::Hybrid => None,
+    };
+    if let Some(message) = lacks {
+        context.report(Problem::at(&limit.store.place, message).expected("another store"));
     }
     for (key, written) in [("queue", limit.queue.is_some()), ("max_wait", limit.max_wait.is_some())] {
         if leaky && !written {

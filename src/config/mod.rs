@@ -4,8 +4,13 @@
 //! (policies, upstreams, limits) is deliberately not resolved here: the compiler of the snapshot does.
 
 mod authenticator;
+mod basic;
+mod client_certificate;
 mod decode;
+mod dependency;
+mod filter;
 pub(crate) mod header;
+mod introspection;
 mod keys;
 mod limit;
 mod policy;
@@ -25,14 +30,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use authenticator::{ApiKey, Authenticator, ClaimNames, Jwt, KeyFetch, KeySource, KeyStore, Location};
+pub use basic::{Basic, PasswordHash, User};
+pub use client_certificate::{AllowedCertificate, CertificateName, ClientCertificate};
 use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
+pub use dependency::{Breaker, OnFailure};
+pub use filter::{Filter, FilterAction};
+pub use introspection::{ClientProof, Introspection, OauthClient, OauthClientMethod};
 pub use keys::KeyEntry;
 pub use limit::{Allowance, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, Plan, Quotas, WhenMissing};
 pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};
 pub use problem::{At, Place, Problem, nearest};
 pub use redis::{Redis, RedisUrl};
 pub use route::{Route, RoutePolicy, RouteTimeouts};
-pub use server::{AccessLog, Admin, Certificate, Listener, ListenerTls, Server, ServerLimits, ServerTimeouts, Telemetry};
+pub use server::{
+    AccessLog, Admin, Certificate, ClientCertificateMode, ClientCertificates, ForwardedCertificates, Listener, ListenerTls, Server,
+    ServerLimits, ServerTimeouts, Telemetry,
+};
 pub use sigv4::{Replay, SigningKeyEntry, Sigv4};
 pub use source::{Source, System};
 pub use upstream::{Balance, Builtin, Health, Retries, RetryOn, Upstream, UpstreamServer, UpstreamTimeouts, UpstreamTls};
@@ -141,6 +154,8 @@ grammar! {
         limits: Named<Limit> as Map<Name, Limit> = "{}",
         /// The embedded store of limits with a `quota`.
         quotas: Quotas = "{}",
+        /// Rules over requests, by name.
+        filters: Named<Filter> as Map<Name, Filter> = "{}",
         /// Usage plans, by name: a caller's is named by its key or token, or by `consumers`.
         plans: Named<Plan> as Map<Name, Plan> = "{}",
         /// Ways to prove who calls, by name.

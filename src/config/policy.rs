@@ -20,6 +20,8 @@ grammar! {
         deny: Vec<IpNet> as Networks = "[]",
         /// The only networks that may enter. Absent: all.
         allow: Option<Vec<IpNet>> as Option<NonEmpty<Networks>> = absent,
+        /// The filters that apply, by name, before any credential is looked at, but for those that are about the caller.
+        filters: Vec<At<Arc<str>>> as Vec<At<Name>> = "[]",
         /// The limits that apply, by name: one whose key needs the identity is checked after it, the others before. Those of the caller's
         /// plan apply as well.
         limits: Vec<At<Arc<str>>> as Vec<At<Name>> = "[]",

@@ -7,10 +7,10 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map as Object, Value, json};
 
-use super::File;
 use super::decode::{Context, Decode, Fields, Scalar, grammar};
 use super::values::{HostAndPort, Lasting, SECOND, decimal};
 use super::yaml::{Kind, Node};
+use super::{At, File};
 use crate::secret::Secret;
 
 grammar! {
@@ -18,7 +18,7 @@ grammar! {
     #[checked(check_redis)]
     pub struct Redis {
         /// `redis://HOST:PORT/DATABASE`, or `rediss://` for TLS; from the environment or a file when it holds a user and a password.
-        url: RedisUrl,
+        url: At<RedisUrl>,
         /// The authorities to trust for TLS, in PEM. Absent: the system's.
         ca: Option<File> = absent,
         /// How long an answer may take, connecting included; then `on_store_failure` holds.

@@ -32,7 +32,7 @@ grammar! {
         /// The name of the upstream.
         upstream: At<Arc<str>> as At<Name>,
         /// What one request takes of the limits that it meets, times what a limit says.
-        cost: u64 as Within<u64, 1, 1_000_000> = "1",
+        cost: At<u64> as At<Within<u64, 1, 1_000_000>> = "1",
         /// Whether connections may be upgraded to WebSocket.
         websocket: bool = "false",
         /// Timeouts that go before the upstream's.

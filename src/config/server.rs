@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::decode::{Context, Fields, NonEmpty, grammar};
+use super::decode::{Context, Fields, NonEmpty, grammar, words};
 use super::values::{DAY, HOUR, HeaderName, Lasting, Networks, Share, Sized, Within};
 use super::{At, File, Problem};
 use crate::secret::Secret;
@@ -20,6 +20,9 @@ grammar! {
         trusted_proxies: Vec<IpNet> as Networks = "[]",
         /// The header in which trusted proxies name the client. It is walked from the right, past trusted proxies.
         client_ip_header: http::HeaderName as HeaderName = "X-Forwarded-For",
+        /// Client certificates that trusted proxies forward in `Client-Cert` and `Client-Cert-Chain` (RFC 9440), verified here again. Absent: these
+        /// headers are believed from nobody.
+        forwarded_certificates: Option<ForwardedCertificates> = absent,
         /// How large a request may be.
         limits: ServerLimits = "{}",
         /// How long a client may take.
@@ -58,6 +61,30 @@ grammar! {
     pub struct ListenerTls {
         /// The certificates. The caller's SNI chooses; the first serves callers that name no host. A host that no certificate has is refused.
         certificates: Vec<Certificate> as NonEmpty<Vec<Certificate>>,
+        /// The certificates that callers show. Absent: none is asked for. To add or remove it needs a restart.
+        client_certificates: Option<ClientCertificates> = absent,
+    }
+
+    /// The certificates that callers show, and who vouches for them.
+    pub struct ClientCertificates {
+        /// Whether a caller may come without one. One that is not good is refused either way.
+        mode: ClientCertificateMode,
+        /// The authorities that vouch for callers, in PEM.
+        ca: File,
+        /// Their revocation lists, in PEM: one of each authority in `ca`, signed by it and in date. Absent: nothing is revoked.
+        crl: Option<File> = absent,
+        /// How many intermediate authorities may stand between a certificate and the authority that ends its chain.
+        depth: u32 as Within<u32, 0, 16> = "4",
+    }
+
+    /// Client certificates that a trusted proxy forwards, and who vouches for them.
+    pub struct ForwardedCertificates {
+        /// The authorities that vouch for callers, in PEM.
+        ca: File,
+        /// Their revocation lists, in PEM: one of each authority in `ca`, signed by it and in date. Absent: nothing is revoked.
+        crl: Option<File> = absent,
+        /// How many intermediate authorities may stand between a certificate and the authority that ends its chain.
+        depth: u32 as Within<u32, 0, 16> = "4",
     }
 
     /// A certificate chain and its private key, in PEM.
@@ -87,6 +114,16 @@ grammar! {
     pub struct AccessLog {
         /// The share of allowed requests that is written; refusals always are.
         sample: f64 as Share = "1.0",
+    }
+}
+
+words! {
+    /// Whether callers must show a certificate.
+    pub enum ClientCertificateMode {
+        /// Without one there is no connection.
+        Required = "required",
+        /// Without one only what asks for none is open.
+        Optional = "optional",
     }
 }
 

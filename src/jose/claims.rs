@@ -36,7 +36,11 @@ pub struct Registered {
 impl Claims {
     /// Reads a payload.
     pub fn parse(payload: &[u8]) -> Result<Self, Fault> {
-        let all = json::object(payload).ok_or(Fault::Malformed)?;
+        Self::of(json::object(payload).ok_or(Fault::Malformed)?)
+    }
+
+    /// The claims among the members of an object.
+    pub fn of(all: Map<String, Value>) -> Result<Self, Fault> {
         let time = |name: &str, fault: Fault| all.get(name).map(|value| numeric_date(value).ok_or(fault)).transpose();
         let registered = Registered {
             issuer: match all.get("iss") {

@@ -74,6 +74,8 @@ pub struct Status {
     pub calls: u64,
     /// Those that failed.
     pub failures: u64,
+    /// Requests that were let in without a fresh answer, since the start.
+    pub excused: u64,
     /// Why the last call failed; absent when it did not.
     pub last_error: Option<String>,
 }
@@ -91,6 +93,7 @@ pub struct Answers<V> {
     misses: AtomicU64,
     calls: AtomicU64,
     failures: AtomicU64,
+    excused: AtomicU64,
     last_error: Mutex<Option<String>>,
 }
 
@@ -112,6 +115,7 @@ impl<V: Send + Sync + 'static> Answers<V> {
             misses: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            excused: AtomicU64::new(0),
             last_error: Mutex::default(),
         }
     }
@@ -159,6 +163,11 @@ impl<V: Send + Sync + 'static> Answers<V> {
         }
     }
 
+    /// Counts a request that is let in without a fresh answer, as the operator wants it while the party is away.
+    pub fn excuse(&self) {
+        self.excused.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// What operators may know.
     pub fn status(&self) -> Status {
         Status {
@@ -169,6 +178,7 @@ impl<V: Send + Sync + 'static> Answers<V> {
             misses: self.misses.load(Ordering::Relaxed),
             calls: self.calls.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
+            excused: self.excused.load(Ordering::Relaxed),
             last_error: lock(&self.last_error).clone(),
         }
     }

@@ -330,3 +330,287 @@ impl Lease {
         self.refused_until = if self.left == 0 { heard + settled.standing.retry_after.max(BREATH) } else { Duration::ZERO };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::limits::KeyBuilder;
+    use proptest::prelude::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+    const WINDOW: Duration = Duration::from_secs(1);
+
+    fn terms(limit: u64, algorithm: Algorithm) -> Terms {
+        Terms { limit, window: WINDOW, algorithm }
+    }
+
+    fn fixed(limit: u64) -> Terms {
+        terms(limit, Algorithm::FixedWindow)
+    }
+
+    fn key() -> Key {
+        KeyBuilder::default().finish()
+    }
+
+    fn admits(lease: &mut Lease, terms: Terms, cost: u64, now: Duration) -> Option<bool> {
+        match lease.take(terms, cost, now) {
+            Taken::Standing(standing) => Some(standing.admitted),
+            Taken::Ask => None,
+        }
+    }
+
+    /// What `settle.lua` does for one key of a fixed window.
+    #[derive(Default)]
+    struct Window {
+        index: u128,
+        current: u64,
+    }
+
+    impl Window {
+        fn turn(&mut self, now: Duration) {
+            let index = now.as_micros() / WINDOW.as_micros();
+            if index != self.index {
+                *self = Self { index, current: 0 };
+            }
+        }
+
+        fn settle(&mut self, part: &Settlement, now: Duration) -> Settled {
+            self.turn(now);
+            let began = u64::try_from(self.index * WINDOW.as_micros()).unwrap();
+            let back = if part.taken >= began { part.back } else { 0 };
+            self.current = self.current.saturating_sub(back) + part.debt;
+            let lease = part.wanted.min(part.terms.limit.saturating_sub(self.current).div_ceil(4));
+            self.current += lease;
+            let left = WINDOW - Duration::from_micros(u64::try_from(now.as_micros() % WINDOW.as_micros()).unwrap());
+            let remaining = part.terms.limit.saturating_sub(self.current);
+            let retry_after = if remaining > 0 { Duration::ZERO } else { left };
+            let standing = Standing { admitted: true, remaining, reset: left, retry_after, wait: Duration::ZERO };
+            Settled { lease, at: u64::try_from(now.as_micros()).unwrap(), standing, window_left: Some(left) }
+        }
+
+        fn charge(&mut self, limit: u64, cost: u64, now: Duration) -> bool {
+            self.turn(now);
+            let admitted = self.current + cost <= limit;
+            self.current += if admitted { cost } else { 0 };
+            admitted
+        }
+    }
+
+    /// One settlement at once and without a delay.
+    fn settle(lease: &mut Lease, window: &mut Window, now: Duration) -> Settlement {
+        let part = lease.settlement(key(), now);
+        let settled = window.settle(&part, now);
+        lease.settle(&part, &settled, now, now);
+        part
+    }
+
+    #[test]
+    fn the_worst_overshoot_is_the_credit_of_every_node() {
+        let bucket = |burst| terms(1_000, Algorithm::TokenBucket { burst });
+        for (terms, nodes, overshoot, idle) in [
+            (fixed(10), 1, 1, 1),
+            (fixed(10), 3, 3, 3),
+            (fixed(1_000), 3, 30, 186),
+            (terms(1_000_000, Algorithm::SlidingWindow), 5, 50_000, 312_500),
+            // A bucket may have filled again while a lease is out.
+            (bucket(100), 3, 3 + 18, 18),
+            (bucket(5), 2, 4, 2),
+        ] {
+            assert_eq!(worst_overshoot(nodes, terms), overshoot, "{terms:?} on {nodes} nodes");
+            assert_eq!(worst_idle(nodes, terms), idle, "{terms:?} on {nodes} nodes");
+        }
+    }
+
+    #[test]
+    fn a_caller_that_is_seen_once_takes_no_lease() {
+        let (mut lease, mut window) = (Lease::new(fixed(1_000)), Window::default());
+        assert_eq!(admits(&mut lease, fixed(1_000), 1, MILLI), Some(true));
+        assert!(lease.falls_due(MILLI));
+        let part = settle(&mut lease, &mut window, MILLI);
+        assert_eq!((part.debt, part.wanted, window.current), (1, 0, 1));
+        assert!(!lease.falls_due(MILLI));
+    }
+
+    #[test]
+    fn a_lease_grows_while_a_key_is_hot_and_shrinks_when_it_cools() {
+        let terms = terms(100_000, Algorithm::TokenBucket { burst: 100_000 });
+        let mut lease = Lease::new(terms);
+        let grant = |part: &Settlement, now: Duration| Settled {
+            lease: part.wanted,
+            at: 0,
+            standing: Standing { admitted: true, remaining: 50_000, reset: WINDOW, retry_after: Duration::ZERO, wait: Duration::ZERO },
+            window_left: Some(WINDOW.saturating_sub(now)),
+        };
+        let mut now = Duration::ZERO;
+        let mut sizes = Vec::new();
+        for _ in 0..20 {
+            let part = lease.settlement(key(), now);
+            let granted = grant(&part, Duration::ZERO);
+            lease.settle(&part, &granted, now, now);
+            sizes.push(lease.units);
+            lease.units = 0;
+            now += 10 * MILLI;
+        }
+        assert!(sizes.is_sorted() && sizes[0] == 0 && sizes[1] == 1, "{sizes:?}");
+        assert_eq!(sizes.last(), Some(&most_leased(terms)));
+        for _ in 0..20 {
+            now += LIFE + MILLI;
+            let part = lease.settlement(key(), now);
+            lease.settle(&part, &grant(&part, Duration::ZERO), now, now);
+        }
+        assert_eq!(lease.batch, 0);
+    }
+
+    #[test]
+    fn what_is_not_used_comes_back() {
+        let (terms, mut window) = (Terms { window: 60 * WINDOW, ..fixed(1_000) }, Window::default());
+        let mut lease = Lease::new(terms);
+        for millis in [1, 2, 3, 4] {
+            assert_eq!(admits(&mut lease, terms, 1, millis * MILLI), Some(true));
+            settle(&mut lease, &mut window, millis * MILLI);
+        }
+        let unused = lease.units;
+        assert!(unused > 0);
+        let end = lease.until;
+        assert_eq!(lease.settlement(key(), end).back, unused);
+        assert_eq!(lease.units, 0, "and is not used meanwhile");
+    }
+
+    #[test]
+    fn a_lease_ends_with_its_window() {
+        let (terms, mut window) = (fixed(1_000), Window::default());
+        let mut lease = Lease::new(terms);
+        for millis in [990, 991, 992] {
+            admits(&mut lease, terms, 1, millis * MILLI);
+            settle(&mut lease, &mut window, millis * MILLI);
+        }
+        assert!(lease.units > 0 && lease.until <= WINDOW);
+        // Credit, not the lease: its units were charged in a window that has passed.
+        assert_eq!(admits(&mut lease, terms, 1, WINDOW), Some(true));
+        assert_eq!(lease.debt, 1);
+        let part = settle(&mut lease, &mut window, WINDOW);
+        assert!(part.back > 0);
+        assert_eq!(window.current, 1 + lease.units, "nothing of the old window was given back to the new one");
+    }
+
+    #[test]
+    fn once_nothing_is_left_nobody_asks_until_something_is() {
+        let (terms, mut window) = (fixed(5), Window { index: 0, current: 5 });
+        let mut lease = Lease::new(terms);
+        assert_eq!(admits(&mut lease, terms, 1, MILLI), Some(true), "on credit");
+        settle(&mut lease, &mut window, MILLI);
+        assert_eq!(window.current, 6);
+        for millis in [2, 500, 999] {
+            assert_eq!(admits(&mut lease, terms, 1, millis * MILLI), Some(false));
+            assert!(!lease.falls_due(millis * MILLI));
+        }
+        assert_eq!(admits(&mut lease, terms, 1, WINDOW + BREATH), Some(true));
+    }
+
+    #[test]
+    fn more_than_credit_and_lease_is_asked_of_redis() {
+        let mut lease = Lease::new(fixed(1_000));
+        assert_eq!(admits(&mut lease, fixed(1_000), 10, MILLI), Some(true));
+        assert_eq!(admits(&mut lease, fixed(1_000), 1, MILLI), None);
+        assert_eq!(admits(&mut Lease::new(fixed(1_000)), fixed(1_000), 11, MILLI), None);
+    }
+
+    #[test]
+    fn numbers_never_exceed_the_limit() {
+        let (terms, mut window) = (fixed(100), Window::default());
+        let mut lease = Lease::new(terms);
+        for millis in 1..400 {
+            if let Taken::Standing(standing) = lease.take(terms, 1, millis * MILLI) {
+                assert!(standing.remaining <= 100, "{standing:?}");
+                assert!(standing.admitted || (standing.remaining == 0 && !standing.retry_after.is_zero()), "{standing:?}");
+            }
+            settle(&mut lease, &mut window, millis * MILLI);
+        }
+    }
+
+    /// One node: its lease, and the settlement that is under way, with what Redis said to it when it got there.
+    struct Node {
+        lease: Lease,
+        under_way: Option<(Settlement, Duration, Option<Settled>)>,
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Request(usize, u64),
+        /// A settlement sets out, reaches Redis, is heard of; or is lost on its way.
+        SetOut(usize),
+        Reach(usize),
+        Hear(usize),
+        Lose(usize),
+        Kill(usize),
+        Wait(u32),
+    }
+
+    const NODES: usize = 3;
+
+    fn step() -> impl Strategy<Value = Step> {
+        let node = || 0..NODES;
+        prop_oneof![
+            20 => (node(), 1..4_u64).prop_map(|(node, cost)| Step::Request(node, cost)),
+            10 => node().prop_map(Step::SetOut),
+            10 => node().prop_map(Step::Reach),
+            10 => node().prop_map(Step::Hear),
+            1 => node().prop_map(Step::Lose),
+            1 => node().prop_map(Step::Kill),
+            5 => (0..60_u32).prop_map(Step::Wait),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn no_fleet_admits_more_than_the_limit_and_the_stated_overshoot(limit in 1..400_u64, steps in prop::collection::vec(step(), 1..1_500)) {
+            let terms = fixed(limit);
+            let fresh = || Node { lease: Lease::new(terms), under_way: None };
+            let mut nodes = std::array::from_fn::<_, NODES, _>(|_| fresh());
+            let (mut window, mut now) = (Window::default(), Duration::ZERO);
+            let (mut admitted, mut kills, mut counted_in) = (0, 0, 0);
+            for step in steps {
+                if now.as_micros() / WINDOW.as_micros() != counted_in {
+                    (admitted, kills, counted_in) = (0, 0, now.as_micros() / WINDOW.as_micros());
+                }
+                match step {
+                    Step::Request(node, cost) => {
+                        let asked = admits(&mut nodes[node].lease, terms, cost, now);
+                        if asked.unwrap_or_else(|| window.charge(limit, cost, now)) {
+                            admitted += cost;
+                        }
+                    }
+                    Step::SetOut(node) => {
+                        let node = &mut nodes[node];
+                        let owes = node.lease.units > 0 && now >= node.lease.until;
+                        if node.under_way.is_none() && (owes || node.lease.falls_due(now)) {
+                            node.under_way = Some((node.lease.settlement(key(), now), now, None));
+                        }
+                    }
+                    Step::Reach(node) => {
+                        if let Some((part, _, settled @ None)) = &mut nodes[node].under_way {
+                            *settled = Some(window.settle(part, now));
+                        }
+                    }
+                    Step::Hear(node) => {
+                        if let Some((part, asked, Some(settled))) = &nodes[node].under_way {
+                            let (part, asked, settled) = (*part, *asked, *settled);
+                            nodes[node].lease.settle(&part, &settled, asked, now);
+                            nodes[node].under_way = None;
+                        }
+                    }
+                    Step::Lose(node) => nodes[node].under_way = None,
+                    Step::Kill(node) => {
+                        nodes[node] = fresh();
+                        kills += 1;
+                    }
+                    Step::Wait(millis) => now += MILLI * millis,
+                }
+                let most = limit + worst_overshoot(NODES as u64 + kills, terms);
+                prop_assert!(admitted <= most, "{admitted} of {most} at {now:?}");
+            }
+        }
+    }
+}

@@ -5,10 +5,12 @@ pub mod api_keys;
 pub mod backends;
 pub mod breaker;
 pub mod database;
+pub mod introspected;
 pub mod key_set;
 pub mod key_store;
 pub mod leases;
 pub mod limits;
+pub mod passwords;
 pub mod quotas;
 pub mod replays;
 pub mod shared_limits;
@@ -40,8 +42,12 @@ pub struct LiveState {
     pub leases: Registry<(Arc<str>, redis::Server), leases::Hybrid>,
     /// API keys, by their store.
     pub api_keys: Registry<api_keys::Source, api_keys::ApiKeys>,
+    /// Passwords that were found right.
+    pub passwords: Arc<passwords::Passwords>,
     /// What may be used once, by the name of the authenticator.
     pub replays: Registry<Arc<str>, replays::Replays>,
+    /// What is known of opaque tokens, by the endpoint that said it.
+    pub introspected: Registry<introspected::EndpointId, introspected::TokenAnswers>,
     /// Resolved and probed backends, by the name of the upstream.
     pub backends: Registry<Arc<str>, backends::Backends>,
 }

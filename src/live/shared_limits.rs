@@ -2,7 +2,7 @@
 //!
 //! All limits of a request are charged by one script, all or none. Redis runs it alone and by its own clock, so neither races between nodes
 //! nor their clocks matter. On a cluster one script may touch the keys of one slot only, hence one tag for all of them
-//! (`docs/decisions/0016-shared-limits.md`).
+//! (`docs/decisions/0011-shared-limits.md`).
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -277,4 +277,128 @@ fn share(part: u64, of: u64, whole: u64) -> u64 {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::limits::{KeyBuilder, Limits};
+    use proptest::prelude::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn name() -> Key {
+        KeyBuilder::default().finish()
+    }
+
+    #[test]
+    fn keys_are_told_apart_by_limit_window_and_algorithm_and_share_a_tag() {
+        let terms = |algorithm, window| Terms { limit: 1, window, algorithm };
+        let keys = [
+            key("a", &name(), terms(Algorithm::FixedWindow, SECOND)),
+            key("b", &name(), terms(Algorithm::FixedWindow, SECOND)),
+            key("a", &name(), terms(Algorithm::SlidingWindow, SECOND)),
+            key("a", &name(), terms(Algorithm::FixedWindow, 2 * SECOND)),
+            key("a", &name(), terms(Algorithm::TokenBucket { burst: 1 }, SECOND)),
+        ];
+        for (at, key) in keys.iter().enumerate() {
+            assert!(key.starts_with(b"{edgeward}:limit:"));
+            assert!(keys.iter().skip(at + 1).all(|other| other != key));
+        }
+        // What only tunes a limit leaves its counts where they are.
+        assert_eq!(keys[0], key("a", &name(), Terms { limit: 9, ..terms(Algorithm::FixedWindow, SECOND) }));
+    }
+
+    #[test]
+    fn an_answer_that_is_not_one_is_no_admission() {
+        for wrong in [vec![], vec![1], vec![1, 1, 2, 3], vec![1, 1, 2, 3, 4, 5], vec![-1, 1, 2, 3, 4], vec![1, 1, -2, 3, 4], vec![1; 9]] {
+            assert_eq!(parse(&wrong, 1), None, "{wrong:?}");
+        }
+        assert_eq!(parse(&[7, 1, 2, 3, 4], 1), Some((7, vec![(1, (2, 3, 4))])));
+    }
+
+    /// What `charge.lua` keeps of one key, in exact numbers.
+    #[derive(Default)]
+    struct Count {
+        index: u64,
+        current: u64,
+        previous: u64,
+        /// In units times the window's microseconds.
+        level: u128,
+        at: u64,
+    }
+
+    impl Count {
+        fn charge(&mut self, terms: Terms, cost: u64, now: u64) -> Standing {
+            let window = micros(terms.window);
+            let (admitted, state) = match terms.algorithm {
+                Algorithm::FixedWindow | Algorithm::SlidingWindow => {
+                    let slides = terms.algorithm == Algorithm::SlidingWindow;
+                    let turns = now / window - self.index;
+                    self.previous = if turns == 0 {
+                        self.previous
+                    } else if turns == 1 && slides {
+                        self.current
+                    } else {
+                        0
+                    };
+                    self.current = if turns == 0 { self.current } else { 0 };
+                    self.index = now / window;
+                    let left = window - now % window;
+                    let admitted = self.current + share(self.previous, left, window) + cost <= terms.limit;
+                    self.current += if admitted { cost } else { 0 };
+                    (admitted, (self.current, self.previous, left))
+                }
+                Algorithm::TokenBucket { .. } | Algorithm::LeakyBucket { .. } => {
+                    let (unit, drained) = (u128::from(window), u128::from(now - self.at) * u128::from(terms.limit));
+                    self.level = self.level.saturating_sub(drained);
+                    self.at = now;
+                    let poured = self.level + u128::from(cost) * unit;
+                    let admitted = match terms.algorithm {
+                        Algorithm::LeakyBucket { queue, max_wait } => {
+                            self.level <= (u128::from(queue) * unit).min(max_wait.as_micros() * u128::from(terms.limit))
+                                && cost <= terms.limit
+                        }
+                        _ => poured <= u128::from(algorithm(terms).1) * unit,
+                    };
+                    self.level = if admitted { poured } else { self.level };
+                    (admitted, (u64::try_from((self.level * 1000).div_ceil(unit)).unwrap(), 0, 0))
+                }
+            };
+            standing(terms, cost, admitted, admitted, state)
+        }
+    }
+
+    fn any_terms() -> impl Strategy<Value = Terms> {
+        let algorithm = prop_oneof![
+            Just(Algorithm::FixedWindow),
+            Just(Algorithm::SlidingWindow),
+            (1..50_u64).prop_map(|burst| Algorithm::TokenBucket { burst }),
+            (1..20_u64, 1..30_u32).prop_map(|(queue, wait)| Algorithm::LeakyBucket { queue, max_wait: wait * SECOND / 10 }),
+        ];
+        (1..40_u64, prop::sample::select(vec![1_u32, 10, 1000]), algorithm).prop_map(|(limit, tenths, algorithm)| Terms {
+            limit,
+            window: tenths * SECOND / 10,
+            algorithm,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_fleets_standing_is_that_of_one_node(terms in any_terms(), requests in prop::collection::vec((0..200_u64, 1..4_u64), 1..200)) {
+            let (limits, mut count, mut now) = (Limits::default(), Count::default(), 0);
+            for (millis, cost) in requests {
+                now += millis * 1000;
+                let local = limits.charge(&name(), &terms, cost, Duration::from_micros(now));
+                let shared = count.charge(terms, cost, now);
+                prop_assert_eq!(shared.admitted, local.admitted);
+                prop_assert_eq!(shared.remaining, local.remaining);
+                // Thousandths of a unit are coarser than nanoseconds.
+                let coarse = terms.window / u32::try_from(terms.limit * 500).unwrap() + Duration::from_micros(2);
+                for (shared, local) in [(shared.reset, local.reset), (shared.retry_after, local.retry_after), (shared.wait, local.wait)] {
+                    prop_assert!(shared.abs_diff(local) <= coarse, "{:?} for {:?}", shared, local);
+                }
+            }
+        }
+    }
 }

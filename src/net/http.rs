@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT_ENCODING, HeaderValue, USER_AGENT};
 use http::{HeaderMap, Request, Response, Uri};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
 use hyper_openssl::SslStream;
 use hyper_openssl::client::legacy::MaybeHttpsStream;
@@ -99,7 +99,7 @@ impl FetchError {
 
 /// An HTTP/1.1 client with one identity and one trust. It is cheap to clone, and clones share their idle connections.
 #[derive(Clone)]
-pub struct Client(hyper_util::client::legacy::Client<Connector, Empty<Bytes>>);
+pub struct Client(hyper_util::client::legacy::Client<Connector, Full<Bytes>>);
 
 impl Client {
     /// A client, or what is wrong with its certificates.
@@ -116,14 +116,23 @@ impl Client {
 
     /// Asks once. Every answer is an answer: the caller judges the status, and a redirect is not followed.
     pub async fn get(&self, url: &str, headers: &HeaderMap, limits: Limits) -> Result<Response<Bytes>, FetchError> {
-        let mut request = Request::new(Empty::new());
-        *request.uri_mut() = parse(url)?;
+        let mut request = Request::new(Bytes::new());
+        *request.uri_mut() = url.parse().map_err(|_| FetchError::Url("not a URL"))?;
         *request.headers_mut() = headers.clone();
+        self.send(request, limits).await
+    }
+
+    /// Asks once, with a method and a body of the caller's.
+    ///
+    /// # Errors
+    /// There is no whole answer in time.
+    pub async fn send(&self, mut request: Request<Bytes>, limits: Limits) -> Result<Response<Bytes>, FetchError> {
+        check(request.uri())?;
         request.headers_mut().entry(USER_AGENT).or_insert(HeaderValue::from_static(concat!("edgeward/", env!("CARGO_PKG_VERSION"))));
         request.headers_mut().entry(ACCEPT_ENCODING).or_insert(HeaderValue::from_static("identity"));
 
         let exchange = async {
-            let (head, body) = self.0.request(request).await.map_err(|error| cause(&error))?.into_parts();
+            let (head, body) = self.0.request(request.map(Full::new)).await.map_err(|error| cause(&error))?.into_parts();
             Ok(Response::from_parts(head, read(body, limits.body).await?))
         };
         tokio::time::timeout(limits.deadline, exchange).await.unwrap_or(Err(FetchError::Deadline(limits.deadline)))
@@ -136,8 +145,7 @@ impl std::fmt::Debug for Client {
     }
 }
 
-fn parse(url: &str) -> Result<Uri, FetchError> {
-    let uri: Uri = url.parse().map_err(|_| FetchError::Url("not a URL"))?;
+fn check(uri: &Uri) -> Result<(), FetchError> {
     if !matches!(uri.scheme_str(), Some("http" | "https")) {
         return Err(FetchError::Url("neither http nor https"));
     }
@@ -146,7 +154,7 @@ fn parse(url: &str) -> Result<Uri, FetchError> {
     if authority.as_str().contains('@') {
         return Err(FetchError::Url("a user name or password in it"));
     }
-    Ok(uri)
+    Ok(())
 }
 
 async fn read(mut body: hyper::body::Incoming, limit: usize) -> Result<Bytes, FetchError> {

@@ -8,7 +8,7 @@ use pingora_proxy::Session;
 
 use super::context::Context;
 use crate::metrics::Metrics;
-use crate::request::Clock;
+use crate::request::{Clock, Rejection};
 
 /// Lines that may wait for the writer; more are dropped and counted.
 const WAITING: usize = 16_384;
@@ -104,6 +104,19 @@ impl AccessLog {
             line.text("upstream", &upstream.to_string());
             line.number("tries", context.tried.len() as u64);
         }
+        if let Some(filter) = context.rejection.as_ref().and_then(Rejection::filter) {
+            line.text("filter", filter);
+        }
+        if let Some(limit) = context.rejection.as_ref().and_then(Rejection::limit) {
+            line.text("limit", &limit.name);
+        }
+        let shadowed = context.admission.as_ref().map_or(&*context.shadowed, |admission| admission.shadowed());
+        if !shadowed.is_empty() {
+            line.text("shadow_refusals", &shadowed.join(","));
+        }
+        if !context.queued.is_zero() {
+            line.number("queued_us", micros(context.queued));
+        }
         line.number("own_us", micros(times.own));
         if let Some(upstream) = times.upstream {
             line.number("upstream_us", micros(upstream));
@@ -120,7 +133,7 @@ impl AccessLog {
 
 /// Where the time of a request went.
 struct Times {
-    /// Until the upstream was asked, or until the end where it was not.
+    /// Until the upstream was asked, or until the end where it was not; without the wait in a queue.
     own: Duration,
     /// From asking to the head of the answer.
     upstream: Option<Duration>,
@@ -130,7 +143,7 @@ struct Times {
 impl Times {
     fn of(context: &Context, now: Duration) -> Self {
         let total = now.saturating_sub(context.started);
-        let own = context.asked.map_or(total, |asked| asked.saturating_sub(context.started));
+        let own = context.asked.map_or(total, |asked| asked.saturating_sub(context.started)).saturating_sub(context.queued);
         let upstream = context.asked.map(|asked| context.answered.unwrap_or(now).saturating_sub(asked));
         Self { own, upstream, total }
     }

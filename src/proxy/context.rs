@@ -9,7 +9,7 @@ use pingora::{BError, Error, ErrorType};
 
 use crate::admit::Admission;
 use crate::request::message::Message;
-use crate::request::{Client, Identity, Parameters, Rejection};
+use crate::request::{Client, ClientCertificate, Identity, Parameters, Rejection};
 use crate::route::Route;
 use crate::snapshot::Snapshot;
 use crate::upstream::Chosen;
@@ -24,12 +24,18 @@ pub struct Context {
     pub request_id: RequestId,
     /// The caller's end of the connection.
     pub client: Option<Client>,
+    /// The certificate that was proven for the caller.
+    pub certificate: Option<Arc<ClientCertificate>>,
     /// The matched route.
     pub route: Option<Arc<Route>>,
     /// The permit; without it nothing reaches an upstream.
     pub admission: Option<Admission>,
     /// Who was refused, for the log.
     pub refused: Option<Arc<Identity>>,
+    /// The limits that would have refused it, were they enforced.
+    pub shadowed: Vec<Arc<str>>,
+    /// How long it waited for its turn.
+    pub queued: Duration,
     /// What the upstream is asked for.
     pub target: Option<Target>,
     /// Why this request was refused or failed.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! request_filter           normalise -> route -> admit          -> a permit, or a refusal is answered
+//!                          wait for its turn in a queue
 //! upstream_peer            permit? -> choose a backend
 //! upstream_request_filter  permit? -> strip, then set           (after Pingora's Connection hygiene, so it cannot be undone)
 //! request_body_filter      count; withhold what is not proven
@@ -15,6 +16,7 @@ mod access_log;
 mod body;
 mod context;
 mod peer;
+mod queue;
 mod respond;
 mod session;
 pub mod tls;
@@ -23,6 +25,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -35,7 +38,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use prometheus::IntCounter;
 
-use crate::admit::{Refusal, admit};
+use crate::admit::{Admission, Refusal, admit};
 use crate::config::{Builtin, RetryOn};
 use crate::metrics::Metrics;
 use crate::request::message::Message;
@@ -65,7 +68,7 @@ impl Gateway {
     /// Everything between the request's head and the permit to forward it.
     async fn decide(&self, session: &mut Session, context: &mut Context) -> Result<(), Refusal> {
         let now = (self.clock)();
-        let Context { snapshot, client, request_id, route: matched, admission, target, body, body_received, .. } = context;
+        let Context { snapshot, client, certificate, request_id, route: matched, admission, target, body, body_received, .. } = context;
         let body_rules = body::Rules { limit: snapshot.server.body_limit, timeout: snapshot.server.body_timeout };
         session::prepare(session, &snapshot.server);
         let peer = session.client_addr().and_then(|address| address.as_inet()).ok_or(Rejection::Internal("no_peer_address"))?.ip();
@@ -84,6 +87,7 @@ impl Gateway {
             let route = snapshot.router.find(&message.host, &message.path, message.method, &mut parameters)?;
             *matched = Some(Arc::clone(route));
             message.check_length(snapshot.server.body_limit)?;
+            *certificate = session::certificate(session, snapshot, &message, &caller, now)?;
             let request = crate::request::Request {
                 method: message.method,
                 host: &message.host,
@@ -93,6 +97,7 @@ impl Gateway {
                 headers: message.headers,
                 body: if bodiless { Some(&[]) } else { body.whole() },
                 client: &caller,
+                certificate: certificate.as_deref(),
                 route: &route.name,
                 parameters: parameters.parameters(),
             };
@@ -107,8 +112,27 @@ impl Gateway {
             let permit = admission.insert(permit);
             let proven = body.prove(session, permit.body(), body_rules).await;
             *body_received = body.whole().map_or(0, |whole| whole.len() as u64);
-            return proven.map_err(|rejection| Refusal { rejection, identity: permit.identity().cloned() });
+            return proven.map_err(|rejection| Refusal {
+                rejection,
+                identity: permit.identity().cloned(),
+                shadowed: permit.shadowed().to_vec(),
+            });
         }
+    }
+
+    /// Waits for the turn of a request that everything else has admitted; a caller that hangs up leaves the queue.
+    async fn wait(&self, session: &mut Session, context: &mut Context) -> Result<(), BError> {
+        let Some(turn) = context.admission.as_mut().and_then(Admission::take_turn) else { return Ok(()) };
+        let began = (self.clock)().monotonic;
+        let stayed = queue::stays(session, turn.at.saturating_sub(began)).await;
+        context.queued = (self.clock)().monotonic.saturating_sub(began);
+        if stayed {
+            return Ok(());
+        }
+        turn.give_up();
+        context.admission = None;
+        context.rejection = Some(Rejection::ClientClosed);
+        Err(Error::new_down(ErrorType::ConnectionClosed))
     }
 }
 
@@ -122,9 +146,12 @@ impl ProxyHttp for Gateway {
             snapshot: self.slot.load(),
             request_id: RequestId::random(),
             client: None,
+            certificate: None,
             route: None,
             admission: None,
             refused: None,
+            shadowed: Vec::new(),
+            queued: Duration::ZERO,
             target: None,
             rejection: None,
             backend: None,
@@ -142,10 +169,11 @@ impl ProxyHttp for Gateway {
 
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool, BError> {
         let Err(refusal) = refuse_on_panic(self.decide(session, context), &self.metrics.panics).await else {
-            return Ok(false);
+            return self.wait(session, context).await.map(|()| false);
         };
         context.admission = None;
         context.refused = refusal.identity;
+        context.shadowed = refusal.shadowed;
         let rejection = refusal.rejection;
         let answered = respond::refuse(session, context, &rejection).await;
         context.rejection = Some(rejection);

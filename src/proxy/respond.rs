@@ -44,7 +44,7 @@ pub(super) async fn refuse(session: &mut Session, context: &Context, rejection: 
 
 /// Whether the connection ends with this answer: always where the two sides may disagree on where the request ended.
 fn closes(session: &mut Session, rejection: &Rejection) -> bool {
-    if matches!(rejection.status().as_u16(), 400 | 408 | 413 | 431 | 500) {
+    if matches!(rejection.status().as_u16(), 400 | 408 | 413 | 421 | 431 | 500) {
         return true;
     }
     if session.is_body_done() {
@@ -123,7 +123,11 @@ pub(super) fn limit_headers(header: &mut ResponseHeader, state: &LimitState) -> 
     header.insert_header(&X_RATELIMIT_REMAINING, HeaderValue::from(state.remaining))?;
     header.insert_header(&X_RATELIMIT_RESET, HeaderValue::from(reset))?;
     header.insert_header(&RATELIMIT, format!("\"{}\";r={};t={reset}", state.name, state.remaining))?;
-    header.insert_header(&RATELIMIT_POLICY, format!("\"{}\";q={};w={}", state.name, state.limit, seconds(state.window)))?;
+    let mut policy = format!("\"{}\";q={}", state.name, state.limit);
+    if let Some(window) = state.window {
+        policy.push_str(&format!(";w={}", seconds(window)));
+    }
+    header.insert_header(&RATELIMIT_POLICY, policy)?;
     Ok(())
 }
 
@@ -165,10 +169,12 @@ fn detail(rejection: &Rejection) -> &'static str {
         Rejection::CredentialRevoked => "The credential was revoked.",
         Rejection::AddressDenied => "The client address is not admitted.",
         Rejection::InsufficientScope(_) => "The credential lacks a scope that this resource asks for.",
+        Rejection::Filtered(_) => "The request is not admitted.",
         Rejection::Forbidden(_) => "The identity is not admitted to this resource.",
         Rejection::NoRoute => "There is nothing at this address.",
         Rejection::MethodNotAllowed(_) => "The resource does not have this method.",
         Rejection::RequestTimeout => "The request did not arrive in time.",
+        Rejection::Misdirected(_) => "The request does not belong on this connection; open another one for this host.",
         Rejection::BodyTooLarge => "The request body is too long.",
         Rejection::HeadersTooLarge => "The request header section is too long.",
         Rejection::RateLimited(_) => "The rate limit is used up; try again later.",

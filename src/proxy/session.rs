@@ -1,5 +1,7 @@
 //! What is done to Pingora's session: deadlines before the decision, the upstream's headers after it.
 
+use std::sync::Arc;
+
 use http::HeaderName;
 use http::header;
 use pingora::http::RequestHeader;
@@ -7,9 +9,11 @@ use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::context::Context;
-use crate::request::message::Head;
+use super::tls::TlsConnection;
+use crate::request::message::{Head, Message};
+use crate::request::{Client, ClientCertificate, Now, Rejection};
 use crate::route::forward::UpstreamHeaders;
-use crate::snapshot::ServerRules;
+use crate::snapshot::{ServerRules, Snapshot};
 
 /// The head as it was parsed, and for HTTP/1 the bytes it was parsed from.
 pub(super) fn head<'a>(session: &'a Session, raw: Option<&'a [u8]>) -> Head<'a> {
@@ -30,6 +34,30 @@ pub(super) fn prepare(session: &mut Session, rules: &ServerRules) {
         session.set_keepalive(Some(rules.idle.as_secs().max(1)));
     }
     session.set_read_timeout(Some(rules.body_timeout));
+}
+
+/// The certificate that was proven for the caller: the connection's own, or, where the configuration says that they forward them, the one that
+/// a trusted proxy forwards. Such a proxy's own certificate never stands for the caller that it forwards none of.
+pub(super) fn certificate(
+    session: &Session,
+    snapshot: &Snapshot,
+    message: &Message<'_>,
+    caller: &Client,
+    now: Now,
+) -> Result<Option<Arc<ClientCertificate>>, Rejection> {
+    let own = match session.digest().and_then(|digest| digest.ssl_digest.as_ref()) {
+        None => None,
+        Some(tls) => {
+            let connection = tls.extension.get::<TlsConnection>().ok_or(Rejection::Internal("no_handshake"))?;
+            let listener = snapshot.listeners.get(connection.listener).ok_or(Rejection::Internal("no_listener"))?;
+            let clients = listener.clients.as_ref();
+            clients.map(|clients| connection.certificate(clients, &message.host, now)).transpose()?.flatten()
+        }
+    };
+    match &snapshot.server.forwarded {
+        Some(forwarded) if caller.through_trusted_proxy => forwarded.certificate(message.headers, now),
+        _ => Ok(own),
+    }
 }
 
 /// Rewrites the head for the upstream. Pingora has by now removed what `Connection` nominated, so nothing set here can be taken away.
@@ -63,6 +91,7 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
         secure,
         host: &target.authority,
         request_id: context.request_id.value(),
+        certificate: context.certificate.as_deref(),
     };
     route.policy.forward.apply(upstream, admission.identity().map(|identity| &**identity), &connection);
     Ok(())

@@ -1,45 +1,171 @@
-//! Certificates by server name, from the configuration that serves: a reload changes them without touching a listener.
+//! What a TLS handshake settles, by the configuration that serves: our certificate by server name, and the caller's certificate.
+//!
+//! A listener that asks for client certificates resumes no session: a resumed handshake shows no certificate, and a ticket from before a
+//! change of the authorities would carry rights that a full handshake does not give any more (CVE-2025-23419).
 
+use std::any::Any;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use openssl::ssl::{NameType, SslRef};
+use openssl::error::ErrorStack;
+use openssl::ex_data::Index;
+use openssl::ssl::{NameType, Ssl, SslOptions, SslRef, SslSessionCacheMode, SslVerifyMode};
+use openssl::x509::{X509, X509VerifyResult};
 use pingora::listeners::TlsAccept;
 use pingora::listeners::tls::TlsSettings;
+use pingora::tls::ext::ssl_set_verify_cert_store;
 use pingora::{Error, ErrorType, Result};
 
-use crate::snapshot::Slot;
+use crate::net::client_certificates::{ClientAuthorities, Verified};
+use crate::request::{ClientCertificate, Now, Rejection};
+use crate::snapshot::{ClientCertificates, Slot};
 
 /// The TLS settings of one listener: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1.
-pub fn settings(slot: Arc<Slot>, listener: usize) -> Result<TlsSettings> {
-    let mut settings = TlsSettings::with_callbacks(Box::new(CertificatesByName { slot, listener }))?;
+pub fn settings(slot: Arc<Slot>, listener: usize, asks_for_certificates: bool) -> Result<TlsSettings> {
+    let failed = |error| Error::because(ErrorType::InternalError, "TLS could not be set up", error);
+    let judged_by = Ssl::new_ex_index().map_err(failed)?;
+    let mut settings = TlsSettings::with_callbacks(Box::new(Handshake { slot, listener, judged_by }))?;
     settings.enable_h2();
     // Sessions of one listener must not resume on another, whose rules may differ (CVE-2025-23419).
     let context = format!("edgeward-{listener}");
-    settings
-        .set_session_id_context(context.as_bytes())
-        .map_err(|error| Error::because(ErrorType::InternalError, "the session id context could not be set", error))?;
+    settings.set_session_id_context(context.as_bytes()).map_err(failed)?;
+    if asks_for_certificates {
+        settings.set_options(SslOptions::NO_TICKET);
+        settings.set_num_tickets(0).map_err(failed)?;
+        settings.set_session_cache_mode(SslSessionCacheMode::OFF);
+    }
     Ok(settings)
 }
 
-struct CertificatesByName {
+struct Handshake {
     slot: Arc<Slot>,
     listener: usize,
+    /// Where a handshake keeps the authorities that judge the caller's certificate: a reload may change them before it is complete.
+    judged_by: Index<Ssl, Arc<ClientAuthorities>>,
+}
+
+impl Handshake {
+    fn ask_for_certificate(&self, ssl: &mut SslRef, clients: &ClientCertificates) -> Result<(), ErrorStack> {
+        let mode = match clients.required {
+            true => SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT,
+            false => SslVerifyMode::PEER,
+        };
+        ssl.set_verify_callback(mode, |good, context| {
+            let of_caller = good && context.error_depth() == 0;
+            if of_caller && !context.current_cert().is_some_and(|leaf| ClientCertificate::read(leaf, leaf).is_ok()) {
+                context.set_error(X509VerifyResult::APPLICATION_VERIFICATION);
+                return false;
+            }
+            good
+        });
+        ssl_set_verify_cert_store(ssl, clients.authorities.store())?;
+        for authority in clients.authorities.certificates() {
+            ssl.add_client_ca(authority)?;
+        }
+        ssl.set_ex_data(self.judged_by, Arc::clone(&clients.authorities));
+        Ok(())
+    }
+
+    fn client(&self, ssl: &SslRef) -> Option<Client> {
+        let leaf = ssl.peer_certificate()?;
+        // Without them there was no full handshake, and nothing was verified.
+        let authorities = Arc::clone(ssl.ex_data(self.judged_by)?);
+        let chain = ssl.verified_chain().filter(|_| ssl.verify_result() == X509VerifyResult::OK && !ssl.session_reused())?;
+        let verified = authorities.read(chain).ok()?;
+        let between = ssl.peer_cert_chain().into_iter().flatten().map(|link| link.to_owned()).collect();
+        Some(Client { leaf, between, judged: ArcSwap::from_pointee(Judged { authorities, verified }) })
+    }
 }
 
 #[async_trait]
-impl TlsAccept for CertificatesByName {
+impl TlsAccept for Handshake {
     async fn certificate_callback(&self, ssl: &mut SslRef) {
         let snapshot = self.slot.load();
-        let Some(certificates) = snapshot.certificates.get(self.listener) else {
+        let Some(listener) = snapshot.listeners.get(self.listener) else {
             return;
         };
-        // Without a certificate the handshake fails: an unknown name is never served as another.
-        let Some(certificate) = certificates.find(ssl.servername(NameType::HOST_NAME)) else {
+        // Without a certificate of ours the handshake fails: an unknown name is never served as another, nor a caller left unasked.
+        let Some(certificate) = listener.certificates.find(ssl.servername(NameType::HOST_NAME)) else {
             return;
         };
-        if let Err(error) = certificate.present(ssl) {
+        let asked = listener.clients.as_ref().map_or(Ok(()), |clients| self.ask_for_certificate(ssl, clients));
+        if let Err(error) = asked.and_then(|()| certificate.present(ssl)) {
             tracing::error!(%error, "a certificate could not be used");
+        }
+    }
+
+    async fn handshake_complete_callback(&self, ssl: &SslRef) -> Option<Arc<dyn Any + Send + Sync>> {
+        let server_name = ssl.servername(NameType::HOST_NAME);
+        let server_name = server_name.map(|name| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase().into());
+        Some(Arc::new(TlsConnection { listener: self.listener, server_name, client: self.client(ssl) }))
+    }
+}
+
+/// What the handshake of a connection settled.
+pub(super) struct TlsConnection {
+    /// The index of its listener.
+    pub listener: usize,
+    /// The name that the caller asked for, in the form of a request's host.
+    server_name: Option<Box<str>>,
+    client: Option<Client>,
+}
+
+/// The caller's certificate, kept so that it can be judged anew.
+struct Client {
+    leaf: X509,
+    between: Vec<X509>,
+    judged: ArcSwap<Judged>,
+}
+
+/// By whom a chain was found good.
+struct Judged {
+    authorities: Arc<ClientAuthorities>,
+    verified: Verified,
+}
+
+impl TlsConnection {
+    /// The certificate of the caller, for a request to this host, by the rules that serve now: a connection has no more rights than a
+    /// new one would get.
+    pub(super) fn certificate(
+        &self,
+        clients: &ClientCertificates,
+        host: &str,
+        now: Now,
+    ) -> Result<Option<Arc<ClientCertificate>>, Rejection> {
+        let asked_for = match &self.server_name {
+            Some(name) => **name == *host,
+            // An address cannot be a server name (RFC 6066 section 3), so who asks for one names none.
+            None => host.starts_with('[') || host.parse::<Ipv4Addr>().is_ok(),
+        };
+        if !asked_for {
+            return Err(Rejection::Misdirected("server_name"));
+        }
+        match &self.client {
+            Some(client) => client.holds(&clients.authorities, now).map(Some).map_err(Rejection::Misdirected),
+            None if clients.required => Err(Rejection::Misdirected("certificate_missing")),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Client {
+    fn holds(&self, authorities: &Arc<ClientAuthorities>, now: Now) -> Result<Arc<ClientCertificate>, &'static str> {
+        let judged = self.judged.load();
+        let verified = if Arc::ptr_eq(&judged.authorities, authorities) {
+            judged.verified.clone()
+        } else {
+            let verified = match judged.authorities.same_as(authorities) {
+                true => judged.verified.clone(),
+                false => authorities.verify(&self.leaf, &self.between)?,
+            };
+            self.judged.store(Arc::new(Judged { authorities: Arc::clone(authorities), verified: verified.clone() }));
+            verified
+        };
+        match verified.good_until >= now.unix {
+            true => Ok(verified.certificate),
+            false => Err("certificate_expired"),
         }
     }
 }

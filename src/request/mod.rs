@@ -1,5 +1,6 @@
 //! The words of a decision: what is asked, who asks, when, and how it is refused.
 
+pub mod certificate;
 pub mod cidr;
 pub mod client;
 pub mod digest;
@@ -12,6 +13,7 @@ pub mod rejection;
 
 use std::time::Duration;
 
+pub use certificate::ClientCertificate;
 pub use cidr::CidrSet;
 pub use client::Client;
 pub use digest::{BodyCheck, BodyDigest};
@@ -39,6 +41,8 @@ pub struct Request<'a> {
     pub body: Option<&'a [u8]>,
     /// Who is on the other end of the connection.
     pub client: &'a Client,
+    /// The certificate that was proven for the caller: that of the connection, or one that a trusted proxy forwarded. It has been verified.
+    pub certificate: Option<&'a ClientCertificate>,
     /// The name of the matched route.
     pub route: &'a str,
     /// The path parameters of the matched route.
@@ -48,7 +52,8 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// A request of which only this is known.
     pub fn new(method: &'a http::Method, host: &'a str, path: &'a str, headers: &'a http::HeaderMap, client: &'a Client) -> Self {
-        Self { method, host, port: None, path, query: None, headers, body: None, client, route: "", parameters: Parameters::default() }
+        let parameters = Parameters::default();
+        Self { method, host, port: None, path, query: None, headers, body: None, client, certificate: None, route: "", parameters }
     }
 }
 

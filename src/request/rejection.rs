@@ -8,16 +8,16 @@ use std::time::Duration;
 pub struct LimitState {
     /// The limit's name in the configuration.
     pub name: Arc<str>,
-    /// Requests allowed per window.
+    /// Units allowed per window, or at once.
     pub limit: u64,
-    /// Requests left now.
+    /// Units left now.
     pub remaining: u64,
     /// Time until the whole allowance is back.
     pub reset: Duration,
     /// Time until one more request is admitted; zero while some remain.
     pub retry_after: Duration,
-    /// The window.
-    pub window: Duration,
+    /// The window; absent where it has no length of its own.
+    pub window: Option<Duration>,
 }
 
 /// A refusal. The outside sees [`code`](Rejection::code) and [`status`](Rejection::status); the log sees [`reason`](Rejection::reason) too.
@@ -43,12 +43,16 @@ pub enum Rejection {
     InsufficientScope(Arc<str>),
     /// 403: the identity may not.
     Forbidden(&'static str),
+    /// 403: a filter of this name meets the request.
+    Filtered(Arc<str>),
     /// 404: no route.
     NoRoute,
     /// 405: a route, but not for this method; the methods it has, comma separated.
     MethodNotAllowed(Arc<str>),
     /// 408: the request did not arrive in time.
     RequestTimeout,
+    /// 421: the request does not belong on this connection: it asks for another host, or the connection's certificate is not good any more.
+    Misdirected(&'static str),
     /// 413: the body is longer than allowed.
     BodyTooLarge,
     /// 431: the header section is longer than allowed.
@@ -83,7 +87,7 @@ pub enum Rejection {
 }
 
 /// Every [`code`](Rejection::code), for tables that are indexed by it.
-pub const CODES: [&str; 26] = [
+pub const CODES: [&str; 27] = [
     "bad_request",
     "ambiguous_path",
     "ambiguous_framing",
@@ -97,6 +101,7 @@ pub const CODES: [&str; 26] = [
     "no_route",
     "method_not_allowed",
     "request_timeout",
+    "misdirected_request",
     "body_too_large",
     "headers_too_large",
     "rate_limited",
@@ -125,10 +130,11 @@ impl Rejection {
             Self::CredentialRevoked => "credential_revoked",
             Self::AddressDenied => "address_denied",
             Self::InsufficientScope(_) => "insufficient_scope",
-            Self::Forbidden(_) => "forbidden",
+            Self::Forbidden(_) | Self::Filtered(_) => "forbidden",
             Self::NoRoute => "no_route",
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::RequestTimeout => "request_timeout",
+            Self::Misdirected(_) => "misdirected_request",
             Self::BodyTooLarge => "body_too_large",
             Self::HeadersTooLarge => "headers_too_large",
             Self::RateLimited(_) => "rate_limited",
@@ -151,10 +157,11 @@ impl Rejection {
         match self {
             Self::BadRequest(_) | Self::AmbiguousPath(_) | Self::AmbiguousFraming(_) | Self::ClientClosed => S::BAD_REQUEST,
             Self::CredentialMissing | Self::CredentialInvalid(_) | Self::CredentialExpired | Self::CredentialRevoked => S::UNAUTHORIZED,
-            Self::AddressDenied | Self::InsufficientScope(_) | Self::Forbidden(_) => S::FORBIDDEN,
+            Self::AddressDenied | Self::InsufficientScope(_) | Self::Forbidden(_) | Self::Filtered(_) => S::FORBIDDEN,
             Self::NoRoute => S::NOT_FOUND,
             Self::MethodNotAllowed(_) => S::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => S::REQUEST_TIMEOUT,
+            Self::Misdirected(_) => S::MISDIRECTED_REQUEST,
             Self::BodyTooLarge => S::PAYLOAD_TOO_LARGE,
             Self::HeadersTooLarge => S::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::RateLimited(_) | Self::QuotaExceeded(_) | Self::QueueFull(_) => S::TOO_MANY_REQUESTS,
@@ -162,6 +169,22 @@ impl Rejection {
             Self::UpstreamUnreachable | Self::UpstreamInvalid => S::BAD_GATEWAY,
             Self::UpstreamTimeout => S::GATEWAY_TIMEOUT,
             Self::DependencyUnavailable { .. } | Self::Overloaded(_) | Self::NoHealthyUpstream => S::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// Where the limit stands that refused.
+    pub fn limit(&self) -> Option<&LimitState> {
+        match self {
+            Self::RateLimited(state) | Self::QuotaExceeded(state) | Self::QueueFull(state) => Some(state),
+            _ => None,
+        }
+    }
+
+    /// The filter that refused, for the log.
+    pub fn filter(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Filtered(name) => Some(name),
+            _ => None,
         }
     }
 
@@ -173,9 +196,11 @@ impl Rejection {
             | Self::AmbiguousFraming(reason)
             | Self::CredentialInvalid(reason)
             | Self::Forbidden(reason)
+            | Self::Misdirected(reason)
             | Self::Internal(reason)
             | Self::Overloaded(reason)
             | Self::DependencyUnavailable { dependency: reason, .. } => Some(reason),
+            Self::Filtered(_) => Some("filter"),
             _ => None,
         }
     }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::authenticators::credential;
 use crate::config::{self, Location, TemplatePart, Token};
-use crate::request::{Identity, Method};
+use crate::request::{ClientCertificate, Identity, Method};
 
 /// The head of an upstream's request.
 pub trait UpstreamHeaders {
@@ -53,6 +53,8 @@ pub struct Connection<'a> {
     pub host: &'a str,
     /// The id of the request.
     pub request_id: &'a HeaderValue,
+    /// The certificate that was proven for the caller.
+    pub certificate: Option<&'a ClientCertificate>,
 }
 
 /// What a route tells its upstream.
@@ -91,6 +93,9 @@ impl Forward {
         let origin = Origin::of(upstream.headers(), connection);
         self.reserved.strip(upstream);
         origin.set(upstream, connection);
+        if let Some(certificate) = connection.certificate {
+            set_certificate(upstream, certificate);
+        }
         for (name, template) in &self.headers {
             if let Some(value) = fill(template, identity) {
                 upstream.set(name, value);
@@ -349,6 +354,27 @@ impl Origin {
     }
 }
 
+const X_CLIENT_CERT_CN: HeaderName = HeaderName::from_static("x-client-cert-cn");
+const X_CLIENT_CERT_SAN: HeaderName = HeaderName::from_static("x-client-cert-san");
+const X_CLIENT_CERT_FINGERPRINT: HeaderName = HeaderName::from_static("x-client-cert-fingerprint");
+
+/// Says whose certificate came with the request, whoever it is taken for: each name with its type, for `alice` is another as a host.
+fn set_certificate(upstream: &mut impl UpstreamHeaders, certificate: &ClientCertificate) {
+    let typed = [("URI:", &certificate.uris), ("DNS:", &certificate.dns_names), ("email:", &certificate.emails)];
+    let names = typed.into_iter().flat_map(|(kind, names)| names.iter().map(move |name| Cow::Owned(format!("{kind}{name}"))));
+    let (mut common_name, mut alternative, mut fingerprint) = (String::new(), String::new(), String::new());
+    certificate.common_name.iter().for_each(|name| escape(name, &mut common_name));
+    escape_list(names, &mut alternative);
+    certificate.fingerprint.iter().for_each(|byte| {
+        let _ = write!(fingerprint, "{byte:02x}");
+    });
+    for (name, value) in [(X_CLIENT_CERT_CN, common_name), (X_CLIENT_CERT_SAN, alternative), (X_CLIENT_CERT_FINGERPRINT, fingerprint)] {
+        if let Some(value) = HeaderValue::from_str(&value).ok().filter(|value| !value.is_empty()) {
+            upstream.set(&name, value);
+        }
+    }
+}
+
 /// What is set from every identity that has it, unless the policy sets the header otherwise.
 const STANDARD: [(&str, TemplatePart); 8] = [
     ("x-user-id", TemplatePart::Subject),
@@ -505,6 +531,7 @@ mod tests {
             secure: true,
             host: "gw.test:8443",
             request_id,
+            certificate: None,
         }
     }
 

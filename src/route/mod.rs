@@ -1,10 +1,14 @@
 //! What one route asks of a request, and where it sends it: everything compiled, nothing looked up.
 
+pub mod filters;
 pub mod forward;
 pub mod ip_rules;
+pub mod limit;
+pub mod plans;
 pub mod rate_limits;
 pub mod rewrite;
 pub mod router;
+pub mod statement;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +18,7 @@ use crate::authorizers::Authorizers;
 use crate::metrics::RouteMetrics;
 use crate::upstream::Upstream;
 
+use filters::Filters;
 use forward::Forward;
 use ip_rules::IpRules;
 use rate_limits::RateLimits;
@@ -28,6 +33,8 @@ pub struct Route {
     pub policy: Arc<Policy>,
     /// Another path for the upstream.
     pub rewrite: Option<Rewrite>,
+    /// What a request takes of its limits, times what they say.
+    pub cost: u64,
     /// Who serves.
     pub upstream: Arc<Upstream>,
     /// Whether an upgrade to WebSocket is passed on.
@@ -41,6 +48,8 @@ pub struct Route {
 /// One compiled policy.
 #[derive(Debug)]
 pub struct Policy {
+    /// Which requests are refused or counted, whoever asks.
+    pub filters: Filters,
     /// Which addresses may ask at all.
     pub ip_rules: IpRules,
     /// How often.

@@ -1,245 +1,471 @@
-//! The rate limits of a policy: those whose key needs the identity are checked after it, the others before.
+//! The limits of a policy: those that need the identity, and those of the caller's plan, are checked after it, the others before.
 //!
 //! A request that one limit refuses has consumed nothing of any other. One that is refused later for another reason keeps what it consumed
 //! before its identity was known: guessing credentials is limited as well.
 
-use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use serde_json::Value;
+use smallvec::SmallVec;
 
-use crate::config::{Allowance, Limit, LimitKey, WhenMissing};
-use crate::live::limits::{Algorithm, Key, KeyBuilder, Limits, Standing, Terms};
+use super::limit::{Holder, RateLimit, Shared, Subject};
+use super::plans::Plans;
+use crate::config::OnStoreFailure;
+use crate::live::limits::concurrency::Permit;
+use crate::live::limits::{Key, Standing};
+use crate::live::shared_limits::Ask;
 use crate::request::{Identity, LimitState, Now, Rejection, Request};
+
+/// When it is worth asking again after Redis did not answer.
+const REDIS_RETRY: Duration = Duration::from_secs(1);
 
 /// The limits of one policy.
 #[derive(Debug)]
 pub struct RateLimits {
-    before_identity: Box<[RateLimit]>,
-    after_identity: Box<[RateLimit]>,
+    before_identity: Box<[Arc<RateLimit>]>,
+    after_identity: Box<[Arc<RateLimit>]>,
+    on_refused: Box<[Arc<RateLimit>]>,
+    plans: Arc<Plans>,
 }
 
-/// What a request consumed before its identity was known.
+/// What one request has consumed so far.
 #[derive(Debug)]
 #[must_use = "what a later limit refuses has to be given back"]
-pub struct Charge {
-    nearest: Option<LimitState>,
+pub struct Charge<'p> {
     now: Now,
+    /// The cost of the route.
+    cost: u64,
+    taken: SmallVec<[Taken<'p>; 2]>,
+    permits: Vec<Permit>,
+    nearest: Option<(&'p RateLimit, Standing)>,
+    wait: Duration,
+    shadowed: Vec<Arc<str>>,
+}
+
+/// Units of one limit.
+#[derive(Debug)]
+struct Taken<'p> {
+    limit: &'p Arc<RateLimit>,
+    key: Key,
+    units: u64,
+    from: By,
+}
+
+/// Who counted them.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    /// This process, in a queue so long before their turn.
+    Own(Duration),
+    /// This process, from what Redis lent it.
+    Lease,
+    /// Redis, at this time of its own.
+    Redis(u64),
+}
+
+/// What an admitted request keeps of its limits.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// The limit nearest to its end, for the answer's headers.
+    pub nearest: Option<LimitState>,
+    /// The limits that would have refused it, were they enforced.
+    pub shadowed: Vec<Arc<str>>,
+    /// A place in a queue; absent: it need not wait.
+    pub turn: Option<Turn>,
+    /// Given back when the request has ended, whichever way.
+    #[expect(dead_code, reason = "held until it is dropped")]
+    permits: Vec<Permit>,
+}
+
+/// A place in the queue of a leaky bucket.
+#[derive(Debug)]
+pub struct Turn {
+    /// When it comes, on the monotonic clock.
+    pub at: Duration,
+    now: Now,
+    taken: Vec<(Arc<RateLimit>, Key, u64, By)>,
 }
 
 impl RateLimits {
-    /// Compiles the limits that a policy names, each with its name and its counts.
-    pub fn compile<'a>(limits: impl IntoIterator<Item = (&'a Arc<str>, &'a Limit, Arc<Limits>)>) -> Self {
-        let limits = limits.into_iter().map(|(name, limit, counts)| RateLimit {
-            name: name.clone(),
-            per: limit.per.as_slice().into(),
-            terms: terms(limit),
-            ipv6_prefix: limit.ipv6_prefix,
-            when_missing: limit.when_missing,
-            counts,
-        });
-        let (after_identity, before_identity): (Vec<_>, Vec<_>) = limits.partition(|limit| limit.per.iter().any(needs_identity));
-        Self { before_identity: before_identity.into(), after_identity: after_identity.into() }
+    /// The limits that a policy names, and the plans that its callers may have.
+    pub fn new(limits: Vec<Arc<RateLimit>>, plans: Arc<Plans>) -> Self {
+        let (on_refused, limits): (Vec<_>, Vec<_>) = limits.into_iter().partition(|limit| limit.on_refused);
+        let (after_identity, before_identity): (Vec<_>, Vec<_>) = limits.into_iter().partition(|limit| limit.needs_identity());
+        Self { before_identity: before_identity.into(), after_identity: after_identity.into(), on_refused: on_refused.into(), plans }
     }
 
-    /// Whether a limit refuses every caller that has no identity, so that it cannot stand on a public route.
-    pub fn refuses_the_public(limit: &Limit) -> bool {
-        limit.when_missing == WhenMissing::Deny && limit.per.iter().any(needs_identity)
+    /// Refuses a request while too many credentials were refused for the same key (the address, as a rule), before its own is looked at.
+    ///
+    /// Only asked of requests that present one.
+    pub fn check_attempts(&self, request: &Request<'_>, charge: &mut Charge<'_>, presents: impl Fn() -> bool) -> Result<(), Rejection> {
+        for limit in &self.on_refused {
+            let refused = match (limit.subject(request, None), &limit.holder) {
+                (Subject::Exempt, _) => continue,
+                (Subject::Missing, _) => Rejection::Forbidden("limit_key_missing"),
+                (Subject::Key(key), Holder::Own(own)) => match own.standing(&key, charge.now) {
+                    Standing { admitted: true, .. } => continue,
+                    standing => limit.rejection(standing),
+                },
+                // The configuration allows no other; one that did would have to refuse.
+                (Subject::Key(_), Holder::Redis(_) | Holder::Hybrid(..)) => Rejection::Internal("limit_store"),
+            };
+            if !presents() {
+                return Ok(());
+            }
+            limit.refusals.inc();
+            if !limit.shadow {
+                return Err(refused);
+            }
+            charge.shadowed.push(Arc::clone(&limit.name));
+        }
+        Ok(())
+    }
+
+    /// Counts a credential that was refused. Whoever finds the limit used up meanwhile is not told whether it was good.
+    pub fn count_refused(&self, request: &Request<'_>, rejection: Rejection, now: Now) -> Rejection {
+        let is_attempt = matches!(
+            rejection,
+            Rejection::CredentialInvalid(_)
+                | Rejection::CredentialExpired
+                | Rejection::CredentialRevoked
+                | Rejection::AddressDenied
+                | Rejection::Forbidden(_)
+        );
+        let mut answer = rejection;
+        for limit in self.on_refused.iter().filter(|_| is_attempt) {
+            if let (Subject::Key(key), Holder::Own(own)) = (limit.subject(request, None), &limit.holder) {
+                let (standing, _) = own.charge(&key, 1, now);
+                if !standing.admitted && !limit.shadow {
+                    limit.refusals.inc();
+                    answer = limit.rejection(standing);
+                }
+            }
+        }
+        answer
     }
 
     /// Counts the request against the limits that need no identity.
     ///
-    /// Refused with [`Rejection::RateLimited`], or [`Rejection::Forbidden`] when the request lacks what a limit is counted by.
-    pub fn check_client(&self, request: &Request<'_>, now: Now) -> Result<Charge, Rejection> {
-        charge(&self.before_identity, request, None, now).map(|nearest| Charge { nearest, now })
+    /// Refused with the 429 of the limit, with [`Rejection::Forbidden`] when the request lacks what a limit is counted by, or with
+    /// [`Rejection::DependencyUnavailable`].
+    pub async fn check_client<'p>(&'p self, request: &Request<'_>, charge: &mut Charge<'p>) -> Result<(), Rejection> {
+        charge.take(self.before_identity.iter(), request, None).await
     }
 
-    /// Counts the request against the limits that need the identity, which is absent on public routes, and says where the limit nearest to
-    /// its end stands. When one refuses, what [`check_client`](Self::check_client) counted is given back.
-    pub fn check_identity(
-        &self,
+    /// Counts the request against the limits that need the identity, which is absent on public routes, and those of its plan. When one
+    /// refuses, everything that the request has consumed is given back.
+    pub async fn check_identity<'p>(
+        &'p self,
         request: &Request<'_>,
         identity: Option<&Identity>,
-        charged: Charge,
-        now: Now,
-    ) -> Result<Option<LimitState>, Rejection> {
-        match charge(&self.after_identity, request, identity, now) {
-            Ok(nearest) => Ok(nearer(charged.nearest, nearest)),
+        charge: &mut Charge<'p>,
+    ) -> Result<(), Rejection> {
+        let plan = match identity.map(|identity| self.plans.of(identity)).transpose() {
+            Ok(plan) => plan.unwrap_or_default(),
             Err(rejection) => {
-                refund(&self.before_identity, request, None, charged.now);
-                Err(rejection)
-            }
-        }
-    }
-}
-
-/// All or none: what was counted before the one that refuses is given back.
-fn charge(limits: &[RateLimit], request: &Request<'_>, identity: Option<&Identity>, now: Now) -> Result<Option<LimitState>, Rejection> {
-    let mut nearest = None;
-    for (at, limit) in limits.iter().enumerate() {
-        let refused = match limit.key(request, identity) {
-            Subject::Exempt => continue,
-            Subject::Missing => Rejection::Forbidden("limit_key_missing"),
-            Subject::Key(key) => {
-                let standing = limit.counts.charge(&key, &limit.terms, 1, now.monotonic);
-                if standing.admitted {
-                    nearest = nearer(nearest, Some(limit.state(standing)));
-                    continue;
-                }
-                Rejection::RateLimited(limit.state(standing))
+                charge.give_back();
+                return Err(rejection);
             }
         };
-        refund(limits.get(..at).unwrap_or_default(), request, identity, now);
-        return Err(refused);
+        // One that the policy names as well counts once.
+        let of_plan = plan.iter().filter(|limit| !self.names(limit));
+        charge.take(self.after_identity.iter().chain(of_plan), request, identity).await
     }
-    Ok(nearest)
+
+    /// Every limit that a caller's requests are counted against.
+    pub(super) fn of_caller(&self, caller: &Identity) -> impl Iterator<Item = &Arc<RateLimit>> {
+        let of_plan = self.plans.of(caller).unwrap_or_default().iter().filter(|limit| !self.names(limit));
+        self.before_identity.iter().chain(&self.after_identity).chain(of_plan)
+    }
+
+    fn names(&self, limit: &Arc<RateLimit>) -> bool {
+        self.before_identity.iter().chain(&self.after_identity).any(|named| Arc::ptr_eq(named, limit))
+    }
 }
 
-fn refund(limits: &[RateLimit], request: &Request<'_>, identity: Option<&Identity>, now: Now) {
-    for limit in limits {
-        if let Subject::Key(key) = limit.key(request, identity) {
-            limit.counts.refund(&key, &limit.terms, 1, now.monotonic);
+impl<'p> Charge<'p> {
+    /// Nothing yet, for a request on a route of this cost.
+    pub fn new(cost: u64, now: Now) -> Self {
+        Self { now, cost, taken: SmallVec::new(), permits: Vec::new(), nearest: None, wait: Duration::ZERO, shadowed: Vec::new() }
+    }
+
+    /// The limits that would have refused the request, were they enforced.
+    pub fn into_shadowed(self) -> Vec<Arc<str>> {
+        self.shadowed
+    }
+
+    /// Notes what would have refused the request, were it enforced.
+    pub fn note_shadow(&mut self, name: &Arc<str>) {
+        self.shadowed.push(Arc::clone(name));
+    }
+
+    /// What an admitted request keeps.
+    pub fn into_held(self) -> Held {
+        let turn = (!self.wait.is_zero()).then(|| Turn {
+            at: self.now.monotonic.saturating_add(self.wait),
+            now: self.now,
+            taken: self.taken.iter().map(|taken| (Arc::clone(taken.limit), taken.key, taken.units, taken.from)).collect(),
+        });
+        let nearest = self.nearest.map(|(limit, standing)| limit.state(standing));
+        Held { nearest, shadowed: self.shadowed, turn, permits: self.permits }
+    }
+
+    /// Takes of all these limits or of none; of none also of those before them.
+    async fn take(
+        &mut self,
+        limits: impl Iterator<Item = &'p Arc<RateLimit>>,
+        request: &Request<'_>,
+        identity: Option<&Identity>,
+    ) -> Result<(), Rejection> {
+        let taken = self.take_each(limits, request, identity).await;
+        if taken.is_err() {
+            self.give_back();
+        }
+        taken
+    }
+
+    /// What this process holds first; nobody asks Redis for a request that is refused already.
+    async fn take_each(
+        &mut self,
+        limits: impl Iterator<Item = &'p Arc<RateLimit>>,
+        request: &Request<'_>,
+        identity: Option<&Identity>,
+    ) -> Result<(), Rejection> {
+        let mut worst = None;
+        let mut remote = Vec::new();
+        for limit in limits {
+            let key = match limit.subject(request, identity) {
+                Subject::Key(key) => key,
+                Subject::Missing if !limit.shadow => return Err(Rejection::Forbidden("limit_key_missing")),
+                Subject::Missing => {
+                    self.shadow(limit);
+                    continue;
+                }
+                Subject::Exempt => continue,
+            };
+            match &limit.holder {
+                Holder::Own(own) => {
+                    let (standing, permit) = own.charge(&key, limit.units(self.cost), self.now);
+                    self.permits.extend(permit);
+                    // On to the last, so that who waits as told is not refused by another.
+                    worst = longer(worst, self.record(limit, key, standing, By::Own(standing.wait)));
+                }
+                Holder::Redis(shared) | Holder::Hybrid(_, shared) => remote.push((limit, shared, key)),
+            }
+        }
+        if worst.is_none() && !remote.is_empty() {
+            worst = self.take_remote(&remote).await?;
+        }
+        match worst {
+            None => Ok(()),
+            Some((limit, standing)) => {
+                limit.refusals.inc();
+                Err(limit.rejection(standing))
+            }
+        }
+    }
+
+    /// Leases first, as they hardly ever wait; then one call for all that Redis counts. A shadow is asked by itself: it takes part in no "all
+    /// or none".
+    async fn take_remote(&mut self, remote: &[(&'p Arc<RateLimit>, &'p Shared, Key)]) -> Result<Worst<'p>, Rejection> {
+        let mut worst = None;
+        for (limit, shared, key) in remote {
+            if let Holder::Hybrid(leases, _) = &limit.holder {
+                let ask = Ask { name: &shared.name, key: *key, terms: shared.terms, cost: limit.units(self.cost) };
+                let refused = match leases.charge(&shared.limits, ask, self.now).await {
+                    Ok(standing) => self.record(limit, *key, standing, By::Lease),
+                    Err(_) => self.without_redis(limit, shared, *key)?,
+                };
+                worst = longer(worst, refused);
+            }
+        }
+        let counted = |shadow| remote.iter().filter(move |(limit, ..)| matches!(limit.holder, Holder::Redis(_)) && limit.shadow == shadow);
+        let together: Vec<_> = counted(false).collect();
+        if worst.is_none() && !together.is_empty() {
+            worst = self.take_redis(&together).await?;
+        }
+        for alone in counted(true).filter(|_| worst.is_none()) {
+            self.take_redis(&[alone]).await?;
+        }
+        Ok(worst)
+    }
+
+    async fn take_redis(&mut self, together: &[&(&'p Arc<RateLimit>, &'p Shared, Key)]) -> Result<Worst<'p>, Rejection> {
+        let cost = self.cost;
+        let ask = |&&(limit, shared, key): &&(&'p Arc<RateLimit>, &'p Shared, Key)| Ask {
+            name: &shared.name,
+            key,
+            terms: shared.terms,
+            cost: limit.units(cost),
+        };
+        let asks: Vec<_> = together.iter().map(ask).collect();
+        let Some((_, first, _)) = together.first() else { return Ok(None) };
+        let mut worst = None;
+        match first.limits.charge(&asks).await {
+            Ok(charge) => {
+                let charged = charge.standings.iter().all(|standing| standing.admitted);
+                for (&&(limit, _, key), standing) in together.iter().zip(charge.standings) {
+                    if charged || !standing.admitted {
+                        worst = longer(worst, self.record(limit, key, standing, By::Redis(charge.at)));
+                    }
+                }
+            }
+            Err(_) => {
+                for &&(limit, shared, key) in together {
+                    worst = longer(worst, self.without_redis(limit, shared, key)?);
+                }
+            }
+        }
+        Ok(worst)
+    }
+
+    /// What the limit says of a Redis that does not answer.
+    fn without_redis(&mut self, limit: &'p Arc<RateLimit>, shared: &'p Shared, key: Key) -> Result<Worst<'p>, Rejection> {
+        match shared.on_failure {
+            OnStoreFailure::Allow => Ok(None),
+            OnStoreFailure::Deny if limit.shadow => {
+                self.shadow(limit);
+                Ok(None)
+            }
+            OnStoreFailure::Deny => Err(Rejection::DependencyUnavailable { dependency: "redis", retry_after: REDIS_RETRY }),
+            OnStoreFailure::Local => {
+                let (standing, _) = shared.fallback.charge(&key, limit.units(self.cost), self.now);
+                Ok(self.record(limit, key, standing, By::Own(standing.wait)))
+            }
+        }
+    }
+
+    /// Notes what a limit said. One that refuses comes back, unless it is a shadow.
+    fn record(&mut self, limit: &'p Arc<RateLimit>, key: Key, standing: Standing, from: By) -> Worst<'p> {
+        match (standing.admitted, limit.shadow) {
+            (true, shadow) => {
+                self.taken.push(Taken { limit, key, units: limit.units(self.cost), from });
+                if !shadow {
+                    self.wait = self.wait.max(standing.wait);
+                    if self.nearest.is_none_or(|(_, nearest)| standing.remaining < nearest.remaining) {
+                        self.nearest = Some((&**limit, standing));
+                    }
+                }
+                None
+            }
+            (false, true) => {
+                self.shadow(limit);
+                None
+            }
+            (false, false) => Some((&**limit, standing)),
+        }
+    }
+
+    fn shadow(&mut self, limit: &RateLimit) {
+        limit.refusals.inc();
+        self.shadowed.push(Arc::clone(&limit.name));
+    }
+
+    fn give_back(&mut self) {
+        self.permits.clear();
+        for taken in self.taken.drain(..) {
+            refund(taken.limit, &taken.key, taken.units, taken.from, self.now);
         }
     }
 }
 
-fn terms(limit: &Limit) -> Terms {
-    let (limit, window) = match limit.allowance {
-        Allowance::Rate { rate, .. } => (rate.count, rate.window),
-        Allowance::Quota(quota) => (quota.count, std::time::Duration::from_secs(86_400)),
-        Allowance::Concurrency(limit) => (limit, std::time::Duration::from_secs(1)),
-    };
-    Terms { limit, window, algorithm: Algorithm::SlidingWindow }
+impl Turn {
+    /// Leaves the queue, and gives back what the request took elsewhere: it goes no further.
+    pub fn give_up(self) {
+        for (limit, key, units, from) in &self.taken {
+            refund(limit, key, *units, *from, self.now);
+        }
+    }
 }
 
-fn nearer(one: Option<LimitState>, other: Option<LimitState>) -> Option<LimitState> {
+/// The limit that refuses for longest.
+type Worst<'p> = Option<(&'p RateLimit, Standing)>;
+
+fn longer<'p>(one: Worst<'p>, other: Worst<'p>) -> Worst<'p> {
     match (one, other) {
-        (Some(one), Some(other)) => Some(if other.remaining < one.remaining { other } else { one }),
+        (Some(one), Some(other)) => Some(if other.1.retry_after > one.1.retry_after { other } else { one }),
         (one, other) => one.or(other),
     }
 }
 
-fn needs_identity(key: &LimitKey) -> bool {
-    match key {
-        LimitKey::Consumer | LimitKey::Subject | LimitKey::Credential | LimitKey::Claim(_) => true,
-        LimitKey::ClientIp | LimitKey::Route | LimitKey::Host | LimitKey::Header(_) | LimitKey::Path(_) => false,
-    }
-}
-
-#[derive(Debug)]
-struct RateLimit {
-    name: Arc<str>,
-    per: Box<[LimitKey]>,
-    terms: Terms,
-    ipv6_prefix: u8,
-    when_missing: WhenMissing,
-    counts: Arc<Limits>,
-}
-
-/// Whom a limit counts a request for.
-enum Subject {
-    Key(Key),
-    /// The request lacks what the limit is counted by, and the limit says `skip`.
-    Exempt,
-    /// The same, and the limit says `deny`.
-    Missing,
-}
-
-/// The tags of the parts of a key, so that an address in place of a missing header is not taken for a header that holds an address.
-const PRESENT: u8 = 0;
-const ADDRESS: u8 = 1;
-
-impl RateLimit {
-    fn key(&self, request: &Request<'_>, identity: Option<&Identity>) -> Subject {
-        let mut key = KeyBuilder::default();
-        for part in &self.per {
-            let present = match part {
-                LimitKey::ClientIp => {
-                    self.push_address(&mut key, request.client.address);
-                    continue;
-                }
-                LimitKey::Consumer => identity.and_then(|identity| identity.consumer.as_deref()).map(str::as_bytes),
-                LimitKey::Subject => identity.and_then(|identity| identity.subject.as_deref()).map(str::as_bytes),
-                LimitKey::Credential => identity.map(|identity| identity.credential.as_slice()),
-                LimitKey::Route => Some(request.route.as_bytes()),
-                LimitKey::Host => Some(request.host.as_bytes()),
-                LimitKey::Header(name) => only_value(request, name),
-                LimitKey::Path(name) => request.parameters.value(name).map(str::as_bytes),
-                LimitKey::Claim(path) => match identity.and_then(|identity| identity.claim(path)) {
-                    Some(Value::String(text)) => Some(text.as_bytes()),
-                    Some(value @ (Value::Number(_) | Value::Bool(_))) => {
-                        key.part(PRESENT, value.to_string().as_bytes());
-                        continue;
-                    }
-                    _ => None,
-                },
-            };
-            match (present, self.when_missing) {
-                (Some(present), _) => key.part(PRESENT, present),
-                (None, WhenMissing::ClientIp) => self.push_address(&mut key, request.client.address),
-                (None, WhenMissing::Skip) => return Subject::Exempt,
-                (None, WhenMissing::Deny) => return Subject::Missing,
-            }
+fn refund(limit: &RateLimit, key: &Key, units: u64, from: By, now: Now) {
+    match (&limit.holder, from) {
+        (Holder::Own(own), By::Own(wait)) => own.refund(key, units, now, wait),
+        (Holder::Redis(shared) | Holder::Hybrid(_, shared), By::Own(wait)) => shared.fallback.refund(key, units, now, wait),
+        (Holder::Hybrid(leases, _), _) => leases.refund(key, units, now),
+        (Holder::Redis(shared), By::Redis(at)) => {
+            shared.limits.refund(&[Ask { name: &shared.name, key: *key, terms: shared.terms, cost: units }], at);
         }
-        Subject::Key(key.finish())
+        // Nobody but its own holder counted it.
+        (Holder::Own(_) | Holder::Redis(_), _) => {}
     }
-
-    /// IPv6 by its prefix: whoever has one address of a network has them all.
-    fn push_address(&self, key: &mut KeyBuilder, address: IpAddr) {
-        match address {
-            IpAddr::V4(address) => key.part(ADDRESS, &address.octets()),
-            IpAddr::V6(address) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(self.ipv6_prefix.min(128))).unwrap_or(0);
-                key.part(ADDRESS, &(u128::from(address) & mask).to_be_bytes());
-            }
-        }
-    }
-
-    fn state(&self, standing: Standing) -> LimitState {
-        let Standing { remaining, reset, retry_after, .. } = standing;
-        LimitState { name: self.name.clone(), limit: self.terms.limit, remaining, reset, retry_after, window: self.terms.window }
-    }
-}
-
-/// The value of a header; absent as well when it came twice, as nobody can say which one counts.
-fn only_value<'a>(request: &Request<'a>, name: &http::HeaderName) -> Option<&'a [u8]> {
-    let mut values = request.headers.get_all(name).iter();
-    let value = values.next()?;
-    values.next().is_none().then(|| value.as_bytes().trim_ascii())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{At, LimitAlgorithm, LimitMode, LimitOn, LimitStore, Place, Rate};
+    use crate::config::{
+        Allowance, At, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, Period, Place, Quota, Rate, WhenMissing,
+    };
+    use crate::live::LiveState;
+    use crate::metrics::Metrics;
     use crate::request::{Client, Method, Parameters};
+    use crate::route::limit::Stores;
+    use futures_util::FutureExt;
     use http::{HeaderMap, HeaderName};
-    use std::time::Duration;
+    use std::path::PathBuf;
+
+    const SECOND: Duration = Duration::from_secs(1);
 
     fn limit(per: &[LimitKey], count: u64) -> Limit {
+        let place = Place { file: "".into(), line: 1, column: 1, path: "".into() };
         Limit {
             per: per.to_vec(),
-            allowance: Allowance::Rate { rate: Rate { count, window: Duration::from_secs(1) }, algorithm: LimitAlgorithm::SlidingWindow },
+            allowance: Allowance::Rate { rate: Rate { count, window: SECOND }, algorithm: LimitAlgorithm::SlidingWindow },
             cost: 1,
             on: LimitOn::Requests,
             mode: LimitMode::Enforce,
-            store: local(),
+            store: At { value: LimitStore::Local, place },
             ipv6_prefix: 64,
             when_missing: WhenMissing::Deny,
         }
     }
 
-    fn local() -> At<LimitStore> {
-        At { value: LimitStore::Local, place: Place { file: "".into(), line: 1, column: 1, path: "".into() } }
+    /// What policies are compiled from; quotas are kept in a folder of their own.
+    struct Setting {
+        live: LiveState,
+        metrics: Metrics,
+        quotas: PathBuf,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Setting {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let quotas = folder.path().join("quotas.db");
+            Self { live: LiveState::default(), metrics: Metrics::new().unwrap(), quotas, _folder: folder }
+        }
+
+        fn limit(&self, name: &str, limit: &Limit) -> Arc<RateLimit> {
+            let stores = Stores { live: &self.live, quotas: &self.quotas, redis: None };
+            let limit = Arc::new(RateLimit::compile(&name.into(), limit, &stores, &self.metrics).unwrap());
+            for (_, ledger) in self.live.ledgers.living() {
+                ledger.open(now(0)).unwrap();
+            }
+            limit
+        }
+
+        fn refusals(&self, name: &str, mode: &str) -> u64 {
+            self.metrics.limit_refusals(name, mode).get()
+        }
     }
 
     fn compile(limits: &[(&str, Limit)]) -> RateLimits {
-        let names: Vec<Arc<str>> = limits.iter().map(|(name, _)| Arc::from(*name)).collect();
-        RateLimits::compile(names.iter().zip(limits).map(|(name, (_, limit))| (name, limit, Arc::default())))
+        let setting = Setting::new();
+        RateLimits::new(limits.iter().map(|(name, limit)| setting.limit(name, limit)).collect(), Arc::default())
     }
 
     fn now(millis: u64) -> Now {
-        Now { monotonic: Duration::from_millis(millis), unix: Duration::ZERO }
+        Now { monotonic: Duration::from_millis(millis), unix: Duration::from_secs(1_800_000_000) }
     }
 
     fn identity(consumer: &str) -> Identity {
@@ -266,9 +492,16 @@ mod tests {
         }
     }
 
+    /// Nothing is waited for where nobody asks Redis.
+    fn admit(limits: &RateLimits, caller: &Caller, identity: Option<&Identity>, cost: u64, at: u64) -> Result<Held, Rejection> {
+        let mut charge = Charge::new(cost, now(at));
+        limits.check_client(&caller.request(), &mut charge).now_or_never().unwrap()?;
+        limits.check_identity(&caller.request(), identity, &mut charge).now_or_never().unwrap()?;
+        Ok(charge.into_held())
+    }
+
     fn ask(limits: &RateLimits, caller: &Caller, identity: Option<&Identity>) -> Result<Option<LimitState>, Rejection> {
-        let charge = limits.check_client(&caller.request(), now(0))?;
-        limits.check_identity(&caller.request(), identity, charge, now(0))
+        admit(limits, caller, identity, 1, 0).map(|held| held.nearest)
     }
 
     #[test]
@@ -279,44 +512,171 @@ mod tests {
             ("mixed", limit(&[LimitKey::Route, LimitKey::Consumer], 9)),
             ("early", limit(&[LimitKey::Route, LimitKey::Host, header, LimitKey::Path("id".into())], 9)),
             ("claim", limit(&[LimitKey::Claim("tenant".into())], 9)),
+            ("guesses", Limit { on: LimitOn::Refused, ..limit(&[LimitKey::ClientIp], 9) }),
         ]);
-        let names = |limits: &[RateLimit]| limits.iter().map(|limit| limit.name.to_string()).collect::<Vec<_>>();
+        let names = |limits: &[Arc<RateLimit>]| limits.iter().map(|limit| limit.name.to_string()).collect::<Vec<_>>();
         assert_eq!(names(&limits.before_identity), ["flood", "early"]);
         assert_eq!(names(&limits.after_identity), ["mixed", "claim"]);
+        assert_eq!(names(&limits.on_refused), ["guesses"]);
     }
 
     #[test]
-    fn what_a_limit_refuses_consumes_nothing_of_the_others_on_either_side_of_identity() {
+    fn what_one_limit_refuses_consumes_nothing_of_any_other_whatever_their_kind() {
+        let daily = Allowance::Quota(Quota { count: 10, period: Period::Day });
         let limits = compile(&[
             ("flood", limit(&[LimitKey::ClientIp], 10)),
-            ("route", limit(&[LimitKey::Route], 100)),
+            ("daily", Limit { allowance: daily, ..limit(&[LimitKey::ClientIp], 0) }),
+            ("busy", Limit { allowance: Allowance::Concurrency(3), ..limit(&[LimitKey::Route], 0) }),
             ("each", limit(&[LimitKey::Consumer], 2)),
         ]);
         let (caller, acme, umbrella) = (Caller::new("192.0.2.1"), identity("acme"), identity("umbrella"));
+        let mut held = Vec::new();
         for expected in [true, true, false, false, false] {
-            assert_eq!(ask(&limits, &caller, Some(&acme)).is_ok(), expected);
+            let answer = admit(&limits, &caller, Some(&acme), 1, 0);
+            assert_eq!(answer.is_ok(), expected);
+            held.extend(answer);
         }
-        let Ok(charge) = limits.check_client(&caller.request(), now(0)) else { panic!("refused") };
-        assert_eq!(charge.nearest.as_ref().map(|state| (&*state.name, state.remaining)), Some(("flood", 7)));
-        let state = limits.check_identity(&caller.request(), Some(&umbrella), charge, now(0)).unwrap();
-        assert_eq!(state.map(|state| (state.name.to_string(), state.remaining)), Some(("each".to_owned(), 1)));
+        let third = admit(&limits, &caller, Some(&umbrella), 1, 0).unwrap();
+        assert_eq!(third.nearest.as_ref().map(|state| (&*state.name, state.remaining)), Some(("busy", 0)));
+        let Err(Rejection::RateLimited(state)) = ask(&limits, &caller, Some(&umbrella)) else { panic!("a fourth at once") };
+        assert_eq!((&*state.name, state.limit, state.window), ("busy", 3, None));
+        drop((held, third));
+        // Three of ten are used: what was refused took nothing.
+        let mut left = Vec::new();
+        for consumer in 0..10 {
+            left.extend(ask(&limits, &caller, Some(&identity(&consumer.to_string()))).ok().flatten().map(|state| state.remaining));
+        }
+        assert_eq!(left, [1, 1, 1, 1, 1, 1, 0]);
+        let refused = ask(&limits, &caller, Some(&identity("late")));
+        let Err(Rejection::QuotaExceeded(state)) = refused else { panic!("{refused:?}") };
+        assert_eq!((&*state.name, state.remaining, state.window), ("daily", 0, Some(Duration::from_secs(86_400))));
     }
 
     #[test]
     fn who_is_refused_for_want_of_a_good_credential_has_consumed_the_limits_before_it() {
         let limits = compile(&[("flood", limit(&[LimitKey::ClientIp], 3))]);
         let caller = Caller::new("192.0.2.1");
-        let passed = (0..10).filter(|_| limits.check_client(&caller.request(), now(0)).map(drop).is_ok()).count();
-        assert_eq!(passed, 3);
+        let pass = |_: &i32| limits.check_client(&caller.request(), &mut Charge::new(1, now(0))).now_or_never().unwrap().is_ok();
+        assert_eq!((0..10).filter(pass).count(), 3);
     }
 
     #[test]
-    fn a_refusal_says_which_limit_and_when_to_come_back() {
-        let limits = compile(&[("flood", limit(&[LimitKey::ClientIp], 1))]);
+    fn a_refusal_names_the_limit_that_refuses_for_longest() {
+        let hourly = Allowance::Rate { rate: Rate { count: 1, window: 3_600 * SECOND }, algorithm: LimitAlgorithm::FixedWindow };
+        let limits = compile(&[
+            ("flood", limit(&[LimitKey::ClientIp], 1)),
+            ("hourly", Limit { allowance: hourly, ..limit(&[LimitKey::ClientIp], 0) }),
+        ]);
         let caller = Caller::new("192.0.2.1");
         assert!(ask(&limits, &caller, None).is_ok());
         let Err(Rejection::RateLimited(state)) = ask(&limits, &caller, None) else { panic!("admitted") };
-        assert_eq!((&*state.name, state.limit, state.remaining, state.retry_after), ("flood", 1, 0, Duration::from_secs(2)));
+        assert_eq!((&*state.name, state.limit, state.remaining, state.retry_after), ("hourly", 1, 0, 3_600 * SECOND));
+        assert!(admit(&limits, &caller, None, 1, 3_600_000).is_ok());
+    }
+
+    #[test]
+    fn a_request_takes_the_cost_of_the_limit_times_that_of_the_route_and_all_of_it_or_nothing() {
+        let setting = Setting::new();
+        let dear = setting.limit("dear", &Limit { cost: 2, ..limit(&[LimitKey::ClientIp], 10) });
+        let limits = RateLimits::new(vec![dear], Arc::default());
+        let caller = Caller::new("192.0.2.1");
+        let left = |cost| admit(&limits, &caller, None, cost, 0).map(|held| held.nearest.map(|state| state.remaining));
+        assert_eq!(left(3), Ok(Some(4)));
+        assert!(left(3).is_err());
+        assert_eq!(left(2), Ok(Some(0)));
+        assert!(left(1).is_err());
+    }
+
+    #[test]
+    fn a_shadow_counts_for_itself_tells_and_never_refuses() {
+        let setting = Setting::new();
+        let shadow = |count| Limit { mode: LimitMode::Shadow, ..limit(&[LimitKey::ClientIp], count) };
+        let enforced = setting.limit("flood", &limit(&[LimitKey::ClientIp], 3));
+        let both = RateLimits::new(vec![setting.limit("flood", &shadow(2)), enforced], Arc::default());
+        let caller = Caller::new("192.0.2.1");
+        let shadowed: Vec<_> = (0..6).map(|_| admit(&both, &caller, None, 1, 0).map(|held| held.shadowed.len()).ok()).collect();
+        assert_eq!(shadowed, [Some(0), Some(0), Some(1), None, None, None]);
+        // What is refused by the other one would not have come this far.
+        assert_eq!(setting.refusals("flood", "enforce"), 3);
+        let missing = Limit { mode: LimitMode::Shadow, ..limit(&[LimitKey::Consumer], 1) };
+        let held = admit(&compile(&[("each", missing)]), &caller, None, 1, 0).unwrap();
+        assert_eq!((held.shadowed.len(), held.nearest), (1, None));
+    }
+
+    #[test]
+    fn refused_credentials_use_up_the_limit_of_their_address_and_no_other_request_does() {
+        let setting = Setting::new();
+        let guesses = setting.limit("guesses", &Limit { on: LimitOn::Refused, ..limit(&[LimitKey::ClientIp], 2) });
+        let limits = RateLimits::new(vec![guesses], Arc::default());
+        let (caller, other) = (Caller::new("192.0.2.1"), Caller::new("192.0.2.2"));
+        let check = |caller: &Caller, presents: bool| {
+            limits.check_attempts(&caller.request(), &mut Charge::new(1, now(0)), || presents).map_err(|rejection| rejection.code())
+        };
+        let fail = |rejection| limits.count_refused(&caller.request(), rejection, now(0)).code();
+        for _ in 0..5 {
+            assert_eq!(check(&caller, true), Ok(()));
+            assert_eq!(fail(Rejection::CredentialMissing), "credential_missing");
+            assert_eq!(fail(Rejection::BadRequest("x")), "bad_request");
+        }
+        assert_eq!(fail(Rejection::CredentialInvalid("x")), "credential_invalid");
+        assert_eq!(check(&caller, true), Ok(()));
+        assert_eq!(fail(Rejection::CredentialExpired), "credential_expired");
+        assert_eq!(check(&caller, true), Err("rate_limited"));
+        assert_eq!(check(&caller, false), Ok(()));
+        assert_eq!(check(&other, true), Ok(()));
+        // Those who were on their way when it was used up.
+        assert_eq!(fail(Rejection::CredentialInvalid("x")), "rate_limited");
+        assert_eq!(setting.refusals("guesses", "enforce"), 2);
+    }
+
+    #[test]
+    fn a_plan_is_that_of_the_credential_or_of_the_consumer_or_the_default() {
+        let setting = Setting::new();
+        let [flood, gold, silver, free] = [("flood", 50), ("gold", 40), ("silver", 30), ("free", 20)]
+            .map(|(name, count)| setting.limit(name, &limit(&[LimitKey::Consumer], count)));
+        let mut plans = Plans::default();
+        let acme: [Arc<str>; 1] = ["acme".into()];
+        // `flood` is named by the policy as well, and counts once.
+        plans.add(&"gold".into(), [gold, Arc::clone(&flood)].into(), std::iter::empty(), false);
+        plans.add(&"silver".into(), [silver].into(), acme.iter(), false);
+        plans.add(&"free".into(), [free].into(), std::iter::empty(), true);
+        let limits = RateLimits::new(vec![flood], Arc::new(plans));
+        let caller = Caller::new("192.0.2.1");
+        let with = |consumer: &str, plan: Option<&str>| Identity { plan: plan.map(Arc::from), ..identity(consumer) };
+        for (who, expected) in [
+            (with("umbrella", Some("gold")), "gold 39"),
+            (with("acme", Some("gold")), "gold 39"),
+            (with("acme", None), "silver 29"),
+            (with("globex", None), "free 19"),
+        ] {
+            let nearest = ask(&limits, &caller, Some(&who)).unwrap().unwrap();
+            assert_eq!(format!("{} {}", nearest.name, nearest.remaining), expected);
+        }
+        let unknown = ask(&limits, &caller, Some(&with("umbrella", Some("platinum"))));
+        assert_eq!(unknown, Err(Rejection::Forbidden("plan_unknown")));
+        assert_eq!(ask(&limits, &caller, None), Err(Rejection::Forbidden("limit_key_missing")));
+        let anybody = compile(&[("flood", limit(&[LimitKey::ClientIp], 9))]);
+        assert!(ask(&anybody, &caller, Some(&with("acme", Some("platinum")))).is_ok());
+    }
+
+    #[test]
+    fn who_comes_early_gets_a_turn_in_the_queue_and_who_gives_it_up_leaves_the_queue() {
+        let algorithm = LimitAlgorithm::LeakyBucket { queue: 2, max_wait: 10 * SECOND };
+        let smooth =
+            Limit { allowance: Allowance::Rate { rate: Rate { count: 1, window: SECOND }, algorithm }, ..limit(&[LimitKey::Host], 0) };
+        let limits = compile(&[("smooth", smooth), ("flood", limit(&[LimitKey::ClientIp], 4))]);
+        let caller = Caller::new("192.0.2.1");
+        let come = || admit(&limits, &caller, None, 1, 0).map(|held| held.turn);
+        assert!(come().unwrap().is_none());
+        assert_eq!(come().unwrap().map(|turn| turn.at), Some(SECOND));
+        let last = come().unwrap().unwrap();
+        assert_eq!(last.at, 2 * SECOND);
+        let Err(Rejection::QueueFull(state)) = come() else { panic!("a third waits") };
+        assert_eq!((state.limit, state.retry_after), (3, SECOND));
+        last.give_up();
+        // Its place and its part of the other limit are free again.
+        assert_eq!(come().unwrap().map(|turn| turn.at), Some(2 * SECOND));
+        assert_eq!(admit(&limits, &caller, None, 1, 1_000).unwrap().turn.map(|turn| turn.at), Some(3 * SECOND));
     }
 
     #[test]

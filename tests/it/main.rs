@@ -15,7 +15,11 @@ mod harness;
 
 mod authenticators;
 mod cli;
+mod client_certificate;
+mod limits;
 mod proxy;
+mod quotas;
+mod redis;
 mod reload;
 mod request;
 mod route;

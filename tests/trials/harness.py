@@ -177,9 +177,13 @@ class Gateway:
         self.environment = os.environ | {"RUST_BACKTRACE": "0"} | (env or {})
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10, trust_env=False)
         self.configure(config)
+        self.start()
+
+    def start(self):
+        """Starts the process, or another one in its place when it was killed."""
         # The access log is a file of its own: it is long, and it is not what went wrong.
-        with open(stage.folder / "access.json", "ab") as access:
-            self.process = stage.spawn(GATEWAY, "run", "-c", self.file, log=log, stdout=access, env=self.environment)
+        with open(self.stage.folder / "access.json", "ab") as access:
+            self.process = self.stage.spawn(GATEWAY, "run", "-c", self.file, log=self.log.name, stdout=access, env=self.environment)
         within(START, "the gateway starts", self._up)
 
     def configure(self, config):

@@ -3,6 +3,8 @@
 import sys
 
 import harness
+import trial_fleet
+import trial_certificates
 import trial_grpc
 import trial_keys
 import trial_nginx

@@ -13,6 +13,26 @@ certificate client edgeward.example.com
 certificate ca orders.internal
 rm ca.key
 
+# An authority for clients, a client of it, and its list of what it has revoked: nothing.
+authority=$(mktemp -d)
+cat >"$authority/openssl.cnf" <<CNF
+[ca]
+default_ca = clients
+[clients]
+database = $authority/index
+default_md = sha256
+CNF
+: >"$authority/index"
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -sha256 -subj "/O=edgeward examples, throw-away/CN=clients" \
+    -addext "keyUsage=critical,keyCertSign,cRLSign" -keyout "$authority/key" -out clients.pem 2>/dev/null
+openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/O=edgeward examples, throw-away/CN=web" \
+    -keyout web.key -out "$authority/request" 2>/dev/null
+printf 'subjectAltName=URI:spiffe://acme/ns/shop/sa/web\nextendedKeyUsage=clientAuth\nbasicConstraints=critical,CA:FALSE\n' >"$authority/extensions"
+openssl x509 -req -in "$authority/request" -CA clients.pem -CAkey "$authority/key" -days 3650 -sha256 -extfile "$authority/extensions" \
+    -out web.pem 2>/dev/null
+openssl ca -gencrl -config "$authority/openssl.cnf" -cert clients.pem -keyfile "$authority/key" -crldays 3650 -out clients.crl 2>/dev/null
+rm -r "$authority"
+
 # An EC public key as a key set (RFC 7517): the last 64 bytes of its DER are x and y.
 base64url() { openssl base64 -A | tr '+/' '-_' | tr -d '='; }
 point() { openssl ec -in api.key -pubout -outform DER 2>/dev/null | tail -c 64; }

@@ -116,6 +116,15 @@ impl Limits {
         }
     }
 
+    /// Where a request of `key` that costs so many units would stand. Nothing is counted.
+    pub fn standing(&self, key: &Key, terms: &Terms, cost: u64, monotonic: Duration) -> Standing {
+        let hash = self.hasher.hash_one(key);
+        match self.ledger(hash) {
+            Some(mut ledger) => ledger.standing(hash, key, terms, cost, nanos(monotonic), &self.hasher),
+            None => Standing::refused(terms),
+        }
+    }
+
     /// Takes back what [`charge`](Self::charge) admitted, for a request that goes no further: `monotonic` is the time it was charged at and
     /// its [`wait`](Standing::wait) on top.
     ///
@@ -235,6 +244,17 @@ impl Ledger {
         }
     }
 
+    fn standing(&mut self, hash: u64, key: &Key, terms: &Terms, cost: u64, now: u64, hasher: &ahash::RandomState) -> Standing {
+        let (pace, rule) = (Pace::from(terms), Rule::from(terms.algorithm));
+        self.adopt(pace, rule, now, hasher);
+        match (&self.accounts, rule) {
+            (Accounts::Windows(table), Rule::Windows(view)) => table.look(hash, key).charge(view, pace, cost, now),
+            (Accounts::Buckets(table), Rule::Buckets(bound)) => table.look(hash, key).charge(bound, pace, cost, now),
+            // Never, as the rule has just been adopted.
+            _ => Standing::refused(terms),
+        }
+    }
+
     fn refund(&mut self, hash: u64, key: &Key, terms: &Terms, cost: u64, charged: u64) {
         let pace = Pace::from(terms);
         match (&mut self.accounts, Rule::from(terms.algorithm)) {
@@ -301,6 +321,8 @@ fn div_ceil(number: u128, by: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     pub(super) const SECOND: Duration = Duration::from_secs(1);
@@ -332,7 +354,7 @@ mod tests {
 
     #[test]
     fn what_stands_of_a_key_fills_a_cache_line_and_a_shard_two_and_a_full_shard_its_table() {
-        assert_eq!((table::entry_size::<Counts>(), table::entry_size::<Level>()), (64, 64));
+        assert_eq!((Table::<Counts>::ENTRY, Table::<Level>::ENTRY), (64, 64));
         assert_eq!(size_of::<Shard>(), 128);
         assert_eq!(hashbrown::HashTable::<u8>::with_capacity(SHARD_KEYS).capacity(), SHARD_KEYS);
     }
@@ -389,6 +411,201 @@ mod tests {
         for algorithm in ALGORITHMS {
             assert_eq!(admitted(&limits, &number(1), &terms(10, SECOND, algorithm), 0), if algorithm == ALGORITHMS[0] { 10 } else { 0 });
             assert_eq!(admitted(&limits, &key(format!("{algorithm:?}")), &terms(10, SECOND, algorithm), 0), 10);
+        }
+    }
+
+    fn room(limits: &Limits) -> usize {
+        let of = |accounts: &Accounts| match accounts {
+            Accounts::Windows(table) => table.capacity(),
+            Accounts::Buckets(table) => table.capacity(),
+        };
+        limits.shards.iter().map(|shard| of(&shard.lock().accounts)).sum()
+    }
+
+    #[test]
+    fn a_flood_of_keys_takes_no_more_than_its_room_and_neither_frees_a_key_nor_starves_the_newcomers() {
+        for algorithm in ALGORITHMS {
+            let limits = Limits::new(28);
+            let terms = terms(10, 1_000 * SECOND, algorithm);
+            let (spent, half) = (key("spent"), key("half"));
+            assert_eq!(admitted(&limits, &spent, &terms, 0), 10);
+            (0..5).for_each(|_| assert!(limits.charge(&half, &terms, 1, Duration::ZERO).admitted));
+            let newcomers = (0..50_000).filter(|at| limits.charge(&number(*at), &terms, 1, Duration::from_nanos(*at)).admitted).count();
+            assert!(room(&limits) <= 28 * SHARDS, "{algorithm:?}");
+            // Each has begun with what the least used had, which is one unit for every time that all of the room was taken.
+            assert_eq!(newcomers, 50_000, "{algorithm:?}");
+            assert_eq!(admitted(&limits, &spent, &terms, 1), 0, "{algorithm:?}");
+            assert_eq!(admitted(&limits, &half, &terms, 1), 5, "{algorithm:?}");
+            let late = admitted(&limits, &key("late"), &terms, 1);
+            assert!((5..10).contains(&late), "{algorithm:?}: {late}");
+        }
+    }
+
+    #[test]
+    fn idle_keys_make_room_before_any_count_is_forgotten() {
+        for algorithm in ALGORITHMS {
+            let limits = Limits::new(28);
+            let terms = terms(10, SECOND, algorithm);
+            for second in 0..20 {
+                // In every third second as many as there is room for, less the chance that puts more in one shard than in another.
+                for at in 0..SHARDS as u64 * 7 {
+                    limits.charge(&number(second << 32 | at), &terms, 1, Duration::from_secs(3 * second));
+                }
+                assert!(room(&limits) <= 28 * SHARDS);
+                assert_eq!(admitted(&limits, &key(second.to_string()), &terms, 3_000 * second), 10, "{algorithm:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn memory_comes_back_when_nobody_asks() {
+        for algorithm in ALGORITHMS {
+            let limits = Limits::default();
+            for stranger in 0..50_000 {
+                limits.charge(&number(stranger), &terms(1, SECOND, algorithm), 1, Duration::ZERO);
+            }
+            assert_eq!(limits.keys(), 50_000);
+            limits.shards.iter().for_each(|shard| shard.lock().tidy(nanos(2 * SECOND), &limits.hasher));
+            assert_eq!((limits.keys(), room(&limits)), (0, 0));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn upkeep_drops_idle_keys_and_ends_with_the_limits() {
+        let limits = Arc::new(Limits::default());
+        let terms = terms(1, SECOND, Algorithm::SlidingWindow);
+        (0..5_000).for_each(|at| assert!(limits.charge(&number(at), &terms, 1, Duration::ZERO).admitted));
+        let began = tokio::time::Instant::now();
+        let clock: Clock = Arc::new(move || crate::request::Now { monotonic: began.elapsed(), unix: Duration::ZERO });
+        let upkeep = tokio::spawn(Limits::maintain(Arc::downgrade(&limits), clock));
+        tokio::time::sleep(UPKEEP + SECOND).await;
+        assert_eq!(limits.keys(), 0);
+        tokio::time::sleep(2 * UPKEEP).await;
+        assert!(!upkeep.is_finished());
+        drop(limits);
+        upkeep.await.unwrap();
+    }
+
+    /// What a caller does to one shard, whose table may be too small.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Charge { who: u64, cost: u64 },
+        Leave,
+        Tidy,
+        Adopt(Terms),
+    }
+
+    fn any_terms() -> impl Strategy<Value = Terms> {
+        let algorithm = (0usize..4, 0u64..12, 0u64..500).prop_map(|(which, bound, max_wait)| match which {
+            0 => Algorithm::FixedWindow,
+            1 => Algorithm::SlidingWindow,
+            2 => Algorithm::TokenBucket { burst: bound },
+            _ => Algorithm::LeakyBucket { queue: bound, max_wait: Duration::from_nanos(max_wait) },
+        });
+        (1u64..12, 1u64..300, algorithm).prop_map(|(limit, window, algorithm)| terms(limit, Duration::from_nanos(window), algorithm))
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            40 => (0u64..30, 1u64..3).prop_map(|(who, cost)| Step::Charge { who, cost }),
+            4 => Just(Step::Leave),
+            1 => Just(Step::Tidy),
+            1 => any_terms().prop_map(Step::Adopt),
+        ]
+    }
+
+    proptest! {
+        /// Two shards see the same callers: one that must forget most of them, and one that has room for all.
+        #[test]
+        fn what_is_forgotten_is_in_nobodys_favour(first in any_terms(), steps in proptest::collection::vec((0u64..20, any_step()), 1..150)) {
+            let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
+            let (mut small, mut ample) = (Ledger::new(4), Ledger::new(SHARD_KEYS));
+            let (mut terms, mut now, mut last) = (first, 0, None);
+            for (pause, step) in steps {
+                now += pause;
+                match step {
+                    Step::Charge { who, cost } => {
+                        let hash = hasher.hash_one(number(who));
+                        let strict = small.charge(hash, &number(who), &terms, cost, now, &hasher);
+                        prop_assert!(small.keys() <= 7);
+                        if strict.admitted {
+                            let exact = ample.charge(hash, &number(who), &terms, cost, now, &hasher);
+                            prop_assert!(exact.admitted, "{} is over its limit", who);
+                            prop_assert!(strict.remaining <= exact.remaining && strict.wait >= exact.wait, "{:?} {:?} {:?}", terms, strict, exact);
+                            last = Some((who, cost, now + nanos(strict.wait), now + nanos(exact.wait)));
+                        }
+                    }
+                    Step::Leave => {
+                        if let Some((who, cost, strict, exact)) = last.take() {
+                            let hash = hasher.hash_one(number(who));
+                            small.refund(hash, &number(who), &terms, cost, strict);
+                            ample.refund(hash, &number(who), &terms, cost, exact);
+                        }
+                    }
+                    Step::Tidy => small.tidy(now, &hasher),
+                    Step::Adopt(other) => {
+                        terms = other;
+                        [&mut small, &mut ample].map(|ledger| ledger.adopt(Pace::from(&terms), terms.algorithm.into(), now, &hasher));
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a caller gets who asks for as much as there is in every millisecond from `from` on: the times at which its requests pass.
+    fn greedy(terms: &Terms, from: u64, millis: u64) -> Vec<u64> {
+        let limits = Limits::default();
+        let mut passed = Vec::new();
+        for now in from..from + millis {
+            loop {
+                let standing = limits.charge(&key("a"), terms, 1, Duration::from_millis(now));
+                if !standing.admitted {
+                    break;
+                }
+                passed.push(now + standing.wait.as_millis() as u64);
+            }
+        }
+        passed
+    }
+
+    fn most_within(passed: &[u64], span: u64) -> usize {
+        let until = |from: u64| passed.partition_point(|at| *at < from + span);
+        passed.iter().enumerate().map(|(before, from)| until(*from) - before).max().unwrap_or_default()
+    }
+
+    #[test]
+    fn the_documented_table_of_what_each_admits_at_worst_is_true() {
+        let window = 10_000;
+        let docs = include_str!("../../../docs/limits.md");
+        for (name, algorithm) in [
+            ("`fixed_window`", Algorithm::FixedWindow),
+            ("`sliding_window`", Algorithm::SlidingWindow),
+            ("`token_bucket`, `burst: 100`", Algorithm::TokenBucket { burst: 100 }),
+            ("`token_bucket`, `burst: 10`", Algorithm::TokenBucket { burst: 10 }),
+            ("`leaky_bucket`, `queue: 50`", Algorithm::LeakyBucket { queue: 50, max_wait: Duration::MAX }),
+        ] {
+            let terms = terms(100, Duration::from_millis(window), algorithm);
+            // Asking from the last millisecond of a window on is the worst for every span; the burst begins a second before the edge.
+            let passed = greedy(&terms, window - 1, 10 * window + 2);
+            let edge: Vec<u64> = greedy(&terms, window - 1_000, 2_000).into_iter().filter(|at| *at < window + 1_000).collect();
+            let row = format!(
+                "| {name} | {} | {} | {} | {} |",
+                most_within(&passed, 1),
+                edge.len(),
+                most_within(&passed, window),
+                most_within(&passed, 10 * window)
+            );
+            assert!(docs.contains(&row), "docs/limits.md lacks\n{row}");
+        }
+    }
+
+    #[test]
+    fn no_other_beginning_is_worse_than_the_end_of_a_window() {
+        for algorithm in ALGORITHMS {
+            let terms = terms(10, Duration::from_millis(200), algorithm);
+            let of = |from| most_within(&greedy(&terms, from, 800), 200);
+            let worst = of(199);
+            assert!((0..400).all(|from| of(from) <= worst), "{algorithm:?}");
         }
     }
 }

@@ -58,6 +58,11 @@ impl<A: Account> Table<A> {
         self.entries.find_mut(hash, |entry| entry.key == *key).map(|entry| &mut entry.account)
     }
 
+    /// A copy of the account of a key.
+    pub(super) fn look(&self, hash: u64, key: &Key) -> A {
+        self.entries.find(hash, |entry| entry.key == *key).map_or(self.forgotten, |entry| entry.account)
+    }
+
     /// Charges the account of a key, which is held from then on when it was admitted.
     pub(super) fn charge(&mut self, hash: u64, key: &Key, room: Room<'_>, charge: impl FnOnce(&mut A) -> Standing) -> Standing {
         if let Some(account) = self.find(hash, key) {
@@ -117,6 +122,10 @@ fn table_of<A>(entries: impl IntoIterator<Item = Entry<A>>, capacity: usize, has
 }
 
 #[cfg(test)]
-pub(super) const fn entry_size<A>() -> usize {
-    size_of::<Entry<A>>()
+impl<A> Table<A> {
+    pub(super) const ENTRY: usize = size_of::<Entry<A>>();
+
+    pub(super) fn capacity(&self) -> usize {
+        self.entries.capacity()
+    }
 }

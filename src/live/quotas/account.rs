@@ -9,8 +9,8 @@ use super::period::{Period, Window};
 use crate::live::limits::Standing;
 
 /// Charges of one key, in the order of time.
-#[derive(Debug, Default)]
-pub(crate) struct Account {
+#[derive(Debug, Default, Clone)]
+pub(super) struct Account {
     slots: Vec<Slot>,
     /// Whether the key is among those that are to be written down.
     listed: bool,
@@ -31,15 +31,15 @@ struct Slot {
 
 /// A slot as it is written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(super) struct Entry {
     /// When its slot begins.
-    pub(crate) begins: u64,
+    pub(super) begins: u64,
     /// When it was charged last.
-    pub(crate) last: u64,
+    pub(super) last: u64,
     /// The first second in which it counts no longer.
-    pub(crate) until: u64,
+    pub(super) until: u64,
     /// What was charged, or is to be added to it.
-    pub(crate) units: i64,
+    pub(super) units: i64,
 }
 
 impl Account {
@@ -67,13 +67,13 @@ impl Account {
     }
 
     /// Where the key stands; `admitted` says whether one more would be.
-    pub(crate) fn standing(&self, terms: &QuotaTerms, unix: Duration) -> Standing {
+    pub(super) fn standing(&self, terms: &QuotaTerms, unix: Duration) -> Standing {
         let window = terms.period.window(unix.as_secs());
         self.stand(terms, &window, self.used(&window), 1, unix)
     }
 
     /// Takes note of what is written down. Whoever knows of more is right: another process has charged as well, or it was not written yet.
-    pub(crate) fn merge(&mut self, entry: Entry) {
+    pub(super) fn merge(&mut self, entry: Entry) {
         let Entry { begins, last, until, units } = entry;
         let written = u64::try_from(units).unwrap_or(0);
         match self.slots.iter_mut().find(|slot| slot.begins == begins) {
@@ -178,5 +178,229 @@ impl Account {
 impl Slot {
     fn counts(&self, window: &Window) -> bool {
         self.last >= window.begins && self.begins < window.horizon
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HOUR: u64 = 3_600;
+    const DAY: u64 = 24 * HOUR;
+    /// 2026-11-23T00:00:00Z.
+    const MONDAY: u64 = 1_795_392_000;
+    /// 2026-12-01T00:00:00Z.
+    const DECEMBER: u64 = 1_796_083_200;
+
+    fn daily(limit: u64) -> QuotaTerms {
+        QuotaTerms { limit, period: Period::Day }
+    }
+
+    fn monthly(limit: u64) -> QuotaTerms {
+        QuotaTerms { limit, period: Period::Month }
+    }
+
+    fn rolling(limit: u64, seconds: u64) -> QuotaTerms {
+        QuotaTerms { limit, period: Period::Rolling(Duration::from_secs(seconds)) }
+    }
+
+    fn charge(account: &mut Account, terms: QuotaTerms, cost: u64, second: u64) -> Standing {
+        account.charge(&terms, cost, Duration::from_secs(second))
+    }
+
+    /// How many of these are admitted at a second, one by one.
+    fn admitted(account: &mut Account, terms: QuotaTerms, second: u64) -> usize {
+        (0..1_000).filter(|_| charge(account, terms, 1, second).admitted).count()
+    }
+
+    fn remaining(account: &Account, terms: QuotaTerms, second: u64) -> u64 {
+        account.standing(&terms, Duration::from_secs(second)).remaining
+    }
+
+    #[test]
+    fn a_cost_is_charged_whole_or_not_at_all_and_the_wait_is_for_that_cost() {
+        let mut account = Account::default();
+        assert_eq!(charge(&mut account, daily(10), 7, MONDAY).remaining, 3);
+        let refused = charge(&mut account, daily(10), 4, MONDAY + HOUR);
+        assert_eq!((refused.admitted, refused.remaining, refused.retry_after), (false, 3, Duration::from_secs(23 * HOUR)));
+        let last = charge(&mut account, daily(10), 3, MONDAY + HOUR);
+        assert_eq!((last.admitted, last.remaining, last.reset), (true, 0, Duration::from_secs(23 * HOUR)));
+        // One that never fits is told of the period's end as well, and is refused then too.
+        assert_eq!(charge(&mut account, daily(10), 11, MONDAY).retry_after, Duration::from_secs(DAY));
+        assert!(!charge(&mut account, daily(10), 11, MONDAY + DAY).admitted);
+    }
+
+    #[test]
+    fn a_refund_takes_back_what_was_charged_when_it_was_charged() {
+        let mut account = Account::default();
+        assert_eq!(admitted(&mut account, daily(3), MONDAY + DAY - 1), 3);
+        assert_eq!(admitted(&mut account, daily(3), MONDAY + DAY), 3);
+        account.refund(Period::Day, 1, Duration::from_secs(MONDAY + DAY - 1));
+        assert_eq!(remaining(&account, daily(3), MONDAY + DAY), 0);
+        account.refund(Period::Day, 1, Duration::from_secs(MONDAY + DAY));
+        assert_eq!(remaining(&account, daily(3), MONDAY + DAY), 1);
+        account.refund(Period::Day, 9, Duration::from_secs(MONDAY + DAY));
+        assert_eq!(remaining(&account, daily(3), MONDAY + DAY), 3);
+    }
+
+    #[test]
+    fn what_was_used_stands_when_the_quota_changes() {
+        let mut account = Account::default();
+        assert_eq!(admitted(&mut account, daily(60), MONDAY + HOUR), 60);
+        assert_eq!(remaining(&account, daily(50), MONDAY + HOUR), 0);
+        assert_eq!(remaining(&account, daily(100), MONDAY + HOUR), 40);
+        // A day's use counts in its month, also after the day is over and was forgotten by days.
+        assert_eq!(admitted(&mut account, monthly(100), MONDAY + 2 * HOUR), 40);
+        account.take_unwritten().for_each(drop);
+        assert!(account.forget(MONDAY + 3 * DAY, 0));
+        assert_eq!(remaining(&account, monthly(100), DECEMBER - 1), 0);
+        assert_eq!(remaining(&account, monthly(100), DECEMBER), 100);
+        // A month's use counts in the day of the change, and no longer.
+        assert_eq!(remaining(&account, daily(100), MONDAY + 3 * HOUR), 0);
+        assert_eq!(remaining(&account, daily(100), MONDAY + DAY), 100);
+        assert_eq!(remaining(&account, rolling(100, 2 * HOUR), MONDAY + 3 * HOUR), 0);
+        assert_eq!(remaining(&account, rolling(100, 2 * HOUR), MONDAY + 4 * HOUR + 1), 100);
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_over_midnight_frees_nothing_and_locks_out_for_no_longer_than_it_went() {
+        let (before, after) = (MONDAY - 1, MONDAY + 1);
+        let mut account = Account::default();
+        assert_eq!(admitted(&mut account, daily(10), before), 10);
+        assert_eq!(admitted(&mut account, daily(10), after), 10);
+        for _ in 0..5 {
+            assert_eq!(admitted(&mut account, daily(10), before), 0);
+            assert_eq!(admitted(&mut account, daily(10), after), 0);
+        }
+        // What was charged too early stands against the day in which it was charged, and against none after it.
+        let mut account = Account::default();
+        assert_eq!(admitted(&mut account, daily(10), after), 10);
+        assert_eq!(admitted(&mut account, daily(10), before), 0);
+        assert_eq!(admitted(&mut account, daily(10), MONDAY + DAY), 10);
+    }
+
+    #[test]
+    fn what_a_clock_charged_that_was_wrong_by_more_than_a_period_is_dropped() {
+        for terms in [daily(10), monthly(10), rolling(10, DAY)] {
+            let mut account = Account::default();
+            assert_eq!(admitted(&mut account, terms, MONDAY + 1_500 * DAY), 10);
+            assert_eq!(admitted(&mut account, terms, MONDAY), 10, "{terms:?}");
+            assert_eq!(admitted(&mut account, terms, MONDAY), 0, "{terms:?}");
+        }
+    }
+
+    #[test]
+    fn an_account_holds_no_more_slots_than_a_period_has() {
+        let mut account = Account::default();
+        for hour in 0..10_000 {
+            charge(&mut account, rolling(u64::MAX, 30 * DAY), 1, MONDAY + hour * HOUR);
+            account.take_unwritten().for_each(drop);
+        }
+        assert!(account.slots.len() <= 62, "{}", account.slots.len());
+        for day in 0..1_000 {
+            charge(&mut account, daily(u64::MAX), 1, MONDAY + 10_000 * HOUR + day * DAY);
+            account.take_unwritten().for_each(drop);
+        }
+        assert!(account.slots.len() <= 2 && account.slots.capacity() <= 64, "{}", account.slots.len());
+        assert!(!account.forget(MONDAY + 2_000 * DAY, HOUR));
+        assert_eq!(size_of::<Slot>(), 48);
+    }
+
+    fn period() -> impl Strategy<Value = Period> {
+        prop_oneof![
+            Just(Period::Day),
+            Just(Period::Month),
+            (1_u64..400).prop_map(|seconds| Period::Rolling(Duration::from_secs(seconds))),
+            Just(Period::Rolling(Duration::from_secs(30 * DAY))),
+        ]
+    }
+
+    /// Steps of time from nothing to two months, in milliseconds.
+    fn step() -> impl Strategy<Value = u64> {
+        (0_u32..33, 0_u64..256).prop_map(|(size, fine)| ((1_u64 << size) - 1) * fine / 200)
+    }
+
+    proptest! {
+        #[test]
+        fn it_never_admits_more_than_a_log_of_every_charge_and_refuses_at_most_a_sixtieth_too_long(
+            period in period(), limit in 1_u64..30, steps in proptest::collection::vec((step(), 1_u64..6), 1..120),
+        ) {
+            let terms = QuotaTerms { limit, period };
+            let mut account = Account::default();
+            let mut log: Vec<(u64, u64)> = vec![];
+            let mut millis = MONDAY * 1_000;
+            let within = |log: &[(u64, u64)], since: u64| log.iter().filter(|(at, _)| *at >= since).map(|(_, cost)| cost).sum::<u64>();
+            for (step, cost) in steps {
+                millis += step;
+                let standing = account.charge(&terms, cost, Duration::from_millis(millis));
+                // What certainly counts, and what may.
+                let (certain, possible) = match period {
+                    Period::Rolling(length) => {
+                        let (length, share) = (length.as_millis() as u64, (length.as_secs().div_ceil(60) * 1_000));
+                        (within(&log, millis - length + 1), within(&log, millis - length - share - 1_000))
+                    }
+                    _ => {
+                        let begins = period.window(millis / 1_000).begins * 1_000;
+                        (within(&log, begins), within(&log, begins))
+                    }
+                };
+                if standing.admitted {
+                    prop_assert!(certain + cost <= limit);
+                    log.push((millis, cost));
+                } else {
+                    prop_assert!(possible + cost > limit);
+                }
+                prop_assert!(standing.remaining <= limit);
+            }
+        }
+
+        #[test]
+        fn the_same_cost_is_admitted_after_the_stated_wait_and_not_before(
+            period in period(), limit in 1_u64..30, steps in proptest::collection::vec((step(), 1_u64..6), 1..60),
+        ) {
+            let terms = QuotaTerms { limit, period };
+            let mut account = Account::default();
+            let mut now = Duration::from_secs(MONDAY);
+            for (step, cost) in steps {
+                now += Duration::from_millis(step);
+                let standing = account.charge(&terms, cost, now);
+                let admits = |wait: Duration, cost| account.clone().charge(&terms, cost, now + wait).admitted;
+                if cost <= limit {
+                    prop_assert!(admits(standing.retry_after, cost));
+                    prop_assert!(standing.retry_after.is_zero() || !admits(standing.retry_after - Duration::from_nanos(1), cost));
+                }
+                prop_assert!(admits(standing.reset, limit));
+                prop_assert!(standing.remaining == limit || !admits(standing.reset - Duration::from_nanos(1), limit));
+            }
+        }
+
+        #[test]
+        fn a_clock_that_goes_back_by_no_more_than_what_is_remembered_frees_nothing(
+            period in period(), limit in 1_u64..30,
+            steps in proptest::collection::vec((step(), 0_u64..1_000, 1_u64..6), 1..120),
+        ) {
+            let terms = QuotaTerms { limit, period };
+            let mut account = Account::default();
+            let mut log: Vec<(u64, u64)> = vec![];
+            let mut latest = MONDAY;
+            for (step, back, cost) in steps {
+                latest += step / 1_000;
+                let second = latest - period.memory() * back / 1_000;
+                let standing = charge(&mut account, terms, cost, second);
+                // The hours are written down meanwhile.
+                account.take_unwritten().for_each(drop);
+                if standing.admitted {
+                    log.push((second, cost));
+                    let window = period.window(second);
+                    let same = |at: u64| match period {
+                        Period::Rolling(_) => at >= window.begins && at <= second,
+                        _ => period.window(at) == window,
+                    };
+                    let used: u64 = log.iter().filter(|(at, _)| same(*at)).map(|(_, cost)| cost).sum();
+                    prop_assert!(used <= limit, "{used} at {second}");
+                }
+            }
+        }
     }
 }

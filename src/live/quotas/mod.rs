@@ -14,15 +14,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-pub(crate) use account::Account;
 pub use period::Period;
-pub(crate) use store::QuotaStore;
 pub use store::StoreError;
 
-use self::account::Entry;
-use self::store::Addition;
+use self::account::{Account, Entry};
+use self::store::{Addition, QuotaStore};
 use super::api_keys::Failure;
-use super::database::Opening;
+use super::database::{OpenError, Opening};
 use super::limits::{Key, KeyBuilder, Standing};
 use crate::request::{Clock, Now};
 
@@ -72,10 +70,7 @@ impl Quotas {
 
     /// Charges `cost` units to `key`, all or none, and says where it stands. Nothing is admitted before the ledger is open.
     pub fn charge(&self, key: &Key, terms: &QuotaTerms, cost: u64, now: Now) -> Standing {
-        if !self.ledger.is_open() {
-            return REFUSED;
-        }
-        self.counts.charge(key, terms, cost, now.unix).unwrap_or(REFUSED)
+        self.counts().and_then(|counts| counts.charge(key, terms, cost, now.unix)).unwrap_or(REFUSED)
     }
 
     /// Takes back what [`charge`](Self::charge) charged at `now`.
@@ -85,12 +80,29 @@ impl Quotas {
 
     /// Where a key stands; `admitted` says whether one more unit would be.
     pub fn standing(&self, key: &Key, terms: &QuotaTerms, now: Now) -> Standing {
-        self.counts.standing(key, terms, now.unix).unwrap_or(REFUSED)
+        self.counts().and_then(|counts| counts.standing(key, terms, now.unix)).unwrap_or(REFUSED)
+    }
+
+    /// Where a key stands by what is written down: for who looks on while another process counts. Blocks.
+    ///
+    /// # Errors
+    /// When the database cannot be opened or read. One that is not there holds nothing.
+    pub fn written(&self, key: &Key, terms: &QuotaTerms, now: Now) -> Result<Standing, StoreError> {
+        let account = match QuotaStore::open(&self.ledger.path, Opening::Existing, PATIENCE) {
+            Err(StoreError::Open(OpenError::Missing { .. })) => Account::default(),
+            store => store?.read(&self.counts.name, key)?,
+        };
+        Ok(account.standing(terms, now.unix))
     }
 
     /// How many keys are told apart.
     pub fn keys(&self) -> usize {
         self.counts.keys()
+    }
+
+    /// The counts, once what was written down is among them.
+    fn counts(&self) -> Option<&Counts> {
+        self.ledger.is_open().then_some(&*self.counts)
     }
 }
 
@@ -131,11 +143,6 @@ impl Ledger {
         *slot = Some(store);
         self.open.store(true, Ordering::Release);
         Ok(())
-    }
-
-    /// Where the database is.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Why charges are not written down at the moment, if so. Counting goes on in memory.
@@ -372,6 +379,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const DAY: u64 = 86_400;
     /// 2026-11-23T00:00:00Z.
@@ -447,6 +455,285 @@ mod tests {
         let host = Host::new();
         let quotas = Quotas::new(Arc::new(Ledger::new(&host.path())), &"daily".into());
         assert!(!admits(&quotas, DAILY, 1, MONDAY));
+        assert_eq!(quotas.standing(&key("acme"), &DAILY, at(MONDAY)).remaining, 0);
         assert!(!host.path().exists());
+    }
+
+    #[test]
+    fn quotas_of_one_name_share_their_counts_and_those_of_others_do_not() {
+        let host = Host::new();
+        let (ledger, quotas) = host.start(MONDAY);
+        let (same, other) = (Quotas::new(ledger.clone(), &"daily".into()), Quotas::new(ledger.clone(), &"other".into()));
+        assert!(admits(&quotas, DAILY, 10, MONDAY));
+        assert!(!admits(&same, DAILY, 1, MONDAY));
+        assert!(admits(&other, DAILY, 10, MONDAY));
+        assert!(quotas.charge(&key("umbrella"), &DAILY, 10, at(MONDAY)).admitted);
+        drop((ledger, quotas, same, other));
+        let (ledger, _quotas) = host.start(MONDAY);
+        let mut keys = ledger.keys();
+        keys.sort();
+        assert_eq!(keys, [("daily".into(), 2), ("other".into(), 1)]);
+    }
+
+    #[test]
+    fn two_processes_on_one_database_add_up_and_hear_of_each_other_when_they_write() {
+        let host = Host::new();
+        let (one, first) = host.start(MONDAY);
+        let (two, second) = host.start(MONDAY);
+        assert!(admits(&first, DAILY, 4, MONDAY) && admits(&second, DAILY, 5, MONDAY));
+        one.flush();
+        two.flush();
+        assert_eq!(second.standing(&key("acme"), &DAILY, at(MONDAY)).remaining, 1);
+        assert!(admits(&first, DAILY, 1, MONDAY));
+        one.flush();
+        assert!(!admits(&first, DAILY, 1, MONDAY));
+        let (_three, third) = host.start(MONDAY);
+        assert!(!admits(&third, DAILY, 1, MONDAY));
+    }
+
+    #[test]
+    fn a_database_that_goes_away_leaves_the_counting_in_memory_and_nothing_is_lost_when_it_is_back() {
+        let host = Host::new();
+        let (ledger, quotas) = host.start(MONDAY);
+        assert!(admits(&quotas, DAILY, 2, MONDAY));
+        let away = host.0.path().join("away.db");
+        std::fs::rename(host.path(), &away).unwrap();
+        let written = ledger.write();
+        assert!(matches!(written, Err(StoreError::Replaced(_))), "{written:?}");
+        ledger.report(written, Duration::from_secs(MONDAY));
+        assert!(ledger.failure().is_some_and(|failure| failure.since.as_secs() == MONDAY));
+        assert!(admits(&quotas, DAILY, 3, MONDAY));
+        std::fs::rename(&away, host.path()).unwrap();
+        ledger.report(ledger.write(), Duration::from_secs(MONDAY + 1));
+        assert_eq!(ledger.failure(), None);
+        let (_ledger, quotas) = host.start(MONDAY);
+        assert_eq!(quotas.standing(&key("acme"), &DAILY, at(MONDAY)).remaining, 5);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_written_later_and_once() {
+        let host = Host::new();
+        let (ledger, quotas) = host.start(MONDAY);
+        assert!(admits(&quotas, DAILY, 2, MONDAY));
+        let foreign = rusqlite::Connection::open(host.path()).unwrap();
+        foreign.execute_batch("ALTER TABLE quota_use RENAME TO away").unwrap();
+        assert!(ledger.write().is_err());
+        assert!(admits(&quotas, DAILY, 2, MONDAY));
+        foreign.execute_batch("ALTER TABLE away RENAME TO quota_use").unwrap();
+        ledger.write().unwrap();
+        ledger.write().unwrap();
+        let used: i64 = foreign.query_row("SELECT sum(used) FROM quota_use", [], |row| row.get(0)).unwrap();
+        assert_eq!(used, 4);
+        assert_eq!(quotas.standing(&key("acme"), &DAILY, at(MONDAY)).remaining, 6);
+    }
+
+    #[test]
+    fn a_database_that_is_not_ours_or_damaged_is_a_clear_error_and_admits_nobody() {
+        let host = Host::new();
+        std::fs::create_dir_all(host.path().parent().unwrap()).unwrap();
+        std::fs::write(host.path(), "not a database".repeat(500)).unwrap();
+        let ledger = Arc::new(Ledger::new(&host.path()));
+        let error = ledger.open(at(MONDAY)).unwrap_err().to_string();
+        assert!(error.ends_with("quotas.db: file is not a database"), "{error}");
+        assert!(!admits(&Quotas::new(ledger, &"daily".into()), DAILY, 1, MONDAY));
+
+        std::fs::remove_file(host.path()).unwrap();
+        drop(host.start(MONDAY));
+        let foreign = rusqlite::Connection::open(host.path()).unwrap();
+        foreign.execute("INSERT INTO quota_use VALUES ('daily', x'00', 1, 1, 9223372036854775807, 1)", []).unwrap();
+        let error = Ledger::new(&host.path()).open(at(MONDAY)).unwrap_err().to_string();
+        assert!(error.contains("key"), "{error}");
+    }
+
+    #[test]
+    fn what_is_over_is_cleaned_from_memory_and_from_the_database() {
+        let host = Host::new();
+        let (ledger, quotas) = host.start(MONDAY);
+        for n in 0..1_000 {
+            assert!(quotas.charge(&key(&n.to_string()), &DAILY, 1, at(MONDAY)).admitted);
+        }
+        let rows = || {
+            let foreign = rusqlite::Connection::open(host.path()).unwrap();
+            foreign.query_row("SELECT count(*) FROM quota_use", [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        ledger.clean(MONDAY + 2 * DAY).unwrap();
+        assert_eq!(quotas.keys(), 1_000, "not forgotten before it is written down");
+        ledger.flush();
+        ledger.clean(MONDAY + DAY + MEMORY - 1).unwrap();
+        assert_eq!((quotas.keys(), rows()), (1_000, 1_000));
+        ledger.clean(MONDAY + DAY + MEMORY).unwrap();
+        assert_eq!((quotas.keys(), rows()), (0, 0));
+        let room: usize = quotas.counts.shards.iter().map(|shard| shard.lock().table.capacity()).sum();
+        assert_eq!(room, 0);
+    }
+
+    #[test]
+    fn a_flood_of_keys_is_bounded_frees_nobody_and_shares_one_quota() {
+        let counts = Counts::new("daily".into(), 4, 100);
+        let known = key("known");
+        let unix = Duration::from_secs(MONDAY);
+        assert!(counts.charge(&known, &DAILY, 10, unix).unwrap().admitted);
+        let mut strangers = 0;
+        for n in 0..100_000 {
+            strangers += u64::from(counts.charge(&key(&n.to_string()), &DAILY, 10, unix).unwrap().admitted);
+        }
+        assert!(counts.keys() <= 4 * 100 + 1);
+        // Those who have room of their own beside the one that is known, and one for all the others together.
+        assert!((399..=400).contains(&strangers), "{strangers}");
+        assert!(!counts.charge(&known, &DAILY, 1, unix).unwrap().admitted);
+    }
+
+    #[test]
+    fn threads_together_admit_as_many_as_the_quota_has_while_it_is_written_down() {
+        let host = Host::new();
+        let (ledger, quotas) = host.start(MONDAY);
+        let terms = QuotaTerms { limit: 9_999, ..DAILY };
+        let admitted = std::sync::atomic::AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..5_000 {
+                        admitted.fetch_add(u64::from(admits(&quotas, terms, 1, MONDAY)), Ordering::Relaxed);
+                    }
+                });
+            }
+            (0..20).for_each(|_| ledger.flush());
+        });
+        assert_eq!(admitted.into_inner(), 9_999);
+        drop((ledger, quotas));
+        let (_ledger, quotas) = host.start(MONDAY);
+        assert_eq!(quotas.standing(&key("acme"), &QuotaTerms { limit: 10_000, ..terms }, at(MONDAY)).remaining, 1);
+    }
+
+    #[tokio::test]
+    async fn upkeep_writes_behind_and_ends_with_the_ledger() {
+        let host = Host::new();
+        let (ledger, quotas) = host.start(MONDAY);
+        assert!(admits(&quotas, DAILY, 10, MONDAY));
+        let clock: Clock = Arc::new(|| at(MONDAY));
+        let upkeep = tokio::spawn(Ledger::maintain(Arc::downgrade(&ledger), clock));
+        let (_other, watcher) = loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let (other, watcher) = host.start(MONDAY);
+            if !admits(&watcher, DAILY, 1, MONDAY) {
+                break (other, watcher);
+            }
+            std::mem::forget((other, watcher));
+        };
+        assert!(!upkeep.is_finished());
+        drop((ledger, quotas, watcher));
+        tokio::time::timeout(Duration::from_secs(30), upkeep).await.unwrap().unwrap();
+    }
+
+    /// One process: what it knows of each key, what of that it has not written, and the keys that it will write.
+    #[derive(Default)]
+    struct Model {
+        known: HashMap<usize, u64>,
+        unwritten: HashMap<usize, i64>,
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Charge { process: usize, key: usize, cost: u64 },
+        Refund { process: usize, key: usize },
+        Flush { process: usize },
+        Crash { process: usize },
+        Restart { process: usize },
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = (0..100_u32, 0..2_usize, 0..3_usize, 1..5_u64).prop_map(|(dice, process, key, cost)| match dice {
+            0..70 => Step::Charge { process, key, cost },
+            70..80 => Step::Refund { process, key },
+            80..92 => Step::Flush { process },
+            92..96 => Step::Crash { process },
+            _ => Step::Restart { process },
+        });
+        proptest::collection::vec(step, 1..80)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_is_flushed_crashed_and_restarted_no_more_is_admitted_than_the_quota_and_the_stated_loss(
+            limit in 1_u64..40, steps in steps(), alone in any::<bool>(),
+        ) {
+            let host = Host::new();
+            let terms = QuotaTerms { limit, period: Period::Day };
+            let keys = [key("a"), key("b"), key("c")];
+            let mut processes = [Some(host.start(MONDAY)), Some(host.start(MONDAY))];
+            let mut models = [Model::default(), Model::default()];
+            let mut database: HashMap<usize, u64> = HashMap::new();
+            let (mut admitted, mut lost, mut last) = ([0_u64; 3], [0_u64; 3], [[0_u64; 3]; 2]);
+            let write = |model: &mut Model, database: &mut HashMap<usize, u64>| {
+                for (key, units) in model.unwritten.drain() {
+                    let written = database.entry(key).or_default();
+                    *written = written.saturating_add_signed(units);
+                    let known = model.known.entry(key).or_default();
+                    *known = (*known).max(*written);
+                }
+            };
+            for step in steps {
+                let process = match step {
+                    _ if alone => 0,
+                    Step::Charge { process, .. } | Step::Refund { process, .. } => process,
+                    Step::Flush { process } | Step::Crash { process } | Step::Restart { process } => process,
+                };
+                let model = &mut models[process];
+                let (ledger, quotas) = processes[process].take().unwrap();
+                processes[process] = Some(match step {
+                    Step::Charge { key, cost, .. } => {
+                        let known = model.known.entry(key).or_default();
+                        let standing = quotas.charge(&keys[key], &terms, cost, at(MONDAY));
+                        prop_assert_eq!(standing.admitted, *known + cost <= limit);
+                        if standing.admitted {
+                            *known += cost;
+                            *model.unwritten.entry(key).or_default() += cost as i64;
+                            admitted[key] += cost;
+                            last[process][key] = cost;
+                        }
+                        (ledger, quotas)
+                    }
+                    // A refund follows its charge at once: in the same process, once.
+                    Step::Refund { key, .. } => {
+                        let cost = std::mem::take(&mut last[process][key]);
+                        if cost > 0 {
+                            quotas.refund(&keys[key], &terms, cost, at(MONDAY));
+                            *model.known.entry(key).or_default() -= cost;
+                            *model.unwritten.entry(key).or_default() -= cost as i64;
+                            admitted[key] -= cost;
+                        }
+                        (ledger, quotas)
+                    }
+                    Step::Flush { .. } => {
+                        ledger.write().unwrap();
+                        write(model, &mut database);
+                        (ledger, quotas)
+                    }
+                    Step::Crash { .. } => {
+                        std::mem::forget((ledger, quotas));
+                        for (key, units) in model.unwritten.drain() {
+                            lost[key] += u64::try_from(units).unwrap_or(0);
+                        }
+                        *model = Model { known: database.clone(), ..Model::default() };
+                        last[process] = [0; 3];
+                        host.start(MONDAY)
+                    }
+                    Step::Restart { .. } => {
+                        drop((ledger, quotas));
+                        write(model, &mut database);
+                        *model = Model { known: database.clone(), ..Model::default() };
+                        last[process] = [0; 3];
+                        host.start(MONDAY)
+                    }
+                });
+                if alone {
+                    for key in 0..3 {
+                        prop_assert!(admitted[key] <= limit + lost[key], "{} of {limit}, {} lost", admitted[key], lost[key]);
+                    }
+                }
+            }
+        }
     }
 }

@@ -27,7 +27,7 @@ pub enum StoreError {
 
 /// An open store. Every call blocks.
 #[derive(Debug)]
-pub(crate) struct QuotaStore(Database);
+pub(super) struct QuotaStore(Database);
 
 /// The number is "edgq".
 const KIND: Kind = Kind {
@@ -57,7 +57,7 @@ pub(super) struct Addition {
 
 impl QuotaStore {
     /// Opens a store; a call waits at most `patience` for another process that writes.
-    pub(crate) fn open(path: &Path, opening: Opening, patience: Duration) -> Result<Self, StoreError> {
+    pub(super) fn open(path: &Path, opening: Opening, patience: Duration) -> Result<Self, StoreError> {
         Ok(Self(Database::open(path, &KIND, opening, patience)?))
     }
 
@@ -76,7 +76,7 @@ impl QuotaStore {
     }
 
     /// What one key has used of a quota.
-    pub(crate) fn read(&self, quota: &str, key: &Key) -> Result<Account, StoreError> {
+    pub(super) fn read(&self, quota: &str, key: &Key) -> Result<Account, StoreError> {
         let mut account = Account::default();
         each_entry(&self.0.connection, quota, key, |entry| account.merge(entry))?;
         Ok(account)

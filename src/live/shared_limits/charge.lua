@@ -13,6 +13,9 @@ local answer = {now}
 for i, count in ipairs(counts) do
     if admitted then
         add(count, count.cost)
+    end
+    -- A refused request writes nothing, but where it would be refused for as long as the clock was set back.
+    if admitted or count.set_back then
         write(count)
     end
     local first = (i - 1) * (STATE + 1) + 2

@@ -27,6 +27,7 @@ end
 local function turn(count, index)
     -- A clock that was set back keeps the counts: in the window that had begun, or, when it is far, in the one it now shows.
     if count.index == index + 1 then return end
+    count.set_back = count.index > index
     if count.index < index then
         local next_to_it = count.index == index - 1 and count.algorithm == SLIDING
         count.previous = next_to_it and count.current or 0
@@ -52,6 +53,7 @@ local function read(count)
         if stored then
             local level, at = string.match(stored, '^(%S+) (%d+)$')
             count.level = math.max(0, level - math.max(0, now - at) * count.limit / count.window)
+            count.set_back = at + 0 > now
         end
     end
     return count

@@ -9,6 +9,7 @@ pub mod framing;
 pub mod gateway;
 pub mod issuer;
 pub mod origin;
+pub mod redis;
 
 use std::time::{Duration, Instant};
 

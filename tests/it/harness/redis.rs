@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use redis::FromRedisValue;
 use tempfile::TempDir;
 
 use super::certificates::Certificate;
@@ -12,6 +13,8 @@ use super::until;
 /// A redis-server on a port of its own; it keeps nothing on disk.
 pub struct Redis {
     folder: TempDir,
+    /// Where its certificate is.
+    certificate: Option<TempDir>,
     port: u16,
     options: Vec<String>,
     child: Child,
@@ -25,16 +28,15 @@ impl Redis {
     /// With more options, as `--maxmemory 10mb`.
     #[track_caller]
     pub fn start_with(options: &[&str]) -> Self {
-        let folder = TempDir::new().unwrap();
+        let options: Vec<_> = options.iter().map(ToString::to_string).collect();
         // Somebody else may take the free port before Redis does.
         for _ in 0..10 {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let options: Vec<_> = options.iter().map(ToString::to_string).collect();
-            let mut redis = Self { child: spawn(&folder, port, &options), folder, port, options };
+            let folder = TempDir::new().unwrap();
+            let port = free_port();
+            let mut redis = Self { child: spawn(&folder, port, &options), folder, certificate: None, port, options: options.clone() };
             if redis.comes_up() {
                 return redis;
             }
-            folder = std::mem::replace(&mut redis.folder, TempDir::new().unwrap());
         }
         panic!("redis-server does not start");
     }
@@ -44,12 +46,12 @@ impl Redis {
         let folder = TempDir::new().unwrap();
         std::fs::write(folder.path().join("chain.pem"), &certificate.chain).unwrap();
         std::fs::write(folder.path().join("key.pem"), &certificate.key).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let path = |name: &str| folder.path().join(name).display().to_string();
-        let (chain, key, tls_port) = (path("chain.pem"), path("key.pem"), port.to_string());
-        let redis = Self::start_with(&[
-            "--tls-port", &tls_port, "--tls-cert-file", &chain, "--tls-key-file", &key, "--tls-auth-clients", "no",
-        ]);
+        let options =
+            format!("--tls-port {port} --tls-cert-file {} --tls-key-file {} --tls-auth-clients no", path("chain.pem"), path("key.pem"));
+        let mut redis = Self::start_with(&options.split(' ').collect::<Vec<_>>());
+        redis.certificate = Some(folder);
         (redis, port)
     }
 
@@ -61,20 +63,29 @@ impl Redis {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// What redis-cli prints for a command.
+    /// The answer to a command.
     #[track_caller]
-    pub fn cli(&self, arguments: &[&str]) -> String {
-        let port = self.port.to_string();
-        let output = Command::new("redis-cli").args(["-p", &port, "--no-auth-warning"]).args(arguments).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    pub fn ask<T: FromRedisValue>(&self, arguments: &[&str]) -> T {
+        let client = redis::Client::open(self.url()).unwrap();
+        let mut command = redis::cmd(arguments[0]);
+        command.arg(&arguments[1..]).query(&mut client.get_connection().unwrap()).unwrap()
+    }
+
+    /// Tells it to do something.
+    #[track_caller]
+    pub fn tell(&self, arguments: &[&str]) {
+        self.ask::<redis::Value>(arguments);
     }
 
     /// Every key with the milliseconds it has left; -1 is for ever.
-    pub fn keys(&self) -> Vec<(String, i64)> {
-        let script = "local found = {} for _, key in ipairs(redis.call('KEYS', '*')) do \
-                      found[#found + 1] = key .. '\\n' .. redis.call('PTTL', key) end return found";
-        let _ = script;
-        todo!()
+    pub fn keys(&self) -> Vec<(Vec<u8>, i64)> {
+        let mut connection = redis::Client::open(self.url()).unwrap().get_connection().unwrap();
+        let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
+        let left = |key: Vec<u8>| {
+            let left = redis::cmd("PTTL").arg(&key).query(&mut connection).unwrap();
+            (key, left)
+        };
+        keys.into_iter().map(left).collect()
     }
 
     /// Stands still, and keeps its connections: what a machine that swaps looks like.
@@ -114,6 +125,10 @@ impl Drop for Redis {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn spawn(folder: &TempDir, port: u16, options: &[String]) -> Child {

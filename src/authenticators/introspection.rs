@@ -1,0 +1,199 @@
+//! Opaque tokens (RFC 7662): their issuer is asked once, and its answer is judged with every request.
+//!
+//! What is remembered are facts, never a verdict: issuer, audience and times are checked on each hit. While the issuer is away the
+//! request ends as the operator said, and nothing that was said before ever counts for longer than the token itself.
+
+mod endpoint;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openssl::sha::{Sha256, sha256};
+
+pub use endpoint::{Said, read};
+
+use self::endpoint::{Ask, Endpoint};
+use super::Verdict;
+use super::credential::{self, Found};
+use crate::config::{self, Location, OnFailure, Problem};
+use crate::jose::claims::Registered;
+use crate::jose::jws::MAX_TOKEN;
+use crate::live::answers::{Away, Question, Terms};
+use crate::live::introspected::{EndpointId, Introspected, TokenAnswers};
+use crate::live::{LiveState, breaker};
+use crate::net::http::{Client, Tls};
+use crate::request::{Identity, Method, Now, Rejection, Request};
+
+/// How far the issuer's clock may be ahead: it has just said that the token is active, so only a gross `nbf` contradicts it. `exp` gets no
+/// such grace.
+const AHEAD: Duration = Duration::from_secs(30);
+
+/// Accepts the tokens that one endpoint calls active.
+#[derive(Debug)]
+pub struct Introspection {
+    name: Arc<str>,
+    from: Vec<Location>,
+    rules: Rules,
+    on_failure: OnFailure,
+    endpoint: Arc<Endpoint>,
+    answers: Arc<TokenAnswers>,
+    terms: Terms,
+    entries: usize,
+    /// What beside the token decides an answer, hashed.
+    asker: [u8; 32],
+}
+
+/// What is judged with every request, asked or remembered.
+#[derive(Debug)]
+struct Rules {
+    issuer: Option<Arc<str>>,
+    audiences: Vec<Arc<str>>,
+}
+
+impl Introspection {
+    /// Builds all that a request will need; everything that stands in the way is a problem.
+    pub fn new(name: Arc<str>, config: &config::Introspection, live: &LiveState) -> Result<Self, Vec<Problem>> {
+        let ca = config.ca.as_ref();
+        let client = Client::new(&Tls { ca: ca.map(|file| file.bytes.to_vec()), ..Tls::default() });
+        let client = client.map_err(|message| vec![Problem::at(ca.map_or(&config.url.place, |file| &file.place), message)])?;
+        Self::asking(Arc::new(client), name, config, live).map_err(|problem| vec![problem])
+    }
+
+    fn asking(ask: Arc<dyn Ask>, name: Arc<str>, config: &config::Introspection, live: &LiveState) -> Result<Self, Problem> {
+        let endpoint = Endpoint::new(&name, config, ask)?;
+        let id = EndpointId {
+            authenticator: Arc::clone(&name),
+            url: config.url.value.clone(),
+            client: config.client.id.clone(),
+            ca: config.ca.as_ref().map(|file| sha256(&file.bytes)),
+        };
+        let entries = config.cache.entries as usize;
+        let party = || TokenAnswers::new(format!("introspection {name} at {}", id.url).into(), entries);
+        Ok(Self {
+            answers: live.introspected.find_or_create(&id, party),
+            // Debug escapes what it quotes, so no two askers write the same text.
+            asker: sha256(format!("{id:?} {:?}", config.claims).as_bytes()),
+            from: config.from.clone(),
+            rules: Rules { issuer: config.issuer.clone(), audiences: config.audiences.clone() },
+            on_failure: config.on_failure,
+            endpoint: Arc::new(endpoint),
+            terms: Terms {
+                timeout: config.timeout,
+                breaker: breaker::Terms { failures: config.breaker.failures, open: config.breaker.open },
+            },
+            entries,
+            name,
+        })
+    }
+
+    /// Sets the cache to the size of this configuration; called once, when it takes effect.
+    pub fn activate(&self) {
+        self.answers.resize(self.entries);
+    }
+
+    /// Judges the token of a request. Whatever stands where a token may stand is ours: nothing tells an opaque token from another.
+    pub async fn authenticate(&self, request: &Request<'_>, now: Now) -> Verdict {
+        let token = match credential::find(&self.from, request) {
+            Found::Absent => return Verdict::Pass,
+            Found::One(token) if token.len() > MAX_TOKEN => return Verdict::Reject(Rejection::CredentialInvalid("too_large")),
+            Found::One(token) => token,
+            Found::Ambiguous(reason) => return Verdict::Reject(Rejection::BadRequest(reason)),
+            Found::Malformed(reason) => return Verdict::Reject(Rejection::CredentialInvalid(reason)),
+        };
+        let question = self.question(&token);
+        let judged = match self.answers.fresh(&question, now) {
+            Some(answer) => self.judge(&answer.value, now),
+            // Boxed, so that the many requests whose answer is known do not carry the room that asking takes.
+            None => Box::pin(self.ask(question, &token, now)).await,
+        };
+        match judged {
+            Ok(identity) => Verdict::Accept(identity.into()),
+            Err(rejection) => Verdict::Reject(rejection),
+        }
+    }
+
+    /// The name in the configuration.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Where the token may be.
+    pub fn locations(&self) -> &[Location] {
+        &self.from
+    }
+
+    /// The whole token, the endpoint, the client, and how an answer is read.
+    fn question(&self, token: &str) -> Question {
+        let mut hash = Sha256::new();
+        hash.update(&self.asker);
+        hash.update(token.as_bytes());
+        hash.finish()
+    }
+
+    async fn ask(&self, question: Question, token: &str, now: Now) -> Result<Arc<Identity>, Rejection> {
+        let call = || Arc::clone(&self.endpoint).introspect(token.to_owned(), now);
+        match self.answers.ask(question, self.terms, now, call).await {
+            Ok(answer) => self.judge(&answer.value, now),
+            Err(away) => self.judge_unanswered(&question, token, away, now),
+        }
+    }
+
+    fn judge(&self, said: &Introspected, now: Now) -> Result<Arc<Identity>, Rejection> {
+        match said {
+            Introspected::Active { registered, identity } => {
+                self.rules.check(registered, now)?;
+                // RFC 7800: such a token is worth nothing without proof of its key, and we cannot ask for that proof yet.
+                if identity.claims.contains_key("cnf") {
+                    return Err(Rejection::CredentialInvalid("bound_token"));
+                }
+                Ok(Arc::clone(identity))
+            }
+            Introspected::Inactive(reason) => Err(Rejection::CredentialInvalid(reason)),
+        }
+    }
+
+    /// What becomes of a request while the endpoint is away.
+    fn judge_unanswered(&self, question: &Question, token: &str, away: Away, now: Now) -> Result<Arc<Identity>, Rejection> {
+        let unavailable = Rejection::DependencyUnavailable { dependency: "introspection", retry_after: away.retry_after };
+        let last = self.answers.last(question);
+        match (self.on_failure, last) {
+            (OnFailure::AllowCached(beyond), Some(answer)) if answer.good && now.monotonic < answer.fresh_until + beyond => {
+                let identity = self.judge(&answer.value, now)?;
+                self.answers.excuse();
+                Ok(identity)
+            }
+            (OnFailure::Allow, last) => {
+                // What was heard against a token still stands: that it was not active, or when it ends.
+                if let Some(answer) = last {
+                    self.judge(&answer.value, now)?;
+                }
+                self.answers.excuse();
+                Ok(Arc::new(Identity::new(Method::Introspection, Arc::clone(&self.name), sha256(token.as_bytes()))))
+            }
+            _ => Err(unavailable),
+        }
+    }
+}
+
+impl Rules {
+    fn check(&self, said: &Registered, now: Now) -> Result<(), Rejection> {
+        let refuse = |reason| Err(Rejection::CredentialInvalid(reason));
+        if self.issuer.is_some() && said.issuer.as_deref() != self.issuer.as_deref() {
+            return refuse("issuer");
+        }
+        let named = |audience: &Box<str>| self.audiences.iter().any(|ours| **ours == **audience);
+        if !self.audiences.is_empty() && !said.audiences.iter().any(named) {
+            return refuse("audience");
+        }
+        if said.not_before.is_some_and(|not_before| not_before > now.unix + AHEAD) {
+            return refuse("not_before");
+        }
+        if said.expires.is_some_and(|expires| now.unix >= expires) {
+            return Err(Rejection::CredentialExpired);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

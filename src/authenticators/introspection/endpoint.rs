@@ -1,0 +1,140 @@
+//! One question to an introspection endpoint and its answer: the only place where an answer becomes facts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, Uri};
+use openssl::sha::sha256;
+use serde_json::{Map, Value};
+
+use crate::authenticators::claims::ClaimPaths;
+use crate::authenticators::oauth_client::OauthClient;
+use crate::config::{self, Problem};
+use crate::jose::{Claims, json};
+use crate::live::answers::Answer;
+use crate::live::introspected::Introspected;
+use crate::net::http::{Client, Limits};
+use crate::request::{Identity, Method, Now};
+
+/// The longest answer that is read, in bytes.
+const MAX_BODY: usize = 64 * 1024;
+
+/// Something that can be asked: the real client, or the script of a test.
+#[async_trait::async_trait]
+pub(super) trait Ask: std::fmt::Debug + Send + Sync {
+    /// One exchange without redirects; the error is for the log.
+    async fn ask(&self, request: Request<Bytes>, deadline: Duration) -> Result<Response<Bytes>, String>;
+}
+
+#[async_trait::async_trait]
+impl Ask for Client {
+    async fn ask(&self, request: Request<Bytes>, deadline: Duration) -> Result<Response<Bytes>, String> {
+        self.send(request, Limits { deadline, body: MAX_BODY }).await.map_err(|error| error.to_string())
+    }
+}
+
+/// Where one authenticator asks, as whom, and how it reads what is said.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    authenticator: Arc<str>,
+    uri: Uri,
+    client: OauthClient,
+    ask: Arc<dyn Ask>,
+    claims: ClaimPaths,
+    timeout: Duration,
+    ttl: Duration,
+    negative_ttl: Duration,
+}
+
+impl Endpoint {
+    pub(super) fn new(authenticator: &Arc<str>, config: &config::Introspection, ask: Arc<dyn Ask>) -> Result<Self, Problem> {
+        Ok(Self {
+            authenticator: Arc::clone(authenticator),
+            uri: config.url.value.parse().map_err(|_| Problem::at(&config.url.place, "not a URL"))?,
+            // An issuer's own name is what a proof should be made out to: a URL that somebody names could be another server's.
+            client: OauthClient::new(&config.client, config.issuer.as_ref().unwrap_or(&config.url.value))?,
+            ask,
+            claims: ClaimPaths::new(&config.claims),
+            timeout: config.timeout,
+            ttl: config.cache.ttl,
+            negative_ttl: config.cache.negative_ttl,
+        })
+    }
+
+    /// Asks about a token. The error says nothing of it.
+    pub(super) async fn introspect(self: Arc<Self>, token: String, now: Now) -> Result<Answer<Introspected>, String> {
+        let request = self.client.request(&self.uri, &[("token", &token), ("token_type_hint", "access_token")], now)?;
+        let response = self.ask.ask(request, self.timeout).await?;
+        if response.status() != StatusCode::OK {
+            return Err(format!("status {}", response.status().as_u16()));
+        }
+        if response.body().len() > MAX_BODY {
+            return Err(format!("the body is longer than {MAX_BODY} bytes"));
+        }
+        let said = read(response.body()).ok_or("the answer is not a JSON object")?;
+        Ok(self.answer(said, sha256(token.as_bytes()), response.body().len(), now))
+    }
+
+    /// The facts of an answer, and for how long they are repeated.
+    fn answer(&self, said: Said, credential: [u8; 32], length: usize, now: Now) -> Answer<Introspected> {
+        let inactive =
+            |reason| Answer { value: Introspected::Inactive(reason), good: false, fresh_until: now.monotonic + self.negative_ttl, size: 0 };
+        let Claims { registered, all } = match said {
+            Said::Active(claims) => claims,
+            Said::Inactive(reason) => return inactive(reason),
+        };
+        let identity = Identity::new(Method::Introspection, Arc::clone(&self.authenticator), credential);
+        let identity = match self.claims.fill_in(identity, all) {
+            Ok(identity) => Arc::new(identity),
+            Err(rejection) => return inactive(rejection.reason().unwrap_or("claims")),
+        };
+        let left = registered.expires.map_or(self.ttl, |expires| expires.saturating_sub(now.unix));
+        Answer {
+            value: Introspected::Active { registered, identity },
+            good: true,
+            fresh_until: now.monotonic + self.ttl.min(left),
+            // The claims are held as a tree, each with an allocation of its own.
+            size: 512 + 5 * length,
+        }
+    }
+}
+
+/// What an answer says of a token.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Said {
+    /// It is active, and this is what it stands for.
+    Active(Claims),
+    /// It is not active, or not a token to come in with; the word is for the log.
+    Inactive(&'static str),
+}
+
+/// Reads the body of an answer; nothing: the endpoint does not speak as RFC 7662 asks.
+///
+/// An object is an answer, and only the boolean `true` says that the token is active: whatever else stands there does not.
+pub fn read(body: &[u8]) -> Option<Said> {
+    let members = json::object(body)?;
+    if members.get("active") != Some(&Value::Bool(true)) {
+        return Some(Said::Inactive("inactive"));
+    }
+    if !is_access_token(&members) {
+        return Some(Said::Inactive("token_type"));
+    }
+    Some(match Claims::of(members) {
+        Ok(claims) => Said::Active(claims),
+        Err(fault) => Said::Inactive(fault.reason()),
+    })
+}
+
+/// The members by which servers tell kinds of tokens apart, and what they say of one to come in with. Many call refresh tokens active as well,
+/// and a token of another type (`DPoP`) asks for a proof that nobody has given.
+const KINDS: [(&str, &[&str]); 3] =
+    [("token_type", &["Bearer", "access_token"]), ("token_use", &["access", "access_token"]), ("typ", &["Bearer", "JWT", "at+jwt"])];
+
+fn is_access_token(members: &Map<String, Value>) -> bool {
+    KINDS.iter().all(|(name, kinds)| match members.get(*name) {
+        None | Some(Value::Null) => true,
+        Some(Value::String(kind)) => kinds.iter().any(|good| good.eq_ignore_ascii_case(kind)),
+        Some(_) => false,
+    })
+}
