@@ -3,12 +3,15 @@
 #![allow(clippy::expect_used, clippy::disallowed_methods, reason = "a bench measures time itself, and stops when it cannot be set up")]
 
 use std::hint::black_box;
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
 use edgeward::live::limits::concurrency::Concurrency;
 use edgeward::live::limits::{Algorithm, Key, KeyBuilder, Limits, Terms};
+use edgeward::live::quotas::{Ledger, Period, QuotaTerms, Quotas};
+use edgeward::request::Now;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -78,7 +81,36 @@ fn limits(c: &mut Criterion) {
             b.iter_custom(|iterations| together(threads, iterations, keys, |key| drop(black_box(concurrency.enter(key, 10)))));
         });
     }
+    quotas(&mut group, keys);
     group.finish();
+}
+
+/// A month, which is one slot, and thirty days, which are sixty; what is charged is written behind meanwhile.
+fn quotas(group: &mut BenchmarkGroup<'_, WallTime>, keys: &[Key]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |second| Now { monotonic: Duration::ZERO, unix: Duration::from_secs(second) };
+    let now = at(1_795_392_000);
+    for (name, period) in [("month", Period::Month), ("30d", Period::Rolling(Duration::from_secs(30 * 86_400)))] {
+        let ledger = Arc::new(Ledger::new(&folder.path().join(name)));
+        ledger.open(now).expect("a database");
+        let quotas = Quotas::new(Arc::clone(&ledger), &name.into());
+        let terms = QuotaTerms { limit: u64::MAX, period };
+        for half in 0..60 {
+            keys.iter().for_each(|key| {
+                quotas.charge(key, &terms, 1, at(1_795_392_000 - half * 43_200));
+            });
+        }
+        for threads in [1, 2] {
+            group.bench_function(BenchmarkId::new(format!("quota of a {name}, 1000 keys"), threads), |b| {
+                b.iter_custom(|iterations| {
+                    together(threads, iterations, keys, |key| {
+                        black_box(quotas.charge(black_box(key), &terms, 1, now));
+                    })
+                });
+            });
+            ledger.flush();
+        }
+    }
 }
 
 criterion_group!(benches, limits);

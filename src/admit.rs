@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::authenticators::Proof;
-use crate::request::{BodyDigest, Identity, LimitState, Now, Rejection, Request};
+use crate::request::{BodyDigest, HeaderChange, Identity, LimitState, Now, Rejection, Request};
 use crate::route::rate_limits::{Charge, Held, Turn};
 use crate::route::{Policy, Route};
 
@@ -20,6 +20,11 @@ impl Admission {
         self.proof.as_ref().map(|proof| &proof.identity)
     }
 
+    /// What the authenticator decided of the upstream's headers.
+    pub fn headers(&self) -> &[HeaderChange] {
+        self.proof.as_ref().and_then(|proof| proof.headers.as_deref()).unwrap_or_default()
+    }
+
     /// What the body must hash to before any of it is forwarded.
     pub fn body(&self) -> &[BodyDigest] {
         self.proof.as_ref().map_or(&[], |proof| &proof.body)
@@ -30,9 +35,17 @@ impl Admission {
         self.held.nearest.as_ref()
     }
 
-    /// The limits that would have refused the request, were they enforced.
+    /// The limits and filters that would have refused the request, were they enforced.
     pub fn shadowed(&self) -> &[Arc<str>] {
         &self.held.shadowed
+    }
+
+    /// Takes the permit back from a request whose body is not the one that was proven, and gives back what it took of its limits.
+    pub fn withdraw(self) -> Option<Arc<Identity>> {
+        if let Some(receipt) = self.held.receipt {
+            receipt.give_back();
+        }
+        self.proof.map(|proof| proof.identity)
     }
 
     /// The place in a queue that the request has to wait for before it is forwarded; handed out once.
@@ -48,7 +61,7 @@ pub struct Refusal {
     pub rejection: Rejection,
     /// Who, when the refusal came after identification.
     pub identity: Option<Arc<Identity>>,
-    /// The limits that would have refused it before, were they enforced.
+    /// The limits and filters that would have refused it before, were they enforced.
     pub shadowed: Vec<Arc<str>>,
 }
 
@@ -62,7 +75,10 @@ impl From<Rejection> for Refusal {
 pub async fn admit(route: &Route, request: &Request<'_>, now: Now) -> Result<Admission, Refusal> {
     let mut charge = Charge::new(route.cost, now);
     match judge(&route.policy, request, &mut charge, now).await {
-        Ok(proof) => Ok(Admission { proof, held: charge.into_held() }),
+        Ok(proof) => {
+            let provisionally = proof.as_ref().is_some_and(|proof| !proof.body.is_empty());
+            Ok(Admission { proof, held: charge.into_held(provisionally) })
+        }
         Err(refusal) => Err(Refusal { shadowed: charge.into_shadowed(), ..refusal }),
     }
 }
@@ -127,6 +143,9 @@ mod tests {
             std::fs::write(folder.path().join(format!("{name}.yaml")), keys).unwrap();
             text += &format!("  {name}: {{api_key: {{from: [{from}], prefix: ck_{name}_, keys: {{file: {name}.yaml}}}}}}\n");
         }
+        text += "filters:\n  no-b: {when: \"'x-b' in request.headers\"}\n  not-umbrella: {when: \"identity.consumer == 'umbrella'\", action: deny}\n  \
+                 unclear: {when: \"claims.x == 1\"}\n  unclear-counted: {when: \"claims.x == 1\", action: count}\n  \
+                 shadowed: {when: \"request.path == '/'\", action: shadow}\n";
         text += &format!("routes: [{{name: r, path: /, policy: {{{policy}}}, upstream: demo}}]\n");
         let path = folder.path().join("edgeward.yaml");
         std::fs::write(&path, text).unwrap();
@@ -155,13 +174,42 @@ mod tests {
             Ok(admission) => match admission.identity() {
                 Some(identity) => {
                     let by: Vec<_> = identity.parts().map(|part| &*part.authenticator).collect();
-                    format!("{} is {} may {}", by.join("+"), identity.consumer.as_deref().unwrap_or("nobody"), identity.scopes.join(","))
+                    let shadowed: String = admission.shadowed().iter().map(|name| format!(" but for {name}")).collect();
+                    let consumer = identity.consumer.as_deref().unwrap_or("nobody");
+                    format!("{} is {consumer} may {}{shadowed}", by.join("+"), identity.scopes.join(","))
                 }
                 None => "anonymous".to_owned(),
             },
             Err(Refusal { rejection, .. }) => {
                 format!("{} {}", rejection.code(), rejection.reason().unwrap_or_default()).trim_end().to_owned()
             }
+        }
+    }
+
+    #[test]
+    fn conditions_and_filters_decide_in_their_place() {
+        // `path` has no parameter here; what each policy names stands below in `snapshot`.
+        for (policy, presented, expected) in [
+            ("authenticate: a, authorize: {when: \"identity.consumer == 'acme' && request.method == 'GET'\"}", "a=acme", "a is acme may a"),
+            ("authenticate: a, authorize: {when: \"identity.consumer == 'acme'\"}", "a=umbrella", "forbidden condition"),
+            ("authenticate: a, authorize: {when: \"claims.tenant == 'acme'\"}", "a=acme", "forbidden expression_missing"),
+            ("authenticate: {optional: a}, authorize: {when: \"identity.consumer == 'acme'\"}", "", "credential_missing"),
+            ("authenticate: {optional: a}, authorize: {when: \"request.method == 'GET'\"}", "", "anonymous"),
+            // A filter refuses before the credential is looked at, good or bad.
+            ("authenticate: a, filters: [no-b]", "b=acme", "forbidden filter"),
+            ("authenticate: a, filters: [no-b]", "a=bad b=acme", "forbidden filter"),
+            ("authenticate: a, filters: [no-b]", "a=acme", "a is acme may a"),
+            ("authenticate: public, filters: [no-b]", "b=acme", "forbidden filter"),
+            ("authenticate: a, filters: [not-umbrella]", "a=umbrella", "forbidden filter"),
+            ("authenticate: a, filters: [not-umbrella]", "a=bad", "credential_invalid"),
+            ("authenticate: a, filters: [not-umbrella]", "a=acme", "a is acme may a"),
+            // What cannot be told of a request is against it, unless it is only counted.
+            ("authenticate: a, filters: [unclear]", "a=acme", "forbidden filter"),
+            ("authenticate: a, filters: [unclear-counted, shadowed]", "a=acme", "a is acme may a but for shadowed"),
+        ] {
+            let decided = decide(&snapshot(policy), presented);
+            let decided = if expected == "credential_invalid" { decided.split(' ').next().unwrap() } else { &decided };
+            assert_eq!(decided, expected, "{policy}: {presented}");
         }
     }
 

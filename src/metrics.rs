@@ -192,6 +192,7 @@ impl RouteMetrics {
     /// Counts a refusal of ours.
     pub fn count_refused(&self, code: &'static str, status: u16, reason: Option<&'static str>) {
         let class = match status / 100 {
+            3 => "3xx",
             4 => "4xx",
             _ => "5xx",
         };

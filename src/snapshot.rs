@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::authenticators::{
-    Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, introspection, jwt, sigv4,
+    Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, external, introspection, jwt, sigv4,
 };
 use crate::authorizers::Authorizers;
 use crate::authorizers::expression::{Expression, Language};
@@ -276,6 +276,9 @@ impl Compiler<'_> {
             }
             config::Authenticator::Basic(basic) => Authenticator::Basic(basic::Basic::new(Arc::clone(name), basic, self.live)),
             config::Authenticator::Sigv4(sigv4) => Authenticator::Sigv4(sigv4::Sigv4::new(Arc::clone(name), sigv4, self.live)),
+            config::Authenticator::External(external) => {
+                Authenticator::External(external::External::new(Arc::clone(name), external, self.live)?)
+            }
             config::Authenticator::Introspection(introspection) => {
                 Authenticator::Introspection(introspection::Introspection::new(Arc::clone(name), introspection, self.live)?)
             }
@@ -380,11 +383,30 @@ impl Compiler<'_> {
             parts.into_iter().collect::<Option<Box<[_]>>>()
         };
         match accepted {
-            config::Accepted::Any(accepted) => each(accepted).map(Accepted::Any),
+            config::Accepted::Any(accepted) => {
+                let parts = each(accepted).map(Accepted::Any);
+                self.check_reachable(accepted);
+                parts
+            }
             config::Accepted::All(accepted, principals) => each(accepted).map(|parts| Accepted::All(parts, *principals)),
             config::Accepted::Optional(accepted) => self.accepted(accepted, authenticators).map(|part| Accepted::Optional(part.into())),
             config::Accepted::Authenticator(name) => {
                 self.named("authenticator", name, authenticators, &self.config.authenticators).map(Accepted::Authenticator)
+            }
+        }
+    }
+
+    /// Whoever answers for every request leaves nothing to those behind it.
+    fn check_reachable(&mut self, any: &[config::Accepted]) {
+        let Some((_, before)) = any.split_last() else { return };
+        for part in before {
+            if let config::Accepted::Authenticator(name) = part
+                && let Some((_, config::Authenticator::External(external))) =
+                    self.config.authenticators.iter().find(|(known, _)| known.value == name.value)
+                && external.when_missing == config::WhenAbsent::Ask
+            {
+                let what = format!("`{}` is asked about every request, so nobody behind it ever is", name.value);
+                self.problems.push(Problem::at(&name.place, what).expected("it last, or `when_missing: pass`"));
             }
         }
     }
@@ -412,7 +434,8 @@ impl Compiler<'_> {
         }))
     }
 
-    /// Every header that any policy sets, and the one that names the client, so that a caller can bring none of them to any route.
+    /// Every header that any policy sets or any external authorizer, and the one that names the client, so that a caller can bring none of them
+    /// to any route.
     fn identity_headers(&self) -> Arc<[HeaderName]> {
         let inline = self.config.routes.iter().filter_map(|route| match &route.policy {
             config::RoutePolicy::Inline(policy) => Some(&**policy),
@@ -420,8 +443,14 @@ impl Compiler<'_> {
         });
         let policies = self.config.policies.iter().map(|(_, policy)| policy).chain(inline);
         let headers = policies.flat_map(|policy| policy.forward.headers.iter().map(|(name, _)| name.value.clone()));
+        let copied = self.config.authenticators.iter().filter_map(|(_, authenticator)| match authenticator {
+            config::Authenticator::External(external) => Some(&external.copy),
+            _ => None,
+        });
+        // These two are the caller's wherever no authorizer replaces them.
+        let copied = copied.flatten().filter(|name| ![http::header::AUTHORIZATION, http::header::COOKIE].contains(name)).cloned();
         // Whose word on the client's address is not a trusted proxy's is not passed on as if it were.
-        headers.chain([self.config.server.client_ip_header.clone()]).collect()
+        headers.chain(copied).chain([self.config.server.client_ip_header.clone()]).collect()
     }
 
     /// A condition over a path parameter holds of no request of a route without that parameter: better said now.
@@ -491,7 +520,8 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
                 (challenge.clone(), challenge)
             }
             Authenticator::ApiKey(_) if !bearer => (fixed("ApiKey realm=\"edgeward\""), fixed("ApiKey realm=\"edgeward\"")),
-            Authenticator::Jwt(_) | Authenticator::ApiKey(_) | Authenticator::Introspection(_) => {
+            Authenticator::External(_) if !bearer => (fixed("External realm=\"edgeward\""), fixed("External realm=\"edgeward\"")),
+            Authenticator::Jwt(_) | Authenticator::ApiKey(_) | Authenticator::Introspection(_) | Authenticator::External(_) => {
                 (fixed("Bearer realm=\"edgeward\""), fixed("Bearer realm=\"edgeward\", error=\"invalid_token\""))
             }
         };

@@ -27,6 +27,11 @@ fn run(target: &str, run: fn(&[u8])) {
 }
 
 #[test]
+fn only_the_right_password_opens() {
+    run("basic", targets::basic::run);
+}
+
+#[test]
 fn any_configuration_is_read_or_refused_with_reasons() {
     run("config", targets::config::run);
 }
@@ -39,6 +44,11 @@ fn a_certificate_names_nobody_that_can_be_mistaken() {
 #[test]
 fn no_credential_is_left_or_logged() {
     run("credential", targets::credential::run);
+}
+
+#[test]
+fn only_an_answer_that_says_so_in_every_word_lets_in() {
+    run("external", targets::external::run);
 }
 
 #[test]
@@ -59,4 +69,9 @@ fn a_request_has_one_reading() {
 #[test]
 fn the_most_specific_route_is_taken() {
     run("router", targets::router::run);
+}
+
+#[test]
+fn only_what_was_signed_is_accepted() {
+    run("sigv4", targets::sigv4::run);
 }

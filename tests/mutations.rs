@@ -278,6 +278,7 @@ fn decide(snapshot: &Snapshot, call: &Call) -> Result<(), Rejection> {
         certificate: None,
         route: &route.name,
         parameters: parameters.parameters(),
+        ..Request::new(message.method, &message.host, &message.path, &headers, &client)
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(admit(route, &request, NOW)).map(|_| ()).map_err(|refusal| refusal.rejection)

@@ -25,7 +25,7 @@ impl Source for Memory<'_> {
     }
 }
 
-/// Lines of `===` part the configuration, its `keys.yaml` and its `networks.txt`.
+/// Lines of `===` part the configuration, its `keys.yaml`, its `networks.txt`, its `sigv4.yaml` and its `users.htpasswd`.
 pub fn run(data: &[u8]) {
     let parts: Vec<_> = split(data, b"\n===\n").collect();
     let part = |at: usize, default| parts.get(at).copied().unwrap_or(default);
@@ -34,6 +34,8 @@ pub fn run(data: &[u8]) {
         ("edgeward.yaml", yaml),
         ("keys.yaml", keys),
         ("networks.txt", part(2, b"192.0.2.0/24\n")),
+        ("sigv4.yaml", part(3, b"keys: [{access_key_id: AKID, secret: {file: secret}, consumer: acme}]")),
+        ("users.htpasswd", part(4, include_bytes!("../../tests/config/files/users.htpasswd"))),
         ("jwks.json", include_bytes!("../../tests/data/jwt-threats/jwks-main.json")),
         ("cert.pem", include_bytes!("../../conf/examples/files/api.pem")),
         ("key.pem", include_bytes!("../../conf/examples/files/api.key")),
@@ -100,7 +102,8 @@ fn stays_in_memory(config: &Config) -> bool {
         && config.authenticators.iter().all(|(_, authenticator)| match authenticator {
             Authenticator::Jwt(jwt) => matches!(jwt.keys.value, KeySource::JwksFile(_) | KeySource::Secret(_)),
             Authenticator::ApiKey(api_key) => matches!(api_key.keys.value, KeyStore::File { .. }),
-            Authenticator::ClientCertificate(_) | Authenticator::Sigv4(_) => true,
+            Authenticator::Introspection(_) => false,
+            _ => true,
         })
 }
 

@@ -47,6 +47,12 @@ pub(super) fn dependencies(live: &LiveState) -> (Vec<String>, Vec<String>) {
             amiss.push(format!("introspection {}: {}", id.authenticator, status.last_error.as_deref().unwrap_or("away")));
         }
     }
+    for (id, decisions) in live.decisions.living() {
+        let status = decisions.status();
+        if status.breaker != breaker::State::Closed {
+            amiss.push(format!("external {}: {}", id.name, status.last_error.as_deref().unwrap_or("away")));
+        }
+    }
     for (name, backends) in live.backends.living() {
         let unwell = backends.status().iter().filter(|backend| !backend.healthy).count();
         if unwell > 0 {
@@ -62,7 +68,8 @@ pub(super) fn render(out: &mut String, live: &LiveState, snapshot: &Snapshot, no
     families.add("edgeward_routes", "Routes of the configuration that serves.", &[(labels(&[]), snapshot.routes.len() as f64)]);
     key_sets(&mut families, live, now);
     let introspected = live.introspected.living().into_iter().map(|(id, answers)| (id.authenticator, answers.status()));
-    remote(&mut families, &introspected.collect::<Vec<_>>());
+    let decided = live.decisions.living().into_iter().map(|(id, decisions)| (id.name, decisions.status()));
+    remote(&mut families, &introspected.chain(decided).collect::<Vec<_>>());
     let stores: Vec<_> = live.api_keys.living();
     let keys: Vec<_> = stores.iter().map(|(source, keys)| (labels(&[("store", &path(source))]), count(keys))).collect();
     families.add("edgeward_api_keys", "API keys held, by store.", &keys);

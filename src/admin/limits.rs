@@ -2,10 +2,12 @@
 
 use http::StatusCode;
 use percent_encoding::percent_decode_str;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::request::Now;
 use crate::route::limit::RateLimit;
+use crate::route::statement::{Statement, Used};
 use crate::snapshot::Snapshot;
 
 /// Every limit; with `limit=NAME` that one; and with the parts of a key (`consumer=acme`) what it has left.
@@ -27,9 +29,8 @@ pub(super) fn answer(snapshot: &Snapshot, query: &str, now: Now) -> (StatusCode,
 
 fn of_one(limit: &RateLimit, asked: &[(String, Vec<u8>)], now: Now) -> (StatusCode, Value) {
     let statement = limit.statement();
-    let mut answer = json!(statement);
     if asked.is_empty() {
-        return (StatusCode::OK, answer);
+        return (StatusCode::OK, json!(statement));
     }
     if let Some((stranger, _)) = asked.iter().find(|(name, _)| !statement.per.contains(name)) {
         return refuse(StatusCode::BAD_REQUEST, &format!("the limit does not count by `{stranger}`"));
@@ -45,10 +46,19 @@ fn of_one(limit: &RateLimit, asked: &[(String, Vec<u8>)], now: Now) -> (StatusCo
     let Some(used) = limit.used(&key, now) else {
         return refuse(StatusCode::BAD_REQUEST, "the limit is no quota");
     };
-    answer["used"] = json!(used.used);
-    answer["left"] = json!(used.left);
-    answer["reset_seconds"] = json!(used.reset.as_secs_f64());
-    (StatusCode::OK, answer)
+    let Used { used, left, reset } = used;
+    (StatusCode::OK, json!(OfCaller { limit: statement, used, left, reset_seconds: reset.as_secs_f64() }))
+}
+
+/// A quota, and what one caller has used of it.
+#[derive(Serialize)]
+struct OfCaller {
+    #[serde(flatten)]
+    limit: Statement,
+    used: u64,
+    left: u64,
+    /// Until everything is back.
+    reset_seconds: f64,
 }
 
 fn refuse(status: StatusCode, error: &str) -> (StatusCode, Value) {

@@ -120,3 +120,32 @@ fn sound(text: &str) -> Result<&str, Rejection> {
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_dotted_path_walks_into_objects_and_a_whole_name_comes_first() {
+        let claims = json!({"https://acme.test/roles": "x", "a": {"b": "y"}, "a.c": "z"});
+        for (name, expected) in
+            [("https://acme.test/roles", Some("x")), ("a.b", Some("y")), ("a.c", Some("z")), ("a", None), ("a.b.c", None)]
+        {
+            assert_eq!(ClaimPath::new(&name.into()).text(claims.as_object().unwrap()).unwrap().as_deref(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_could_break_a_header_line_or_fill_it_refuses_the_credential() {
+        for (value, reason) in [
+            ("a\nb".to_owned(), "claim_characters"),
+            ("a\x7f".to_owned(), "claim_characters"),
+            ("x".repeat(MAX_VALUE + 1), "claim_too_long"),
+        ] {
+            assert_eq!(sound(&value), Err(Rejection::CredentialInvalid(reason)));
+        }
+        assert_eq!(sound("Zoë"), Ok("Zoë"));
+    }
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{Authenticator, Proof, Verdict, credential};
 use crate::config::Principals;
-use crate::request::{Identity, Now, Rejection, Request};
+use crate::request::{Identity, Method, Now, Rejection, Request};
 
 /// The credentials that a policy accepts.
 #[derive(Debug)]
@@ -95,11 +95,19 @@ impl Authenticators {
         })
     }
 
-    /// Whether the request presents anything that could be a credential here, good or not. Of what sits in no place of its own, such as a
-    /// certificate, nobody can say without judging it.
+    /// How much of a body must be read before they are asked, in bytes; none when nobody looks at it.
+    pub fn body_limit(&self) -> Option<usize> {
+        self.named.iter().filter_map(|authenticator| authenticator.body_limit()).max()
+    }
+
+    /// Whether the request presents anything that could be a credential here, good or not. Of what has no place of its own nobody can say
+    /// without judging it.
     pub fn presents(&self, request: &Request<'_>) -> bool {
-        let could = |locations: &[_]| locations.is_empty() || credential::is_present(locations, request);
-        self.named.iter().any(|authenticator| could(authenticator.locations()))
+        self.named.iter().any(|authenticator| match (authenticator.method(), authenticator.locations()) {
+            (Method::ClientCertificate, _) => request.certificate.is_some(),
+            (_, []) => true,
+            (_, locations) => credential::is_present(locations, request),
+        })
     }
 
     /// Whether one of them has to see the body before it can judge.
@@ -235,5 +243,9 @@ fn join(first: Proof, second: Proof) -> Proof {
     credential.update(&other.credential);
     identity.credential = credential.finish();
     identity.beside.push(Arc::clone(other));
-    Proof { identity: Arc::new(identity), body }
+    let headers = match (first.headers, second.headers) {
+        (Some(first), Some(second)) => Some(first.iter().chain(&*second).cloned().collect()),
+        (first, second) => first.or(second),
+    };
+    Proof { identity: Arc::new(identity), body, headers }
 }

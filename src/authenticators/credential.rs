@@ -47,6 +47,26 @@ pub fn is_present(locations: &[Location], request: &Request<'_>) -> bool {
     find(locations, request) != Found::Absent
 }
 
+/// All that sits in these locations, as it came: what another party may take for a credential.
+pub fn values<'r>(locations: &[Location], request: &Request<'r>) -> Vec<&'r [u8]> {
+    let mut values = Vec::new();
+    for location in locations {
+        match location {
+            Location::Header { name, .. } => values.extend(request.headers.get_all(name).iter().map(http::HeaderValue::as_bytes)),
+            Location::Query(name) => {
+                let pairs = request.query.into_iter().flat_map(|query| query.split('&')).map(split_pair);
+                values.extend(pairs.filter(|(written, _)| names(written, name)).map(|(_, value)| value.as_bytes()));
+            }
+            Location::Cookie(name) => {
+                let lines = request.headers.get_all(http::header::COOKIE).iter().map(http::HeaderValue::as_bytes);
+                let pairs = lines.flat_map(|line| line.split(|&byte| byte == b';')).map(split_cookie);
+                values.extend(pairs.filter(|(written, _)| *written == name.as_bytes()).map(|(_, value)| value));
+            }
+        }
+    }
+    values
+}
+
 /// The query without the parameters that hold credentials, for the upstream; empty when nothing else was there.
 pub fn strip_query<'q>(locations: &[Location], query: &'q str) -> Cow<'q, str> {
     if !query.split('&').any(|pair| is_credential(locations, pair)) {

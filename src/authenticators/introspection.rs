@@ -13,8 +13,8 @@ use openssl::sha::{Sha256, sha256};
 pub use endpoint::{Said, read};
 
 use self::endpoint::{Ask, Endpoint};
-use super::Verdict;
 use super::credential::{self, Found};
+use super::{Verdict, confirmation};
 use crate::config::{self, Location, OnFailure, Problem};
 use crate::jose::claims::Registered;
 use crate::jose::jws::MAX_TOKEN;
@@ -102,9 +102,9 @@ impl Introspection {
         };
         let question = self.question(&token);
         let judged = match self.answers.fresh(&question, now) {
-            Some(answer) => self.judge(&answer.value, now),
+            Some(answer) => self.judge(&answer.value, request, now),
             // Boxed, so that the many requests whose answer is known do not carry the room that asking takes.
-            None => Box::pin(self.ask(question, &token, now)).await,
+            None => Box::pin(self.ask(question, &token, request, now)).await,
         };
         match judged {
             Ok(identity) => Verdict::Accept(identity.into()),
@@ -130,22 +130,19 @@ impl Introspection {
         hash.finish()
     }
 
-    async fn ask(&self, question: Question, token: &str, now: Now) -> Result<Arc<Identity>, Rejection> {
+    async fn ask(&self, question: Question, token: &str, request: &Request<'_>, now: Now) -> Result<Arc<Identity>, Rejection> {
         let call = || Arc::clone(&self.endpoint).introspect(token.to_owned(), now);
         match self.answers.ask(question, self.terms, now, call).await {
-            Ok(answer) => self.judge(&answer.value, now),
-            Err(away) => self.judge_unanswered(&question, token, away, now),
+            Ok(answer) => self.judge(&answer.value, request, now),
+            Err(away) => self.judge_unanswered((&question, token), away, request, now),
         }
     }
 
-    fn judge(&self, said: &Introspected, now: Now) -> Result<Arc<Identity>, Rejection> {
+    fn judge(&self, said: &Introspected, request: &Request<'_>, now: Now) -> Result<Arc<Identity>, Rejection> {
         match said {
             Introspected::Active { registered, identity } => {
                 self.rules.check(registered, now)?;
-                // RFC 7800: such a token is worth nothing without proof of its key, and we cannot ask for that proof yet.
-                if identity.claims.contains_key("cnf") {
-                    return Err(Rejection::CredentialInvalid("bound_token"));
-                }
+                confirmation::check(&identity.claims, request)?;
                 Ok(Arc::clone(identity))
             }
             Introspected::Inactive(reason) => Err(Rejection::CredentialInvalid(reason)),
@@ -153,19 +150,25 @@ impl Introspection {
     }
 
     /// What becomes of a request while the endpoint is away.
-    fn judge_unanswered(&self, question: &Question, token: &str, away: Away, now: Now) -> Result<Arc<Identity>, Rejection> {
+    fn judge_unanswered(
+        &self,
+        (question, token): (&Question, &str),
+        away: Away,
+        request: &Request<'_>,
+        now: Now,
+    ) -> Result<Arc<Identity>, Rejection> {
         let unavailable = Rejection::DependencyUnavailable { dependency: "introspection", retry_after: away.retry_after };
         let last = self.answers.last(question);
         match (self.on_failure, last) {
             (OnFailure::AllowCached(beyond), Some(answer)) if answer.good && now.monotonic < answer.fresh_until + beyond => {
-                let identity = self.judge(&answer.value, now)?;
+                let identity = self.judge(&answer.value, request, now)?;
                 self.answers.excuse();
                 Ok(identity)
             }
             (OnFailure::Allow, last) => {
                 // What was heard against a token still stands: that it was not active, or when it ends.
                 if let Some(answer) = last {
-                    self.judge(&answer.value, now)?;
+                    self.judge(&answer.value, request, now)?;
                 }
                 self.answers.excuse();
                 Ok(Arc::new(Identity::new(Method::Introspection, Arc::clone(&self.name), sha256(token.as_bytes()))))

@@ -7,6 +7,7 @@ pub mod client_certificate;
 mod combination;
 pub mod confirmation;
 pub mod credential;
+pub mod external;
 pub mod introspection;
 pub mod jwt;
 pub mod key_format;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 pub use combination::{Accepted, Authenticators};
 
 use crate::config::Location;
-use crate::request::{BodyDigest, Identity, Method, Now, Rejection, Request};
+use crate::request::{BodyDigest, HeaderChange, Identity, Method, Now, Rejection, Request};
 
 /// What an authenticator says of a request.
 #[derive(Debug)]
@@ -38,17 +39,18 @@ pub struct Proof {
     pub identity: Arc<Identity>,
     /// What the body must hash to, each of them: until it does, the proof is not complete and nothing of the body reaches the upstream.
     pub body: Vec<BodyDigest>,
+    /// What becomes of the upstream's headers beside.
+    pub headers: Option<Arc<[HeaderChange]>>,
 }
 
 impl From<Arc<Identity>> for Proof {
     fn from(identity: Arc<Identity>) -> Self {
-        Self { identity, body: Vec::new() }
+        Self { identity, body: Vec::new(), headers: None }
     }
 }
 
 /// One way to prove an identity, as the configuration names it.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a handful of them, each behind an Arc")]
 pub enum Authenticator {
     /// JSON Web Tokens.
     Jwt(jwt::Jwt),
@@ -60,6 +62,8 @@ pub enum Authenticator {
     Sigv4(sigv4::Sigv4),
     /// Users and passwords.
     Basic(basic::Basic),
+    /// Another service.
+    External(external::External),
     /// Opaque tokens.
     Introspection(introspection::Introspection),
 }
@@ -70,6 +74,7 @@ impl Authenticator {
             Self::Jwt(jwt) => jwt.authenticate(request, now).await,
             Self::ApiKey(api_key) => api_key.authenticate(request, now),
             Self::ClientCertificate(client_certificate) => client_certificate.authenticate(request),
+            Self::External(external) => external.authenticate(request, now).await,
             Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
             Self::Basic(basic) => basic.authenticate(request, now).await,
             Self::Introspection(introspection) => introspection.authenticate(request, now).await,
@@ -91,6 +96,7 @@ impl Authenticator {
             Self::ClientCertificate(client_certificate) => client_certificate.name(),
             Self::Sigv4(sigv4) => sigv4.name(),
             Self::Basic(basic) => basic.name(),
+            Self::External(external) => external.name(),
             Self::Introspection(introspection) => introspection.name(),
         }
     }
@@ -103,6 +109,7 @@ impl Authenticator {
             Self::ClientCertificate(_) => Method::ClientCertificate,
             Self::Sigv4(_) => Method::Sigv4,
             Self::Basic(_) => Method::Basic,
+            Self::External(_) => Method::External,
             Self::Introspection(_) => Method::Introspection,
         }
     }
@@ -116,14 +123,25 @@ impl Authenticator {
             Self::ClientCertificate(_) => &[],
             Self::Sigv4(sigv4) => sigv4.locations(),
             Self::Basic(basic) => basic.locations(),
+            Self::External(external) => external.locations(),
             Self::Introspection(introspection) => introspection.locations(),
+        }
+    }
+
+    /// How long a body it must be shown, in bytes; none when it looks at none.
+    pub fn body_limit(&self) -> Option<usize> {
+        match self {
+            Self::External(external) => external.body_limit(),
+            _ => None,
         }
     }
 
     /// Sets live facts to this configuration; called once, when it takes effect.
     pub fn activate(&self) {
-        if let Self::Introspection(introspection) = self {
-            introspection.activate();
+        match self {
+            Self::Introspection(introspection) => introspection.activate(),
+            Self::External(external) => external.activate(),
+            _ => {}
         }
     }
 }

@@ -155,6 +155,18 @@ fn dependencies(config: &Config) -> Vec<String> {
                     ));
                 }
             }
+            Authenticator::External(external) => plans.push(format!(
+                "{}: {} decides; while it is away {}",
+                name.value,
+                external.url,
+                match external.on_failure {
+                    OnFailure::Deny => "503".to_owned(),
+                    OnFailure::AllowCached(window) => {
+                        format!("whom it let in last is let in for {} more, others get 503", config::duration(window))
+                    }
+                    OnFailure::Allow => "ANYONE is let in".to_owned(),
+                }
+            )),
             Authenticator::Sigv4(_) | Authenticator::Basic(_) => {}
         }
     }

@@ -8,6 +8,7 @@ use serde_json::{Map as Object, Value, json};
 
 use super::client_certificate::ClientCertificate;
 use super::decode::{Context, Decode, Fields, NonEmpty, OneOrMany, Scalar, grammar, unknown_word};
+use super::external::External;
 use super::header;
 use super::introspection::Introspection;
 use super::keys::{KeyEntry, KeyFile};
@@ -20,7 +21,6 @@ use crate::secret::Secret;
 
 /// One way to prove who calls.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "a handful, that live as long as a compile")]
 pub enum Authenticator {
     /// By a JSON Web Token.
     Jwt(Jwt),
@@ -34,11 +34,13 @@ pub enum Authenticator {
     Basic(Basic),
     /// By an opaque token.
     Introspection(Introspection),
+    /// By another service's word.
+    External(External),
 }
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key, introspection, client_certificate, sigv4, basic)]
+    #[one_of(jwt, api_key, introspection, client_certificate, sigv4, basic, external)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
@@ -52,6 +54,8 @@ grammar! {
         basic: Option<Basic> = absent,
         /// By an opaque token, about which its issuer is asked (RFC 7662).
         introspection: Option<Introspection> = absent,
+        /// By the word of another service.
+        external: Option<External> = absent,
     }
 
     /// Tokens of one issuer.
@@ -163,6 +167,7 @@ impl Decode for Authenticator {
             written.client_certificate.map(Self::ClientCertificate),
             written.sigv4.map(Self::Sigv4),
             written.basic.map(Self::Basic),
+            written.external.map(Self::External),
         ];
         ways.into_iter().flatten().next()
     }

@@ -72,7 +72,7 @@ impl PasswordHash {
             }
             return Ok(Self::Argon2id(Secret::new(text.as_bytes().to_vec())));
         }
-        Err("neither bcrypt nor argon2id: too fast to keep a password".to_owned())
+        Err("a hash that is neither bcrypt nor argon2id".to_owned())
     }
 
     /// The hash as it is written.

@@ -5,6 +5,7 @@ pub mod api_keys;
 pub mod backends;
 pub mod breaker;
 pub mod database;
+pub mod decisions;
 pub mod introspected;
 pub mod key_set;
 pub mod key_store;
@@ -44,6 +45,8 @@ pub struct LiveState {
     pub api_keys: Registry<api_keys::Source, api_keys::ApiKeys>,
     /// Passwords that were found right.
     pub passwords: Arc<passwords::Passwords>,
+    /// Decisions of external authorizers.
+    pub decisions: Registry<decisions::AuthorizerId, decisions::Decisions>,
     /// What may be used once, by the name of the authenticator.
     pub replays: Registry<Arc<str>, replays::Replays>,
     /// What is known of opaque tokens, by the endpoint that said it.

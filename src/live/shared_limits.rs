@@ -148,12 +148,7 @@ impl SharedLimits {
             _ => timer.observe_duration(),
         }
         self.metrics.count(answer.as_ref().err().map(CallError::cause));
-        let integers = answer.map_err(|error| {
-            if matches!(error, CallError::Answer(_)) {
-                tracing::warn!(%error, "Redis refused a limit's script");
-            }
-            Unavailable(error.cause())
-        })?;
+        let integers = answer.map_err(|error| Unavailable(error.cause()))?;
         parse(&integers, keys.len()).ok_or(Unavailable("answer"))
     }
 }

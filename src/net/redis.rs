@@ -18,7 +18,8 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, RedisError, ServerErrorKind, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::http::{Tls, ssl_connector};
 use crate::secret::Secret;
@@ -137,7 +138,7 @@ pub struct Redis {
     line: ArcSwapOption<Line>,
     /// Wakes the upkeep: the connection has to prove itself before anybody uses it again.
     doubt: Arc<Notify>,
-    standing: Mutex<Standing>,
+    standing: watch::Sender<Standing>,
 }
 
 /// How a Redis stands.
@@ -157,6 +158,19 @@ pub enum Standing {
 struct Line {
     connection: MultiplexedConnection,
     strikes: AtomicU32,
+    /// The refusal that was logged last.
+    refusal: Mutex<String>,
+}
+
+impl Line {
+    /// Logs a refusal, but not again and again: a key that is not ours may be asked for by every request.
+    fn tell(&self, server: &Server, error: &str) {
+        let mut last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != error {
+            tracing::warn!(redis = %server, %error, "Redis refused a script");
+            error.clone_into(&mut last);
+        }
+    }
 }
 
 /// Not shown: it may hold a private key.
@@ -182,14 +196,18 @@ impl Redis {
         if server.password.as_ref().is_some_and(|password| std::str::from_utf8(password.expose()).is_err()) {
             return Err("the password of Redis is not UTF-8".to_owned());
         }
-        Ok(Self { server, tls, line: ArcSwapOption::empty(), doubt: Arc::default(), standing: Mutex::default() })
+        Ok(Self { server, tls, line: ArcSwapOption::empty(), doubt: Arc::default(), standing: watch::Sender::default() })
     }
 
-    /// Runs a script once and answers its integers. Fails at once while Redis is away, and otherwise by the deadline.
+    /// Runs a script once and answers its integers. Fails at once while Redis is known to be away, and otherwise by the deadline.
     ///
     /// After an error the script may have run all the same, but when [`CallError::Away`] is it.
     pub async fn run(&self, script: &Script, keys: &[Vec<u8>], numbers: &[u64], deadline: Duration) -> Result<Vec<i64>, CallError> {
-        let Some(line) = self.line.load_full() else { return Err(CallError::Away) };
+        let until = Instant::now() + deadline;
+        let line = match self.line.load_full() {
+            Some(line) => line,
+            None => self.first_line(until).await.ok_or(CallError::Away)?,
+        };
         let exchange = async {
             match send(&line.connection, script.command("EVALSHA", keys, numbers)).await {
                 // Redis was restarted, or its scripts were flushed: the text brings it back for everybody.
@@ -199,7 +217,7 @@ impl Redis {
                 answered => answered,
             }
         };
-        match tokio::time::timeout(deadline, exchange).await {
+        match tokio::time::timeout_at(until, exchange).await {
             Ok(Ok(integers)) => {
                 // Read before it is written: the line is shared by all cores.
                 if line.strikes.load(Ordering::Relaxed) > 0 {
@@ -215,7 +233,9 @@ impl Redis {
                 if concerns_everybody(&error) {
                     self.withdraw(&line);
                 }
-                Err(CallError::Answer(error.to_string()))
+                let error = error.to_string();
+                line.tell(&self.server, &error);
+                Err(CallError::Answer(error))
             }
             Err(_) => {
                 if line.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES {
@@ -226,9 +246,16 @@ impl Redis {
         }
     }
 
+    /// The connection that is being made for the first time: a process that has just started is not without Redis yet.
+    async fn first_line(&self, until: Instant) -> Option<Arc<Line>> {
+        let mut standing = self.standing.subscribe();
+        tokio::time::timeout_at(until, standing.wait_for(|standing| *standing != Standing::Untried)).await.ok()?.ok()?;
+        self.line.load_full()
+    }
+
     /// How it stands.
     pub fn standing(&self) -> Standing {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.standing.borrow().clone()
     }
 
     /// Where it is.
@@ -312,7 +339,8 @@ impl Redis {
     }
 
     fn publish(&self, connection: &MultiplexedConnection) {
-        self.line.store(Some(Arc::new(Line { connection: connection.clone(), strikes: AtomicU32::new(0) })));
+        let line = Line { connection: connection.clone(), strikes: AtomicU32::new(0), refusal: Mutex::default() };
+        self.line.store(Some(Arc::new(line)));
         self.note(Standing::Up);
     }
 
@@ -326,15 +354,17 @@ impl Redis {
     }
 
     fn note(&self, standing: Standing) {
-        let mut noted = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        if *noted == standing {
-            return;
-        }
-        match &standing {
-            Standing::Away(fault) => tracing::warn!(redis = %self.server, %fault, "Redis is away"),
-            Standing::Up | Standing::Untried => tracing::info!(redis = %self.server, "Redis is there"),
-        }
-        *noted = standing;
+        self.standing.send_if_modified(|noted| {
+            if *noted == standing {
+                return false;
+            }
+            match &standing {
+                Standing::Away(fault) => tracing::warn!(redis = %self.server, %fault, "Redis is away"),
+                Standing::Up | Standing::Untried => tracing::info!(redis = %self.server, "Redis is there"),
+            }
+            *noted = standing;
+            true
+        });
     }
 }
 

@@ -34,13 +34,18 @@ impl Body {
         self.whole.as_deref()
     }
 
-    /// Reads the whole of a short body, and nothing of another.
-    pub(super) async fn read_ahead(&mut self, session: &mut Session, rules: Rules) -> Result<(), Rejection> {
+    /// Reads the whole of a body that is known to be short, and nothing of another. Where there is a bound, somebody decides by the body: it is
+    /// read whatever is known of it, and one that is longer is refused.
+    pub(super) async fn read_ahead(&mut self, session: &mut Session, rules: Rules, bound: Option<usize>) -> Result<(), Rejection> {
         let headers = &session.req_header().headers;
         let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         let expects = headers.contains_key(header::EXPECT);
         let done = session.is_body_done();
-        if self.whole.is_some() || !(done || length.is_some_and(|length| length <= READ_AHEAD)) {
+        let bound = bound.map(|bound| (bound as u64).min(READ_AHEAD));
+        if bound.is_some_and(|bound| length.is_some_and(|length| length > bound)) {
+            return Err(Rejection::BodyTooLarge);
+        }
+        if self.whole.is_some() || !(done || bound.is_some() || length.is_some_and(|length| length <= READ_AHEAD)) {
             return Ok(());
         }
         if expects && !done {
@@ -52,6 +57,9 @@ impl Body {
         while !session.is_body_done() {
             let Some(piece) = next(session, rules.timeout).await? else { break };
             read.extend_from_slice(&piece);
+            if bound.is_some_and(|bound| read.len() as u64 > bound) {
+                return Err(Rejection::BodyTooLarge);
+            }
         }
         self.whole = Some(read.freeze());
         Ok(())
@@ -62,7 +70,7 @@ impl Body {
         if digests.is_empty() {
             return Ok(());
         }
-        self.read_ahead(session, rules).await?;
+        self.read_ahead(session, rules, None).await?;
         self.begin(digests);
         match self.whole.clone() {
             Some(whole) => {

@@ -59,7 +59,7 @@ pub struct Context {
 impl Context {
     /// Ends a request whose body is not the one that was proven, and the permit that was given in expectation of it.
     pub fn refuse_body(&mut self, rejection: Rejection) -> BError {
-        self.refused = self.admission.take().and_then(|admission| admission.identity().cloned());
+        self.refused = self.admission.take().and_then(Admission::withdraw);
         let status = rejection.status().as_u16();
         self.rejection = Some(rejection);
         Error::new_down(ErrorType::HTTPStatus(status))

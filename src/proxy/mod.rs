@@ -43,6 +43,7 @@ use crate::config::{Builtin, RetryOn};
 use crate::metrics::Metrics;
 use crate::request::message::Message;
 use crate::request::{Clock, Rejection};
+use crate::route::forward;
 use crate::snapshot::Slot;
 use crate::upstream::{Chosen, Upstream};
 
@@ -92,6 +93,7 @@ impl Gateway {
                 method: message.method,
                 host: &message.host,
                 port: message.port,
+                scheme: forward::scheme(message.headers, caller.through_trusted_proxy, session::is_secure(session)),
                 path: &message.path,
                 query: message.query,
                 headers: message.headers,
@@ -101,22 +103,29 @@ impl Gateway {
                 route: &route.name,
                 parameters: parameters.parameters(),
             };
-            if !read_ahead && route.policy.authenticators.as_ref().is_some_and(|authenticators| authenticators.ask_for_body(&request)) {
+            let (bound, asked) = match &route.policy.authenticators {
+                Some(authenticators) if request.body.is_none() => (authenticators.body_limit(), authenticators.ask_for_body(&request)),
+                _ => (None, false),
+            };
+            if !read_ahead && (bound.is_some() || asked) {
+                // From where nobody may come, nothing is read.
+                route.policy.ip_rules.check(caller.address)?;
                 // Reading wants the session for itself, so what was read of the head is read again: rare, and cheaper than a copy for all.
-                body.read_ahead(session, body_rules).await?;
+                body.read_ahead(session, body_rules, bound).await?;
                 read_ahead = true;
                 continue;
             }
             let permit = admit(route, &request, now).await?;
             *target = Some(Target::new(&message, route, request.parameters, permit.identity())?);
-            let permit = admission.insert(permit);
             let proven = body.prove(session, permit.body(), body_rules).await;
             *body_received = body.whole().map_or(0, |whole| whole.len() as u64);
-            return proven.map_err(|rejection| Refusal {
-                rejection,
-                identity: permit.identity().cloned(),
-                shadowed: permit.shadowed().to_vec(),
-            });
+            return match proven {
+                Ok(()) => {
+                    *admission = Some(permit);
+                    Ok(())
+                }
+                Err(rejection) => Err(Refusal { rejection, shadowed: permit.shadowed().to_vec(), identity: permit.withdraw() }),
+            };
         }
     }
 
@@ -301,7 +310,8 @@ impl ProxyHttp for Gateway {
         }
         // Pingora closes the connection after a failure; unannounced, the caller's next request would be lost with it.
         session.set_keepalive(None);
-        let answerable = rejection != Rejection::ClientClosed && session.response_written().is_none();
+        let answered = session.response_written().is_some_and(|answer| !answer.status.is_informational());
+        let answerable = rejection != Rejection::ClientClosed && !answered;
         let answered = answerable && respond::refuse(session, context, &rejection).await.is_ok();
         let error_code = if answered { rejection.status().as_u16() } else { 0 };
         context.rejection = Some(rejection);

@@ -26,7 +26,10 @@ const LINGER: Duration = Duration::from_millis(500);
 
 /// Answers a refused request.
 pub(super) async fn refuse(session: &mut Session, context: &Context, rejection: &Rejection) -> Result<()> {
-    let body = body(rejection, &context.request_id);
+    let body = match rejection {
+        Rejection::Relayed(relayed) => relayed.body.clone(),
+        _ => body(rejection, &context.request_id),
+    };
     let header = head(context, rejection, body.len())?;
     if closes(session, rejection) {
         session.set_keepalive(None);
@@ -84,6 +87,16 @@ fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<Respons
     header.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
     header.insert_header(&X_REQUEST_ID, context.request_id.value().clone())?;
     match rejection {
+        Rejection::Relayed(relayed) => {
+            header.remove_header(&header::CONTENT_TYPE);
+            for (name, value) in &relayed.headers {
+                header.append_header(name, value.clone())?;
+            }
+            // RFC 9110 section 15.5.2: a 401 says how to do better.
+            if rejection.status() == http::StatusCode::UNAUTHORIZED && !relayed.headers.contains_key(header::WWW_AUTHENTICATE) {
+                challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.invalid))?;
+            }
+        }
         Rejection::CredentialMissing => challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.missing))?,
         Rejection::CredentialInvalid(_) | Rejection::CredentialExpired | Rejection::CredentialRevoked => {
             challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.invalid))?;
@@ -170,7 +183,7 @@ fn detail(rejection: &Rejection) -> &'static str {
         Rejection::AddressDenied => "The client address is not admitted.",
         Rejection::InsufficientScope(_) => "The credential lacks a scope that this resource asks for.",
         Rejection::Filtered(_) => "The request is not admitted.",
-        Rejection::Forbidden(_) => "The identity is not admitted to this resource.",
+        Rejection::Forbidden(_) | Rejection::Relayed(_) => "The identity is not admitted to this resource.",
         Rejection::NoRoute => "There is nothing at this address.",
         Rejection::MethodNotAllowed(_) => "The resource does not have this method.",
         Rejection::RequestTimeout => "The request did not arrive in time.",

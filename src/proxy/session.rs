@@ -83,7 +83,7 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
     }
     merge_cookies(upstream)?;
     continue_trace(upstream)?;
-    let secure = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+    let secure = is_secure(session);
     let connection = crate::route::forward::Connection {
         client: client.address,
         peer: session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip()),
@@ -94,7 +94,13 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
         certificate: context.certificate.as_deref(),
     };
     route.policy.forward.apply(upstream, admission.identity().map(|identity| &**identity), &connection);
+    route.policy.forward.copy(upstream, admission.headers());
     Ok(())
+}
+
+/// Whether the caller's own connection is TLS.
+pub(super) fn is_secure(session: &Session) -> bool {
+    session.digest().is_some_and(|digest| digest.ssl_digest.is_some())
 }
 
 /// Passes on the caller's trace, or begins one (W3C Trace Context): without a sampling flag, for nobody here records spans.

@@ -54,7 +54,7 @@ impl Handshake {
         };
         ssl.set_verify_callback(mode, |good, context| {
             let of_caller = good && context.error_depth() == 0;
-            if of_caller && !context.current_cert().is_some_and(|leaf| ClientCertificate::read(leaf, leaf).is_ok()) {
+            if of_caller && context.current_cert().is_none_or(|leaf| ClientCertificate::read(leaf, leaf).is_err()) {
                 context.set_error(X509VerifyResult::APPLICATION_VERIFICATION);
                 return false;
             }

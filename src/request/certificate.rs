@@ -85,7 +85,7 @@ impl ClientCertificate {
             } else {
                 continue;
             };
-            // All three are IA5Strings (RFC 5280 section 4.2.1.6).
+            // All three are IA5Strings (RFC 5280 section 4.2.1.6). One that is not even UTF-8 has no text here, and is nobody's name.
             if !text.is_ascii() {
                 return Err("certificate_characters");
             }

@@ -18,7 +18,7 @@ pub use cidr::CidrSet;
 pub use client::Client;
 pub use digest::{BodyCheck, BodyDigest};
 pub use identity::{Identity, Method};
-pub use rejection::{LimitState, Rejection};
+pub use rejection::{LimitState, Rejection, Relayed};
 
 /// What a decision may look at: one request after normalisation and routing.
 ///
@@ -31,6 +31,8 @@ pub struct Request<'a> {
     pub host: &'a str,
     /// The port that stood behind the host.
     pub port: Option<&'a str>,
+    /// `https` or `http`, as the caller speaks.
+    pub scheme: &'static str,
     /// The canonical path (see [`crate::request::path`]).
     pub path: &'a str,
     /// The query as it came, without `?`.
@@ -53,9 +55,33 @@ impl<'a> Request<'a> {
     /// A request of which only this is known.
     pub fn new(method: &'a http::Method, host: &'a str, path: &'a str, headers: &'a http::HeaderMap, client: &'a Client) -> Self {
         let parameters = Parameters::default();
-        Self { method, host, port: None, path, query: None, headers, body: None, client, certificate: None, route: "", parameters }
+        Self {
+            method,
+            host,
+            port: None,
+            scheme: "http",
+            path,
+            query: None,
+            headers,
+            body: None,
+            client,
+            certificate: None,
+            route: "",
+            parameters,
+        }
+    }
+
+    /// The canonical host, with the port that stood behind it.
+    pub fn authority(&self) -> String {
+        match self.port {
+            Some(port) => format!("{}:{port}", self.host),
+            None => self.host.to_owned(),
+        }
     }
 }
+
+/// A header that is set, or removed where there is no value.
+pub type HeaderChange = (http::HeaderName, Option<http::HeaderValue>);
 
 /// The path parameters of a matched route: name and value, in the order of the pattern.
 #[derive(Debug, Clone, Copy, Default)]

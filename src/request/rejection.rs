@@ -1,7 +1,11 @@
 //! Every way in which a caller can be refused, closed so that `proxy::respond` must answer each.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
 
 /// Where a limit stands after a request was counted or refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +22,24 @@ pub struct LimitState {
     pub retry_after: Duration,
     /// The window; absent where it has no length of its own.
     pub window: Option<Duration>,
+}
+
+/// A refusal in the words of another service, which the caller is told as they are.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Relayed {
+    /// 401, 403 or a redirect.
+    pub status: StatusCode,
+    /// What is said beside it; nothing of the connection it came on.
+    pub headers: HeaderMap,
+    /// What is said.
+    pub body: Bytes,
+}
+
+/// Without the headers: cookies are among them.
+impl fmt::Debug for Relayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relayed").field("status", &self.status).finish_non_exhaustive()
+    }
 }
 
 /// A refusal. The outside sees [`code`](Rejection::code) and [`status`](Rejection::status); the log sees [`reason`](Rejection::reason) too.
@@ -45,6 +67,8 @@ pub enum Rejection {
     Forbidden(&'static str),
     /// 403: a filter of this name meets the request.
     Filtered(Arc<str>),
+    /// 401, 403 or a redirect, as an external authorizer says it.
+    Relayed(Arc<Relayed>),
     /// 404: no route.
     NoRoute,
     /// 405: a route, but not for this method; the methods it has, comma separated.
@@ -87,7 +111,7 @@ pub enum Rejection {
 }
 
 /// Every [`code`](Rejection::code), for tables that are indexed by it.
-pub const CODES: [&str; 27] = [
+pub const CODES: [&str; 28] = [
     "bad_request",
     "ambiguous_path",
     "ambiguous_framing",
@@ -98,6 +122,7 @@ pub const CODES: [&str; 27] = [
     "address_denied",
     "insufficient_scope",
     "forbidden",
+    "redirected",
     "no_route",
     "method_not_allowed",
     "request_timeout",
@@ -131,6 +156,11 @@ impl Rejection {
             Self::AddressDenied => "address_denied",
             Self::InsufficientScope(_) => "insufficient_scope",
             Self::Forbidden(_) | Self::Filtered(_) => "forbidden",
+            Self::Relayed(relayed) => match relayed.status {
+                StatusCode::UNAUTHORIZED => "credential_invalid",
+                status if status.is_redirection() => "redirected",
+                _ => "forbidden",
+            },
             Self::NoRoute => "no_route",
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::RequestTimeout => "request_timeout",
@@ -152,12 +182,13 @@ impl Rejection {
     }
 
     /// The HTTP status.
-    pub fn status(&self) -> http::StatusCode {
-        use http::StatusCode as S;
+    pub fn status(&self) -> StatusCode {
+        use StatusCode as S;
         match self {
             Self::BadRequest(_) | Self::AmbiguousPath(_) | Self::AmbiguousFraming(_) | Self::ClientClosed => S::BAD_REQUEST,
             Self::CredentialMissing | Self::CredentialInvalid(_) | Self::CredentialExpired | Self::CredentialRevoked => S::UNAUTHORIZED,
             Self::AddressDenied | Self::InsufficientScope(_) | Self::Forbidden(_) | Self::Filtered(_) => S::FORBIDDEN,
+            Self::Relayed(relayed) => relayed.status,
             Self::NoRoute => S::NOT_FOUND,
             Self::MethodNotAllowed(_) => S::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => S::REQUEST_TIMEOUT,
@@ -201,6 +232,7 @@ impl Rejection {
             | Self::Overloaded(reason)
             | Self::DependencyUnavailable { dependency: reason, .. } => Some(reason),
             Self::Filtered(_) => Some("filter"),
+            Self::Relayed(_) => Some("external"),
             _ => None,
         }
     }

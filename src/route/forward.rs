@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::authenticators::credential;
 use crate::config::{self, Location, TemplatePart, Token};
-use crate::request::{ClientCertificate, Identity, Method};
+use crate::request::{ClientCertificate, HeaderChange, Identity, Method};
 
 /// The head of an upstream's request.
 pub trait UpstreamHeaders {
@@ -81,6 +81,16 @@ impl Forward {
             // A parameter beside any other credential of the same authenticator was refused, so the one that is there was accepted.
             Some(identity) => credential::strip_query(&self.credentials.of_others(identity), query),
             None => credential::strip_query(&self.credentials.all, query),
+        }
+    }
+
+    /// Sets and removes what an authenticator decided on, after [`apply`](Self::apply): save what this policy or the gateway itself says.
+    pub fn copy(&self, upstream: &mut impl UpstreamHeaders, changes: &[HeaderChange]) {
+        for (name, value) in changes.iter().filter(|(name, _)| !self.headers.iter().any(|(own, _)| own == name)) {
+            match value {
+                Some(value) => upstream.set(name, value.clone()),
+                None => upstream.remove(name),
+            }
         }
     }
 
@@ -314,6 +324,17 @@ pub fn forwarded_for(headers: &HeaderMap, heard: IpAddr, trusted: bool) -> Optio
     HeaderValue::from_bytes(&hops).ok()
 }
 
+/// How the caller speaks: as a trusted proxy heard it, or as we do. Two words are no word to believe.
+pub fn scheme(headers: &HeaderMap, trusted: bool, secure: bool) -> &'static str {
+    let mut lines = headers.get_all(X_FORWARDED_PROTO).iter();
+    match (lines.next().filter(|_| trusted).map(HeaderValue::as_bytes), lines.next()) {
+        (Some(b"http"), None) => "http",
+        (Some(b"https"), None) => "https",
+        _ if secure => "https",
+        _ => "http",
+    }
+}
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -335,10 +356,9 @@ impl Origin {
             lines.next().is_none().then(|| line.clone())
         };
         let heard = connection.peer.unwrap_or(connection.client);
-        let proto = HeaderValue::from_static(if connection.secure { "https" } else { "http" });
         Self {
             forwarded_for: forwarded_for(headers, heard, connection.through_trusted_proxy),
-            proto: said(X_FORWARDED_PROTO).filter(|said| said == "http" || said == "https").unwrap_or(proto),
+            proto: HeaderValue::from_static(scheme(headers, connection.through_trusted_proxy, connection.secure)),
             host: said(X_FORWARDED_HOST).or_else(|| HeaderValue::from_str(connection.host).ok()),
         }
     }

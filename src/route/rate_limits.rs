@@ -71,6 +71,8 @@ pub struct Held {
     pub shadowed: Vec<Arc<str>>,
     /// A place in a queue; absent: it need not wait.
     pub turn: Option<Turn>,
+    /// To give back what was taken, where the request may yet be refused.
+    pub receipt: Option<Receipt>,
     /// Given back when the request has ended, whichever way.
     #[expect(dead_code, reason = "held until it is dropped")]
     permits: Vec<Permit>,
@@ -81,6 +83,12 @@ pub struct Held {
 pub struct Turn {
     /// When it comes, on the monotonic clock.
     pub at: Duration,
+    receipt: Receipt,
+}
+
+/// What a request took of which limits.
+#[derive(Debug)]
+pub struct Receipt {
     now: Now,
     taken: Vec<(Arc<RateLimit>, Key, u64, By)>,
 }
@@ -122,14 +130,13 @@ impl RateLimits {
 
     /// Counts a credential that was refused. Whoever finds the limit used up meanwhile is not told whether it was good.
     pub fn count_refused(&self, request: &Request<'_>, rejection: Rejection, now: Now) -> Rejection {
-        let is_attempt = matches!(
-            rejection,
-            Rejection::CredentialInvalid(_)
-                | Rejection::CredentialExpired
-                | Rejection::CredentialRevoked
-                | Rejection::AddressDenied
-                | Rejection::Forbidden(_)
-        );
+        let is_attempt = match &rejection {
+            Rejection::CredentialInvalid(_) | Rejection::CredentialExpired | Rejection::CredentialRevoked => true,
+            Rejection::AddressDenied | Rejection::Forbidden(_) => true,
+            // A redirect is how others ask for a login.
+            Rejection::Relayed(relayed) => relayed.status.is_client_error(),
+            _ => false,
+        };
         let mut answer = rejection;
         for limit in self.on_refused.iter().filter(|_| is_attempt) {
             if let (Subject::Key(key), Holder::Own(own)) = (limit.subject(request, None), &limit.holder) {
@@ -198,15 +205,17 @@ impl<'p> Charge<'p> {
         self.shadowed.push(Arc::clone(name));
     }
 
-    /// What an admitted request keeps.
-    pub fn into_held(self) -> Held {
-        let turn = (!self.wait.is_zero()).then(|| Turn {
-            at: self.now.monotonic.saturating_add(self.wait),
-            now: self.now,
-            taken: self.taken.iter().map(|taken| (Arc::clone(taken.limit), taken.key, taken.units, taken.from)).collect(),
-        });
+    /// What an admitted request keeps; `provisionally` when it may yet be refused.
+    pub fn into_held(self, provisionally: bool) -> Held {
+        let turn = (!self.wait.is_zero()).then(|| Turn { at: self.now.monotonic.saturating_add(self.wait), receipt: self.receipt() });
+        let receipt = provisionally.then(|| self.receipt());
         let nearest = self.nearest.map(|(limit, standing)| limit.state(standing));
-        Held { nearest, shadowed: self.shadowed, turn, permits: self.permits }
+        Held { nearest, shadowed: self.shadowed, turn, receipt, permits: self.permits }
+    }
+
+    fn receipt(&self) -> Receipt {
+        let taken = self.taken.iter().map(|taken| (Arc::clone(taken.limit), taken.key, taken.units, taken.from));
+        Receipt { now: self.now, taken: taken.collect() }
     }
 
     /// Takes of all these limits or of none; of none also of those before them.
@@ -371,6 +380,13 @@ impl<'p> Charge<'p> {
 impl Turn {
     /// Leaves the queue, and gives back what the request took elsewhere: it goes no further.
     pub fn give_up(self) {
+        self.receipt.give_back();
+    }
+}
+
+impl Receipt {
+    /// Gives back what the request took: a refused one consumes nothing.
+    pub fn give_back(self) {
         for (limit, key, units, from) in &self.taken {
             refund(limit, key, *units, *from, self.now);
         }
@@ -497,7 +513,7 @@ mod tests {
         let mut charge = Charge::new(cost, now(at));
         limits.check_client(&caller.request(), &mut charge).now_or_never().unwrap()?;
         limits.check_identity(&caller.request(), identity, &mut charge).now_or_never().unwrap()?;
-        Ok(charge.into_held())
+        Ok(charge.into_held(false))
     }
 
     fn ask(limits: &RateLimits, caller: &Caller, identity: Option<&Identity>) -> Result<Option<LimitState>, Rejection> {

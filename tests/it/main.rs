@@ -14,8 +14,10 @@
 mod harness;
 
 mod authenticators;
+mod basic;
 mod cli;
 mod client_certificate;
+mod external;
 mod limits;
 mod proxy;
 mod quotas;

@@ -667,3 +667,18 @@ fn a_gateway_that_never_reaches_redis_serves_and_says_so() {
     redis.restart();
     until("it is ready", || readiness(&gateway) == "ready");
 }
+
+#[test]
+fn what_is_asked_before_the_first_connection_waits_for_it() {
+    let redis = Redis::start();
+    let connection = Arc::new(Connection::new(server(redis.port())).unwrap());
+    let limits = SharedLimits::new(Arc::clone(&connection), 10 * SECOND, Metrics::new().unwrap().redis);
+    let runtime = Runtime::new().unwrap();
+    let upkeep = Arc::downgrade(&connection);
+    runtime.spawn(async move {
+        tokio::time::sleep(SECOND / 10).await;
+        Connection::maintain(upkeep).await;
+    });
+    let charge = runtime.block_on(limits.charge(&[ask("limit", "a", hourly(1, Algorithm::FixedWindow))]));
+    assert!(charge.unwrap().standings[0].admitted);
+}

@@ -3,13 +3,16 @@
 import sys
 
 import harness
-import trial_fleet
+import trial_basic
 import trial_certificates
+import trial_external
+import trial_fleet
 import trial_grpc
 import trial_keys
 import trial_nginx
 import trial_provider
 import trial_reload
+import trial_sigv4
 import trial_streams
 import trial_tls
 import trial_tokens

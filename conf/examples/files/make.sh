@@ -54,3 +54,13 @@ cat >offices.txt <<TEXT
 198.51.100.0/24   # Berlin
 2001:db8:8::/48   # Lisbon
 TEXT
+
+echo 'throw-away/secret+of+the+examples+it+is+public' >aws.secret
+cat >sigv4.yaml <<YAML
+# The secret is in a file beside this one: public, and good for nothing.
+keys:
+  - {access_key_id: AKIAEXAMPLE, secret: {file: files/aws.secret}, consumer: acme, scopes: [orders:read]}
+YAML
+
+# The password is throw-away; htpasswd is in Debian's apache2-utils.
+htpasswd -nbB -C 10 alice throw-away | grep . >users.htpasswd

@@ -74,19 +74,22 @@ fn terms(limit: &Limit) -> Option<Terms> {
 }
 
 fn words(limit: &Limit) -> String {
-    let mut text = match limit.allowance {
-        Allowance::Rate { rate: Rate { count, window }, .. } => format!("{count} per {}", config::duration(window)),
-        Allowance::Quota(Quota { count, period }) => match period {
-            Period::Day => format!("{count} per day"),
-            Period::Month => format!("{count} per month"),
-            Period::Rolling(length) => format!("{count} in any {}", config::duration(length)),
+    let (count, period) = match limit.allowance {
+        Allowance::Rate { rate: Rate { count, window }, .. } => match window.as_secs() {
+            1 => (count, "per second".to_owned()),
+            60 => (count, "per minute".to_owned()),
+            3_600 => (count, "per hour".to_owned()),
+            _ => (count, format!("per {}", config::duration(window))),
         },
-        Allowance::Concurrency(count) => format!("{count} at once"),
+        Allowance::Quota(Quota { count, period }) => match period {
+            Period::Day => (count, "per day".to_owned()),
+            Period::Month => (count, "per month".to_owned()),
+            Period::Rolling(length) => (count, format!("in any {}", config::duration(length))),
+        },
+        Allowance::Concurrency(count) => (count, "at once".to_owned()),
     };
-    if limit.on == LimitOn::Refused {
-        text += " refused credentials";
-    }
-    text += &format!(" for each {}", join(limit.per.iter().map(key), " and "));
+    let what = if limit.on == LimitOn::Refused { "refused credentials " } else { "" };
+    let mut text = format!("{count} {what}{period} for each {}", join(limit.per.iter().map(key), " and "));
     if let Allowance::Rate { algorithm, .. } = limit.allowance {
         text += &match algorithm {
             LimitAlgorithm::FixedWindow => ", fixed window".to_owned(),

@@ -279,11 +279,21 @@ impl Http2 {
         self.verdict()
     }
 
+    /// A whole request without a body on a stream, whose answer nobody reads yet.
+    pub fn begin(&mut self, fields: &[(&str, &str)], stream: u32) {
+        const END_STREAM_AND_HEADERS: u8 = 5;
+        self.frame(Self::HEADERS, END_STREAM_AND_HEADERS, stream, &literals(fields));
+    }
+
+    /// Gives up a stream (CANCEL).
+    pub fn reset(&mut self, stream: u32) {
+        self.frame(Self::RST_STREAM, 0, stream, &8_u32.to_be_bytes());
+    }
+
     /// The same request on so many streams at once.
     pub fn ask_often(mut self, fields: &[(&str, &str)], streams: u32) -> Vec<Verdict> {
-        const END_STREAM_AND_HEADERS: u8 = 5;
         for stream in 0..streams {
-            self.frame(Self::HEADERS, END_STREAM_AND_HEADERS, 2 * stream + 1, &literals(fields));
+            self.begin(fields, 2 * stream + 1);
         }
         let mut verdicts = Vec::new();
         while verdicts.len() < streams as usize {
