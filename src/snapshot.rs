@@ -587,6 +587,25 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_that_could_not_be_checked_or_paid_where_it_stands_is_reported() {
+        let found = problems(
+            "limits: {some: {per: host, rate: 5/s}, guesses: {per: client_ip, rate: 5/s, on: refused}, item: {per: {path: id}, rate: 5/s}}\n\
+             plans: {gold: {limits: [some, guesses, item, none]}}\n\
+             routes:\n  - {name: x, path: /x, cost: 6, policy: {authenticate: public, limits: [some, guesses]}, upstream: demo}\n",
+        );
+        assert_eq!(
+            found,
+            [
+                "plans.gold.limits[1]: limit `guesses` counts refused credentials, of which nobody knows the plan",
+                "plans.gold.limits[2]: limit `item` counts per parameter of the path, which not every route has",
+                "plans.gold.limits[3]: there is no limit `none`",
+                "routes[0].policy.limits[1]: limit `guesses` counts refused credentials, and this policy is public",
+                "routes[0].cost: a request costs 6 of the limit `some`, which never has more than 5",
+            ]
+        );
+    }
+
+    #[test]
     fn two_routes_for_the_same_request_are_reported() {
         let route = |name: &str, path: &str, methods: &str| {
             format!("  - {{name: {name}, path: \"{path}\", methods: [{methods}], policy: {{authenticate: public}}, upstream: demo}}\n")
