@@ -142,7 +142,7 @@ fn dependencies(config: &Config) -> Vec<String> {
                     name.value,
                     config::duration(fetch.max_stale)
                 )),
-                KeySource::JwksFile(_) | KeySource::Secret(_) => {}
+                KeySource::JwksFile(_) | KeySource::Secret(_) | KeySource::Issuer => {}
             },
             Authenticator::ClientCertificate(_) => {}
             Authenticator::Introspection(introspection) => plans.push(introspection_plan(&name.value, introspection)),

@@ -11,6 +11,7 @@ mod dependency;
 mod external;
 mod header;
 mod introspection;
+mod issuer;
 mod keys;
 mod limit;
 mod policy;
@@ -36,6 +37,7 @@ use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
 pub use dependency::{Breaker, OnFailure};
 pub use external::{DecisionCache, DecisionKey, External, ExternalClaims, ExternalResponse, WhenAbsent};
 pub use introspection::{ClientProof, Introspection, OauthClient, OauthClientMethod};
+pub use issuer::{Issuer, Signing, SigningAlgorithm};
 pub use keys::KeyEntry;
 pub use limit::{Allowance, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, Plan, Quotas, WhenMissing};
 pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};
@@ -161,6 +163,8 @@ grammar! {
         policies: Named<Policy> as Map<Name, Policy> = "{}",
         /// Which requests go where.
         routes: Vec<Route> as NonEmpty<Vec<Route>>,
+        /// edgeward as an issuer of tokens. Absent: it signs none.
+        issuer: Option<Issuer> = absent,
         /// What is written down.
         telemetry: Telemetry = "{}",
     }
