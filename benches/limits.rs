@@ -20,16 +20,16 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 const TERMS: [(&str, Terms); 4] = [
     ("fixed_window", terms(Algorithm::FixedWindow)),
     ("sliding_window", terms(Algorithm::SlidingWindow)),
-    ("token_bucket", terms(Algorithm::TokenBucket { burst: u64::MAX >> 32 })),
-    ("leaky_bucket", terms(Algorithm::LeakyBucket { queue: u64::MAX >> 32, max_wait: Duration::from_secs(1 << 30) })),
+    ("token_bucket", terms(Algorithm::TokenBucket { burst: 1_000_000_000 })),
+    ("leaky_bucket", terms(Algorithm::LeakyBucket { queue: 1_000_000_000, max_wait: Duration::from_secs(1_000_000) })),
 ];
 
 const fn terms(algorithm: Algorithm) -> Terms {
     let limit = match algorithm {
         Algorithm::FixedWindow | Algorithm::SlidingWindow => u64::MAX >> 1,
-        Algorithm::TokenBucket { .. } | Algorithm::LeakyBucket { .. } => 1_000,
+        Algorithm::TokenBucket { .. } | Algorithm::LeakyBucket { .. } => 1_000_000,
     };
-    Terms { limit, window: Duration::from_secs(60), algorithm }
+    Terms { limit, window: Duration::from_secs(1), algorithm }
 }
 
 fn key(number: u64) -> Key {
@@ -38,14 +38,15 @@ fn key(number: u64) -> Key {
     key.finish()
 }
 
-/// The time in which each of the threads does it `iterations` times at once, each beginning elsewhere among the keys.
+/// The time in which each of the threads does it `iterations` times at once, each with keys of its own as far as there are enough.
 fn together(threads: usize, iterations: u64, keys: &[Key], each: impl Fn(&Key) + Sync) -> Duration {
     let start = Barrier::new(threads);
     let run = |thread: usize| {
-        let mut keys = keys.iter().cycle().skip(thread * keys.len() / threads);
+        let share = keys.len() / threads;
+        let keys = keys.get(thread * share..(thread + 1) * share).filter(|share| !share.is_empty()).unwrap_or(keys);
         start.wait();
         let began = Instant::now();
-        keys.by_ref().take(iterations as usize).for_each(&each);
+        keys.iter().cycle().take(iterations as usize).for_each(&each);
         began.elapsed()
     };
     std::thread::scope(|scope| {

@@ -45,26 +45,29 @@ fn flood(name: &str, terms: Terms) {
     };
     let spent = key(u64::MAX);
     while timed(&spent).0.admitted {}
+    let mut took = vec![Duration::MAX; FLOOD as usize];
     let before = resident();
-    let (mut took, mut admitted, mut most, mut spent_again) = (Vec::with_capacity(FLOOD as usize), 0, 0, 0);
-    for number in 0..FLOOD {
-        let (standing, time) = timed(&key(number));
-        took.push(time);
+    let (mut admitted, mut most, mut spent_again) = (0, 0, 0);
+    for (number, took) in (0..FLOOD).zip(&mut took) {
+        let standing;
+        (standing, *took) = timed(&key(number));
         admitted += u64::from(standing.admitted);
         if number % 100_000 == 0 {
             most = most.max(resident());
             spent_again += u64::from(timed(&spent).0.admitted);
+            // A real-time priority keeps other processes out of the figures, and is taken away from who never pauses.
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
     let flooded = began.elapsed();
-    println!("{name}: {FLOOD} keys in {flooded:.1?}, {admitted} admitted, at most {KEYS} told apart");
+    println!("{name}: {FLOOD} keys in {flooded:.1?}, {admitted} admitted, at most {KEYS} held");
     println!(
         "  memory {before} MiB before, {most} MiB at most, {} keys held; the key at its limit got in {spent_again} times",
         limits.keys()
     );
     println!("  a charge of the flood: {}", spread(took));
     let mut took = Vec::new();
-    while began.elapsed() < flooded + Duration::from_secs(21) {
+    while began.elapsed() < flooded + Duration::from_secs(15) {
         took.push(timed(&spent).1);
         std::thread::sleep(Duration::from_micros(20));
     }
@@ -73,9 +76,9 @@ fn flood(name: &str, terms: Terms) {
 
 fn main() {
     for (name, limit, window, algorithm) in [
-        ("sliding_window, 100/s", 100, 1, Algorithm::SlidingWindow),
+        ("sliding_window, 100/m", 100, 60, Algorithm::SlidingWindow),
         ("fixed_window, 1000/30d", 1_000, 30 * 86_400, Algorithm::FixedWindow),
-        ("token_bucket, 1/s, burst 100", 1, 1, Algorithm::TokenBucket { burst: 100 }),
+        ("token_bucket, 1/m, burst 100", 1, 60, Algorithm::TokenBucket { burst: 100 }),
     ] {
         flood(name, Terms { limit, window: Duration::from_secs(window), algorithm });
     }

@@ -48,6 +48,11 @@ impl Admission {
         self.proof.map(|proof| proof.identity)
     }
 
+    /// Counts the request as in flight no longer: its answer is there, and who has it may come again at once.
+    pub fn land(&mut self) {
+        self.held.land();
+    }
+
     /// The place in a queue that the request has to wait for before it is forwarded; handed out once.
     pub fn take_turn(&mut self) -> Option<Turn> {
         self.held.turn.take()

@@ -663,7 +663,9 @@ mod tests {
     #[test]
     fn nobody_is_shadowed_by_the_issuer_or_promised_a_token_that_cannot_be() {
         let issuer = "issuer: {url: \"https://gw.test/a\", signing: {directory: s}, oauth2: {clients: {database: k.db}}}\n";
-        let route = |host: &str, path: &str| format!("  - {{name: \"{path}\", {host} path: \"{path}\", policy: {{authenticate: public}}, upstream: demo}}\n");
+        let route = |host: &str, path: &str| {
+            format!("  - {{name: \"{path}\", {host} path: \"{path}\", policy: {{authenticate: public}}, upstream: demo}}\n")
+        };
         let here = "hosts: [gw.test],";
         let routes = [
             route(here, "/oauth2/token"),
@@ -692,6 +694,25 @@ mod tests {
         let public = "routes: [{name: r, path: /, policy: {authenticate: public}, upstream: demo}]\n";
         assert_eq!(problems(&format!("{other}{public}")), ["authenticators.a.jwt.keys: there is no `issuer` in this configuration"]);
         assert_eq!(problems(&format!("{other}{issuer}{public}")), ["authenticators.a.jwt.keys: `issuer` is not that of these keys"]);
+    }
+
+    #[test]
+    fn a_limit_that_could_not_be_checked_or_paid_where_it_stands_is_reported() {
+        let found = problems(
+            "limits: {some: {per: host, rate: 5/s}, guesses: {per: client_ip, rate: 5/s, on: refused}, item: {per: {path: id}, rate: 5/s}}\n\
+             plans: {gold: {limits: [some, guesses, item, none]}}\n\
+             routes:\n  - {name: x, path: /x, cost: 6, policy: {authenticate: public, limits: [some, guesses]}, upstream: demo}\n",
+        );
+        assert_eq!(
+            found,
+            [
+                "plans.gold.limits[1]: limit `guesses` counts refused credentials, of which nobody knows the plan",
+                "plans.gold.limits[2]: limit `item` counts per parameter of the path, which not every route has",
+                "plans.gold.limits[3]: there is no limit `none`",
+                "routes[0].policy.limits[1]: limit `guesses` counts refused credentials, and this policy is public",
+                "routes[0].cost: a request costs 6 of the limit `some`, which never has more than 5",
+            ]
+        );
     }
 
     #[test]

@@ -47,6 +47,11 @@ fn no_credential_is_left_or_logged() {
 }
 
 #[test]
+fn only_true_is_active() {
+    run("introspection", targets::introspection::run);
+}
+
+#[test]
 fn only_an_answer_that_says_so_in_every_word_lets_in() {
     run("external", targets::external::run);
 }

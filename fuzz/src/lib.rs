@@ -5,6 +5,7 @@ pub mod client_certificate;
 pub mod config;
 pub mod credential;
 pub mod external;
+pub mod introspection;
 pub mod jwks;
 pub mod jwt;
 pub mod request;

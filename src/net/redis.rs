@@ -226,20 +226,23 @@ impl Redis {
                 Ok(integers)
             }
             Ok(Err(error)) if error.is_connection_dropped() || error.is_io_error() => {
-                self.withdraw(&line);
-                Err(CallError::Connection(error.to_string()))
+                let error = error.to_string();
+                self.withdraw(&line, &error);
+                Err(CallError::Connection(error))
             }
             Ok(Err(error)) => {
-                if concerns_everybody(&error) {
-                    self.withdraw(&line);
-                }
+                let everybody = concerns_everybody(&error);
                 let error = error.to_string();
-                line.tell(&self.server, &error);
+                if everybody {
+                    self.withdraw(&line, &error);
+                } else {
+                    line.tell(&self.server, &error);
+                }
                 Err(CallError::Answer(error))
             }
             Err(_) => {
                 if line.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES {
-                    self.withdraw(&line);
+                    self.withdraw(&line, &format!("no answer within {deadline:?}, {STRIKES} times"));
                 }
                 Err(CallError::Deadline(deadline))
             }
@@ -345,9 +348,10 @@ impl Redis {
     }
 
     /// Nobody uses this connection until it has proved itself again. What was slow on an earlier one says nothing of the one in use.
-    fn withdraw(&self, line: &Arc<Line>) {
+    fn withdraw(&self, line: &Arc<Line>, fault: &str) {
         let in_use = self.line.load();
         if in_use.as_ref().is_some_and(|in_use| Arc::ptr_eq(in_use, line)) {
+            self.note(Standing::Away(fault.to_owned()));
             self.line.store(None);
             self.doubt.notify_one();
         }
@@ -402,7 +406,7 @@ async fn keep(this: &Weak<Redis>, connection: MultiplexedConnection, doubt: &Not
         };
         let redis = this.upgrade()?;
         match proved {
-            Ok(()) if redis.line.load().is_some() => {}
+            Ok(()) if redis.line.load().is_some() => redis.note(Standing::Up),
             Ok(()) => redis.publish(&connection),
             Err(fault) => return Some(fault),
         }

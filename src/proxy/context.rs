@@ -67,6 +67,15 @@ impl Context {
     }
 }
 
+impl Context {
+    /// Counts the request as in flight no longer.
+    pub fn land(&mut self) {
+        if let Some(admission) = &mut self.admission {
+            admission.land();
+        }
+    }
+}
+
 /// What the upstream is asked for, after normalisation, rewriting and the removal of credentials.
 #[derive(Debug)]
 pub struct Target {

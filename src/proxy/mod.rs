@@ -8,6 +8,7 @@
 //! request_body_filter      count; withhold what is not proven
 //! upstream_response_filter body proven? retry?
 //! response_filter          request id, limits
+//! response_body_filter     no longer in flight
 //! fail_to_proxy            the failure's answer
 //! logging                  metrics, access log
 //! ```
@@ -279,6 +280,19 @@ impl ProxyHttp for Gateway {
         respond::decorate(answer, context)
     }
 
+    fn response_body_filter(
+        &self,
+        _: &mut Session,
+        _: &mut Option<Bytes>,
+        end_of_stream: bool,
+        context: &mut Context,
+    ) -> Result<Option<Duration>, BError> {
+        if end_of_stream {
+            context.land();
+        }
+        Ok(None)
+    }
+
     fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, context: &mut Context, mut error: Box<Error>) -> Box<Error> {
         error.set_retry(may_retry(session, context, RetryOn::ConnectFailure));
         error
@@ -320,6 +334,7 @@ impl ProxyHttp for Gateway {
         // Pingora closes the connection after a failure; unannounced, the caller's next request would be lost with it.
         session.set_keepalive(None);
         let answered = session.response_written().is_some_and(|answer| !answer.status.is_informational());
+        context.land();
         let answerable = rejection != Rejection::ClientClosed && !answered;
         let answered = answerable && respond::refuse(session, context, &rejection).await.is_ok();
         let error_code = if answered { rejection.status().as_u16() } else { 0 };
@@ -338,6 +353,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Context) {
+        context.land();
         if context.rejection.is_none() {
             context.rejection = error.map(failure);
         }

@@ -74,8 +74,14 @@ pub struct Held {
     /// To give back what was taken, where the request may yet be refused.
     pub receipt: Option<Receipt>,
     /// Given back when the request has ended, whichever way.
-    #[expect(dead_code, reason = "held until it is dropped")]
     permits: Vec<Permit>,
+}
+
+impl Held {
+    /// The request is no longer in flight.
+    pub fn land(&mut self) {
+        self.permits.clear();
+    }
 }
 
 /// A place in the queue of a leaky bucket.

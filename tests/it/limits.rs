@@ -197,7 +197,8 @@ fn those_in_flight_are_counted_until_they_end_however_they_end() {
         "hold: policy: {authenticate: public, limits: [few]}\n\
          fast: policy: {authenticate: public, limits: [few]}\n\
          cut: policy: {authenticate: public, limits: [few, one]}\n\
-         gone: policy: {authenticate: public, limits: [few, one]}",
+         gone: policy: {authenticate: public, limits: [few, one]}\n\
+         again: policy: {authenticate: public, limits: [one]}",
     );
     let yaml = yaml
         .replace("demo: {builtin: echo}", &format!("demo: {{servers: [\"{}\"]}}", origin.address))
@@ -220,6 +221,8 @@ fn those_in_flight_are_counted_until_they_end_however_they_end() {
     assert_eq!(statuses(&gateway, "/gone", &[], 4), [502; 4]);
     assert_eq!(statuses(&gateway, "/cut", &[], 4), [502; 4]);
     assert_eq!(gateway.get("/fast", &[]).header("x-ratelimit-remaining"), Some("1"));
+    // Who asks one after the other is never two.
+    assert_eq!(statuses(&gateway, "/again", &[], 50), [200; 50]);
 }
 
 #[test]

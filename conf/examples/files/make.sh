@@ -42,6 +42,12 @@ printf '{"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "k
 
 echo 'throw-away secret of the examples: it is public and protects nothing, and is 64 bytes or longer' >hmac.secret
 
+echo 'throw-away secret of the examples' >introspection.secret
+
+# A private key as a JWK, which proves a client of an OAuth2 server (RFC 7523).
+d=$(openssl ec -in api.key -outform DER 2>/dev/null | head -c 39 | tail -c 32 | base64url)
+printf '{"kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "example", "x": "%s", "y": "%s", "d": "%s"}\n' "$x" "$y" "$d" >client.jwk
+
 hash=$(printf 'ck_robot_example' | openssl dgst -sha256 -r | cut -d' ' -f1)
 cat >keys.yaml <<YAML
 # The key is \`ck_robot_example\`: public, and good for nothing.

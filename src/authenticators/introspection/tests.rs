@@ -1,3 +1,5 @@
+//! A server that is asked about tokens: what it may say, how it may fail, and what a request meets then.
+
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Mutex;

@@ -7,7 +7,7 @@ use crate::config::{
     self, Allowance, At, Config, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, Period, Quota, Rate,
 };
 use crate::live::leases::{worst_idle, worst_overshoot};
-use crate::live::limits::{Algorithm, Terms};
+use crate::route::limit::terms;
 
 /// A limit by its name, and what it allows.
 pub(super) fn named(config: &Config, name: &At<Arc<str>>) -> String {
@@ -39,19 +39,22 @@ pub(super) fn dependencies(config: &Config) -> Vec<String> {
         let (on_failure, lent) = match *limit.store {
             LimitStore::Local => continue,
             LimitStore::Redis(on_failure) => (on_failure, None),
-            LimitStore::Hybrid(on_failure) => (on_failure, terms(limit)),
+            LimitStore::Hybrid(on_failure) => match limit.allowance {
+                Allowance::Rate { rate, algorithm } => (on_failure, Some(terms(rate, algorithm))),
+                Allowance::Quota(_) | Allowance::Concurrency(_) => (on_failure, None),
+            },
         };
         let redis = config.redis.as_ref().map(|redis| redis.url.value.to_string()).unwrap_or_default();
         let away = match on_failure {
             OnStoreFailure::Local => "each node counts alone",
-            OnStoreFailure::Allow => "it does NOT hold",
+            OnStoreFailure::Allow => "it does not hold",
             OnStoreFailure::Deny => "503",
         };
-        let lent = lent.map_or(String::new(), |terms| {
+        let lent = lent.map_or(", exactly".to_owned(), |terms| {
             let (over, idle) = (worst_overshoot(1, terms), worst_idle(1, terms));
             format!(" and lent to the nodes: each may admit {over} beyond the {} at worst and leave {idle} unused", terms.limit)
         });
-        plans.push(format!("{}: counted in {redis}{lent}; while that is away {away}", name.value));
+        plans.push(format!("{}: counted in {redis}{lent}; while it is away {away}", name.value));
     }
     if config.limits.iter().any(|(_, limit)| matches!(limit.allowance, Allowance::Quota(_))) {
         let path = config.quotas.database.display();
@@ -60,17 +63,6 @@ pub(super) fn dependencies(config: &Config) -> Vec<String> {
         ));
     }
     plans
-}
-
-fn terms(limit: &Limit) -> Option<Terms> {
-    let Allowance::Rate { rate, algorithm } = limit.allowance else { return None };
-    let algorithm = match algorithm {
-        LimitAlgorithm::FixedWindow => Algorithm::FixedWindow,
-        LimitAlgorithm::SlidingWindow => Algorithm::SlidingWindow,
-        LimitAlgorithm::TokenBucket { burst } => Algorithm::TokenBucket { burst },
-        LimitAlgorithm::LeakyBucket { queue, max_wait } => Algorithm::LeakyBucket { queue, max_wait },
-    };
-    Some(Terms { limit: rate.count, window: rate.window, algorithm })
 }
 
 fn words(limit: &Limit) -> String {

@@ -66,11 +66,15 @@ impl Level {
             0 => Duration::ZERO,
             parts => Duration::from_nanos(div_ceil(parts, pace.limit).saturating_add(lag)),
         };
-        let (remaining, retry_after) = match bound {
-            Bound::Burst(_) => (units_below(most, level, pace), drained_to(most.saturating_sub(parts(cost, pace)))),
+        let remaining = match bound {
+            Bound::Burst(_) => units_below(most, level, pace),
             // One may still join at the bound itself.
-            Bound::Queue(..) if level <= most => (units_below(most, level, pace).saturating_add(1), Duration::ZERO),
-            Bound::Queue(..) => (0, drained_to(most)),
+            Bound::Queue(..) if level <= most && pace.limit > 0 => units_below(most, level, pace).saturating_add(1),
+            Bound::Queue(..) => 0,
+        };
+        let retry_after = match bound {
+            Bound::Burst(_) => drained_to(most.saturating_sub(parts(cost, pace))),
+            Bound::Queue(..) => drained_to(most),
         };
         let wait = match (admitted, bound) {
             (true, Bound::Queue(..)) if before > 0 => Duration::from_nanos(div_ceil(before, pace.limit).saturating_add(lag)),
@@ -188,7 +192,7 @@ mod tests {
         let limits = Limits::default();
         let waits = |terms: &Terms, key: &super::super::Key, at| {
             let standings: Vec<_> = (0..6).map(|_| limits.charge(key, terms, 1, millis(at))).collect();
-            standings.iter().map(|standing| standing.admitted.then(|| standing.wait.as_millis())).collect::<Vec<_>>()
+            standings.iter().map(|standing| standing.admitted.then_some(standing.wait.as_millis())).collect::<Vec<_>>()
         };
         let three = queue(10, 3, SECOND);
         assert_eq!(waits(&three, &key("a"), 0), [Some(0), Some(100), Some(200), Some(300), None, None]);
@@ -285,7 +289,8 @@ mod tests {
                 }
                 prop_assert!(admits(&log, standing.remaining, now) && !admits(&log, standing.remaining + 1, now));
                 let then = now + standing.retry_after.as_nanos() as u64;
-                prop_assert_eq!(admits(&log, cost, then), cost <= burst);
+                prop_assert!(cost > burst || admits(&log, cost, then));
+                prop_assert!(standing.admitted || cost > burst || !standing.retry_after.is_zero());
                 prop_assert!(then == now || cost > burst || !admits(&log, cost, then - 1));
                 let reset = now + standing.reset.as_nanos() as u64;
                 prop_assert!(admits(&log, burst, reset));
@@ -314,9 +319,14 @@ mod tests {
                 let expected = cost <= limit && wait <= queue * window && wait <= max_wait * limit;
                 let standing = limits.charge(&key("a"), &terms, cost, Duration::from_nanos(now));
                 prop_assert_eq!(standing.admitted, expected);
+                let (mut free, mut remaining) = (if expected { turn + cost * window } else { free }, 0);
+                while free.saturating_sub(now * limit) <= (queue * window).min(max_wait * limit) {
+                    (free, remaining) = (free.max(now * limit) + window, remaining + 1);
+                }
+                prop_assert_eq!(standing.remaining, remaining);
                 if !expected {
                     prop_assert_eq!(standing.wait, Duration::ZERO);
-                    prop_assert!(cost > limit || standing.remaining == 0);
+                    prop_assert!(cost > limit || !standing.retry_after.is_zero());
                     continue;
                 }
                 prop_assert_eq!(standing.wait, Duration::from_nanos(wait.div_ceil(limit)));

@@ -18,7 +18,7 @@ const KEPT: usize = 28;
 /// The requests in flight of one limit.
 #[derive(Debug)]
 pub struct Concurrency {
-    /// Each counted by itself, so that a permit holds on to a cache line that it has to touch anyway.
+    /// Each with a reference count of its own, so that permits of different keys do not contend for one.
     shards: Box<[Arc<Shard>]>,
     hasher: ahash::RandomState,
 }

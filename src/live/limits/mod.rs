@@ -20,14 +20,15 @@ pub use key::{Key, KeyBuilder};
 use table::{Room, Table};
 use windows::{Counts, View};
 
-/// How many keys of one limit are told apart, whatever comes.
-pub const KEYS: usize = SHARDS * (SHARD_KEYS - SHARD_KEYS / 4);
+/// The most keys of one limit that are held, whatever comes.
+pub const KEYS: usize = SHARDS * SHARD_KEYS;
 
-/// So many that threads hardly ever meet in one, and that making room in one is done in microseconds.
-const SHARDS: usize = 1_024;
+/// So many that threads hardly ever meet in one (with 1,024, two threads with 500 keys each took 65 ns for a charge instead of 38), and that
+/// making room in one is done in microseconds.
+const SHARDS: usize = 4_096;
 
 /// Seven eighths of a power of two: as much as a table holds before it doubles.
-const SHARD_KEYS: usize = 1_792;
+const SHARD_KEYS: usize = 448;
 
 /// How often idle keys are dropped where nobody asks any more, so that their memory comes back.
 const UPKEEP: Duration = Duration::from_secs(10);
@@ -73,7 +74,7 @@ pub struct Standing {
     pub remaining: u64,
     /// Time until the whole allowance is back.
     pub reset: Duration,
-    /// Time until one more of the same cost is admitted when nobody else asks; zero while enough remains. At least a window for a cost that
+    /// Time until one more of the same cost is admitted when nobody else asks; zero while enough remains. It says nothing for a cost that
     /// the limit never admits.
     pub retry_after: Duration,
     /// Time until its turn comes, for a request that was admitted to the queue of a leaky bucket; zero otherwise.
@@ -425,19 +426,19 @@ mod tests {
     #[test]
     fn a_flood_of_keys_takes_no_more_than_its_room_and_neither_frees_a_key_nor_starves_the_newcomers() {
         for algorithm in ALGORITHMS {
-            let limits = Limits::new(28);
+            let limits = Limits::new(7);
             let terms = terms(10, 1_000 * SECOND, algorithm);
             let (spent, half) = (key("spent"), key("half"));
             assert_eq!(admitted(&limits, &spent, &terms, 0), 10);
             (0..5).for_each(|_| assert!(limits.charge(&half, &terms, 1, Duration::ZERO).admitted));
             let newcomers = (0..50_000).filter(|at| limits.charge(&number(*at), &terms, 1, Duration::from_nanos(*at)).admitted).count();
-            assert!(room(&limits) <= 28 * SHARDS, "{algorithm:?}");
+            assert!(room(&limits) <= 7 * SHARDS, "{algorithm:?}");
             // Each has begun with what the least used had, which is one unit for every time that all of the room was taken.
             assert_eq!(newcomers, 50_000, "{algorithm:?}");
             assert_eq!(admitted(&limits, &spent, &terms, 1), 0, "{algorithm:?}");
             assert_eq!(admitted(&limits, &half, &terms, 1), 5, "{algorithm:?}");
-            let late = admitted(&limits, &key("late"), &terms, 1);
-            assert!((5..10).contains(&late), "{algorithm:?}: {late}");
+            let late: usize = (0..50).map(|at| admitted(&limits, &key(format!("late {at}")), &terms, 1)).sum();
+            assert!((250..490).contains(&late), "{algorithm:?}: {late}");
         }
     }
 
@@ -446,7 +447,7 @@ mod tests {
         for algorithm in ALGORITHMS {
             let limits = Limits::new(28);
             let terms = terms(10, SECOND, algorithm);
-            for second in 0..20 {
+            for second in 0..6 {
                 // In every third second as many as there is room for, less the chance that puts more in one shard than in another.
                 for at in 0..SHARDS as u64 * 7 {
                     limits.charge(&number(second << 32 | at), &terms, 1, Duration::from_secs(3 * second));
@@ -545,7 +546,9 @@ mod tests {
                     Step::Tidy => small.tidy(now, &hasher),
                     Step::Adopt(other) => {
                         terms = other;
-                        [&mut small, &mut ample].map(|ledger| ledger.adopt(Pace::from(&terms), terms.algorithm.into(), now, &hasher));
+                        for ledger in [&mut small, &mut ample] {
+                            ledger.adopt(Pace::from(&terms), terms.algorithm.into(), now, &hasher);
+                        }
                     }
                 }
             }
@@ -553,12 +556,11 @@ mod tests {
     }
 
     /// What a caller gets who asks for as much as there is in every millisecond from `from` on: the times at which its requests pass.
-    fn greedy(terms: &Terms, from: u64, millis: u64) -> Vec<u64> {
-        let limits = Limits::default();
+    fn greedy(limits: &Limits, terms: &Terms, from: u64, millis: u64) -> Vec<u64> {
         let mut passed = Vec::new();
         for now in from..from + millis {
             loop {
-                let standing = limits.charge(&key("a"), terms, 1, Duration::from_millis(now));
+                let standing = limits.charge(&number(from), terms, 1, Duration::from_millis(now));
                 if !standing.admitted {
                     break;
                 }
@@ -577,35 +579,37 @@ mod tests {
     fn the_documented_table_of_what_each_admits_at_worst_is_true() {
         let window = 10_000;
         let docs = include_str!("../../../docs/limits.md");
-        for (name, algorithm) in [
+        let rows = [
             ("`fixed_window`", Algorithm::FixedWindow),
             ("`sliding_window`", Algorithm::SlidingWindow),
             ("`token_bucket`, `burst: 100`", Algorithm::TokenBucket { burst: 100 }),
             ("`token_bucket`, `burst: 10`", Algorithm::TokenBucket { burst: 10 }),
             ("`leaky_bucket`, `queue: 50`", Algorithm::LeakyBucket { queue: 50, max_wait: Duration::MAX }),
-        ] {
+        ];
+        let lacking = rows.map(|(name, algorithm)| {
             let terms = terms(100, Duration::from_millis(window), algorithm);
-            // Asking from the last millisecond of a window on is the worst for every span; the burst begins a second before the edge.
-            let passed = greedy(&terms, window - 1, 10 * window + 2);
-            let edge: Vec<u64> = greedy(&terms, window - 1_000, 2_000).into_iter().filter(|at| *at < window + 1_000).collect();
-            let row = format!(
-                "| {name} | {} | {} | {} | {} |",
-                most_within(&passed, 1),
-                edge.len(),
-                most_within(&passed, window),
-                most_within(&passed, 10 * window)
-            );
-            assert!(docs.contains(&row), "docs/limits.md lacks\n{row}");
-        }
+            // No beginning is worse than the end of a window; the burst begins a second before.
+            let limits = Limits::default();
+            let passed = greedy(&limits, &terms, window - 1, 10 * window + 2);
+            let edge = greedy(&limits, &terms, window - 1_000, 2_000);
+            let numbers = [1, 2_000, window, 10 * window].map(|span| match span {
+                2_000 => most_within(&edge, span),
+                span => most_within(&passed, span),
+            });
+            let row = format!("| {name} | {} |", numbers.map(|number| number.to_string()).join(" | "));
+            if docs.contains(&row) { String::new() } else { row }
+        });
+        assert!(lacking.iter().all(String::is_empty), "docs/limits.md lacks\n{}", lacking.join("\n"));
     }
 
     #[test]
     fn no_other_beginning_is_worse_than_the_end_of_a_window() {
         for algorithm in ALGORITHMS {
             let terms = terms(10, Duration::from_millis(200), algorithm);
-            let of = |from| most_within(&greedy(&terms, from, 800), 200);
+            let limits = Limits::default();
+            let of = |from| most_within(&greedy(&limits, &terms, from, 800), 200);
             let worst = of(199);
-            assert!((0..400).all(|from| of(from) <= worst), "{algorithm:?}");
+            assert!((0..199).all(|from| of(from) <= worst), "{algorithm:?}");
         }
     }
 }
