@@ -663,19 +663,18 @@ mod tests {
     #[test]
     fn nobody_is_shadowed_by_the_issuer_or_promised_a_token_that_cannot_be() {
         let issuer = "issuer: {url: \"https://gw.test/a\", signing: {directory: s}, oauth2: {clients: {database: k.db}}}\n";
-        let route = |host: &str, path: &str| {
-            format!("  - {{name: \"{path}\", {host} path: \"{path}\", policy: {{authenticate: public}}, upstream: demo}}\n")
+        let route = |(index, (host, path)): (usize, &(&str, &str))| {
+            format!("  - {{name: r{index}, {host} path: \"{path}\", policy: {{authenticate: public}}, upstream: demo}}\n")
         };
-        let here = "hosts: [gw.test],";
         let routes = [
-            route(here, "/oauth2/token"),
-            route("", "/a/.well-known/jwks.json"),
-            route("hosts: [\"*.test\"],", "/oauth2/revoke"),
-            route("hosts: [other.test],", "/oauth2/introspect"),
-            route("", "/{*rest}"),
+            ("hosts: [gw.test],", "/oauth2/token"),
+            ("", "/a/.well-known/jwks.json"),
+            ("hosts: [\"*.test\"],", "/oauth2/revoke"),
+            ("hosts: [other.test],", "/oauth2/introspect"),
+            ("", "/{*rest}"),
         ];
         assert_eq!(
-            problems(&format!("{issuer}routes:\n{}", routes.concat())),
+            problems(&format!("{issuer}routes:\n{}", routes.iter().enumerate().map(route).collect::<String>())),
             [
                 "routes[0].path: the `issuer` answers at this path",
                 "routes[1].path: the `issuer` answers at this path",
