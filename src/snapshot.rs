@@ -323,8 +323,8 @@ impl Compiler<'_> {
     fn issuer_routes(&self, issuer: &Issuer) -> Vec<config::Route> {
         let Some(config) = &self.config.issuer else { return Vec::new() };
         let at = |value: Arc<str>| At { value, place: config.url.place.clone() };
-        let routes = issuer.paths().map(|(path, methods)| config::Route {
-            name: at(format!("{ISSUER}:{}", path.rsplit('/').next().unwrap_or_default()).into()),
+        let routes = issuer.paths().map(|(name, path, methods)| config::Route {
+            name: at(format!("{ISSUER}:{name}").into()),
             hosts: vec![at(config.host().into())],
             path: at(Arc::clone(path)),
             methods: methods.to_vec(),
@@ -543,14 +543,15 @@ impl Compiler<'_> {
             Ok(router) => return Some(router),
             Err(faults) => faults,
         };
+        let all: Vec<&config::Route> = config.iter().chain(own.0).collect();
         for fault in faults {
             let problem = match fault {
-                Fault::Host { entry, host, expected } => config
+                Fault::Host { entry, host, expected } => all
                     .get(entry)
                     .and_then(|route| route.hosts.get(host))
                     .map(|host| Problem::at(&host.place, "is no host").expected(expected)),
                 Fault::Path { entry, expected } => {
-                    config.get(entry).map(|route| Problem::at(&route.path.place, "is no path pattern").expected(expected))
+                    all.get(entry).map(|route| Problem::at(&route.path.place, "is no path pattern").expected(expected))
                 }
                 Fault::Conflict { entry, earlier } => config.get(entry).zip(config.get(earlier)).map(|(route, earlier)| {
                     Problem::at(&route.path.place, format!("route `{}` has this host, path and method already", *earlier.name))

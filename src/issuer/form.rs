@@ -49,6 +49,21 @@ pub(super) fn decode(text: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_form_of_distinct_names_or_none(body in "[ -~]{0,60}|(a|b|aud|=|&|%61|%|\\+){0,20}", more: Vec<u8>) {
+            for body in [body.as_bytes(), &more] {
+                if let Some(form) = Form::parse(body, &["aud"]) {
+                    for (index, (name, value)) in form.0.iter().enumerate() {
+                        prop_assert!(!value.is_empty());
+                        prop_assert!(name == "aud" || form.0.iter().skip(index + 1).all(|(other, _)| other != name));
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn a_parameter_stands_once_and_is_decoded_once() {

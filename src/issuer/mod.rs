@@ -80,14 +80,17 @@ impl Issuer {
         Self { url: config.url.value.clone(), origin: config.origin().into(), keys, identity_tokens, max_age, endpoints, oauth2 }
     }
 
-    /// The paths that it answers, and the methods that each takes.
-    pub fn paths(&self) -> impl Iterator<Item = (&Arc<str>, &'static [Method])> {
+    /// What it answers: the name, the path, and the methods that it takes.
+    pub fn paths(&self) -> impl Iterator<Item = (&'static str, &Arc<str>, &'static [Method])> {
         self.endpoints.iter().map(|(path, endpoint)| {
-            let methods: &[Method] = match endpoint {
-                Endpoint::Discovery | Endpoint::Keys => &[Method::GET, Method::HEAD],
-                Endpoint::Token | Endpoint::Introspect | Endpoint::Revoke => &[Method::POST],
+            let (name, methods): (_, &[Method]) = match endpoint {
+                Endpoint::Discovery => ("discovery", &[Method::GET, Method::HEAD]),
+                Endpoint::Keys => ("jwks", &[Method::GET, Method::HEAD]),
+                Endpoint::Token => ("token", &[Method::POST]),
+                Endpoint::Introspect => ("introspect", &[Method::POST]),
+                Endpoint::Revoke => ("revoke", &[Method::POST]),
             };
-            (path, methods)
+            (name, path, methods)
         })
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 
 use super::api_keys::{KeyHash, Previous};
 use super::database::{Database, Opening, integer, natural};
@@ -89,8 +89,7 @@ impl ClientStore {
     /// # Errors
     /// When it cannot be read.
     pub fn find(&self, id: &str) -> Result<Option<ClientRecord>, StoreError> {
-        let mut statement = self.0.connection.prepare_cached(&format!("SELECT {COLUMNS} FROM oauth_client WHERE id = ?1"))?;
-        Ok(statement.query_row([id], record).optional()?)
+        Ok(find(&self.0.connection, id)?)
     }
 
     /// Every client, by its id.
@@ -108,10 +107,12 @@ impl ClientStore {
     /// # Errors
     /// When its id is taken, or the store cannot be written.
     pub fn insert(&mut self, client: &ClientRecord) -> Result<(), StoreError> {
-        if self.find(&client.id)?.is_some() {
+        let transaction = self.0.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        if find(&transaction, &client.id)?.is_some() {
             return Err(StoreError::Duplicates(vec![client.id.to_string()]));
         }
-        self.write("INSERT", client)
+        write(&transaction, client)?;
+        Ok(transaction.commit()?)
     }
 
     /// Changes a client, and returns it as it is then.
@@ -123,29 +124,13 @@ impl ClientStore {
         id: &str,
         change: impl FnOnce(&mut ClientRecord) -> Result<(), StoreError>,
     ) -> Result<ClientRecord, StoreError> {
-        let mut client = self.find(id)?.ok_or_else(|| StoreError::Unknown(id.into()))?;
+        // From reading to writing nobody else writes: a rotation must not undo a revocation.
+        let transaction = self.0.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut client = find(&transaction, id)?.ok_or_else(|| StoreError::Unknown(id.into()))?;
         change(&mut client)?;
-        self.write("INSERT OR REPLACE", &client)?;
+        write(&transaction, &client)?;
+        transaction.commit()?;
         Ok(client)
-    }
-
-    fn write(&mut self, verb: &str, client: &ClientRecord) -> Result<(), StoreError> {
-        let list = |words: &[Arc<str>]| serde_json::Value::from_iter(words.iter().map(|word| &**word)).to_string();
-        let sql = format!("{verb} INTO oauth_client ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
-        self.0.connection.execute(
-            &sql,
-            params![
-                client.id,
-                client.sha256.0,
-                client.previous.map(|previous| previous.sha256.0),
-                client.previous.map(|previous| integer(previous.ends)),
-                list(&client.scopes),
-                list(&client.audiences),
-                integer(client.created),
-                client.revoked.map(integer),
-            ],
-        )?;
-        Ok(())
     }
 
     fn revoke_token(&mut self, jti: &str, expires: u64, now: u64) -> Result<(), StoreError> {
@@ -169,6 +154,30 @@ impl ClientStore {
     fn data_version(&self) -> Result<i64, StoreError> {
         Ok(self.0.connection.pragma_query_value(None, "data_version", |row| row.get(0))?)
     }
+}
+
+fn find(connection: &Connection, id: &str) -> rusqlite::Result<Option<ClientRecord>> {
+    let mut statement = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM oauth_client WHERE id = ?1"))?;
+    statement.query_row([id], record).optional()
+}
+
+fn write(connection: &Connection, client: &ClientRecord) -> rusqlite::Result<()> {
+    let list = |words: &[Arc<str>]| serde_json::Value::from_iter(words.iter().map(|word| &**word)).to_string();
+    let sql = format!("INSERT OR REPLACE INTO oauth_client ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
+    connection.execute(
+        &sql,
+        params![
+            client.id,
+            client.sha256.0,
+            client.previous.map(|previous| previous.sha256.0),
+            client.previous.map(|previous| integer(previous.ends)),
+            list(&client.scopes),
+            list(&client.audiences),
+            integer(client.created),
+            client.revoked.map(integer),
+        ],
+    )?;
+    Ok(())
 }
 
 fn record(row: &Row<'_>) -> rusqlite::Result<ClientRecord> {
@@ -268,7 +277,9 @@ impl OauthClients {
         let mut slot = lock(&self.store);
         if slot.as_ref().is_none_or(|(store, _)| !store.0.is_in_place()) {
             // Version -1 is nobody's: what was revoked is read below.
-            *slot = Some((ClientStore::open(&self.path, Opening::Create)?, -1));
+            // Nor is a file that went away made anew: what it said was revoked would be good again.
+            let opening = if slot.is_some() { Opening::Existing } else { Opening::Create };
+            *slot = Some((ClientStore::open(&self.path, opening)?, -1));
         }
         let Some((store, seen)) = slot.as_mut() else { return Err(StoreError::Refused("the store is not open".to_owned())) };
         let version = store.data_version()?;
@@ -349,5 +360,9 @@ mod tests {
         let restarted = OauthClients::new(path);
         restarted.open().unwrap();
         assert!(restarted.is_revoked(Some("t1"), None));
+        // A file that goes away takes nothing back.
+        std::fs::rename(folder.path().join("keys.db"), folder.path().join("away.db")).unwrap();
+        assert!(two.open().is_err() && two.open().is_err());
+        assert!(two.is_revoked(Some("t1"), None));
     }
 }

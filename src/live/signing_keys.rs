@@ -176,9 +176,9 @@ fn look_after(directory: &Path, terms: Terms, now: u64) -> Result<Held, SigningK
         None => Some(now),
         // The one that is to come was made already.
         Some((from, _)) if *from > now => None,
-        Some((from, key)) if key.algorithm() != terms.algorithm || now >= (from + rotate).saturating_sub(overlap) => {
+        Some((from, key)) if key.algorithm() != terms.algorithm || now >= from.saturating_add(rotate).saturating_sub(overlap) => {
             // After a long sleep the moment has passed; those who hold the old set must get their time all the same.
-            Some((from + rotate).max(now + overlap).min(now + rotate))
+            Some(from.saturating_add(rotate).max(now + overlap))
         }
         Some(_) => None,
     };
@@ -190,7 +190,7 @@ fn look_after(directory: &Path, terms: Terms, now: u64) -> Result<Held, SigningK
     }
     // A key is over when another has signed for `overlap`: no token lives longer (the grammar sees to it).
     let successors: Vec<u64> = keys.iter().skip(1).map(|(from, _)| *from).collect();
-    let over = successors.iter().take_while(|from| **from + overlap <= now).count();
+    let over = successors.iter().take_while(|from| from.saturating_add(overlap) <= now).count();
     for (from, key) in keys.drain(..over) {
         let path = path(directory, from, key.kid());
         std::fs::remove_file(&path).map_err(at(&path))?;
