@@ -170,6 +170,16 @@ fn dependencies(config: &Config) -> Vec<String> {
             Authenticator::Sigv4(_) | Authenticator::Basic(_) => {}
         }
     }
+    if let Some(issuer) = &config.issuer {
+        let folder = issuer.signing.directory.display();
+        plans.push(format!("issuer: keys in {folder}; while it cannot be read or written the last keys are used on"));
+        if let Some(oauth2) = &issuer.oauth2 {
+            let database = oauth2.clients.database.display();
+            plans.push(format!(
+                "issuer: clients in {database}; without it 503 for those who ask for a token, and what was revoked stays revoked"
+            ));
+        }
+    }
     plans.extend(limits::dependencies(config));
     for (name, upstream) in &config.upstreams {
         let plan = match (&upstream.builtin, &upstream.health) {
