@@ -216,3 +216,33 @@ fn a_verifier_elsewhere_finds_the_keys_by_discovery() {
     let answer = verifier.get("/", &[("Authorization", &format!("Bearer {token}"))]);
     assert_eq!(answer.status, 200, "{}", answer.text());
 }
+
+#[test]
+fn limits_hold_for_the_endpoints_and_a_reload_keeps_the_keys() {
+    let folder = Folder::new();
+    let config = CONFIG.replace("rate: 1000/s", "rate: 3/1h");
+    folder.write("edgeward.yaml", &config);
+    let (id, secret) = create(&folder, "app");
+    let gateway = Gateway::start_in(folder, &config);
+    let ask = || post(&gateway, "/oauth2/token", Some(&basic(&id, &secret)), "grant_type=client_credentials");
+    let first = ask().json()["access_token"].as_str().unwrap().to_owned();
+    assert_eq!((ask().status, ask().status), (200, 200));
+    assert_eq!(ask().json()["code"], "rate_limited");
+    assert_eq!(orders(&gateway, &first).status, 200, "the limit is the endpoints' alone");
+
+    gateway.rewrite(&CONFIG.replace("algorithm: ES256", "algorithm: EdDSA"));
+    until("the change is applied", || gateway.metric("edgeward_config_generation", &[]) == 2.0);
+    let keys = gateway.get("/.well-known/jwks.json", &[]).json();
+    let algorithms: Vec<_> = keys["keys"].as_array().unwrap().iter().map(|key| key["alg"].as_str().unwrap()).collect();
+    assert_eq!(algorithms, ["ES256", "EdDSA"], "the next key is published before it signs");
+    let second = token(&gateway, &id, &secret, "");
+    assert_eq!(part(&second, 0)["alg"], "ES256");
+    assert_eq!((orders(&gateway, &first).status, orders(&gateway, &second).status), (200, 200));
+
+    let without = CONFIG.replace("https://edgeward.test", "https://elsewhere.test");
+    gateway.rewrite(&without);
+    until("the issuer has moved", || gateway.metric("edgeward_config_generation", &[]) == 3.0);
+    assert_eq!(orders(&gateway, &second).status, 401, "another issuer's token");
+    assert!(gateway.get("/.well-known/jwks.json", &[]).json().get("keys").is_none());
+    assert_eq!(gateway.get("/.well-known/jwks.json", &[("Host", "elsewhere.test")]).json(), keys);
+}
