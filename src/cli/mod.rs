@@ -1,6 +1,7 @@
 //! The door: the command line, which says what it does and leaves the doing to the floors below.
 
 mod check;
+mod clients;
 mod health;
 mod key_file;
 mod key_quotas;
@@ -34,6 +35,9 @@ enum Command {
     /// Make, show and withdraw API keys
     #[command(subcommand)]
     Keys(keys::Keys),
+    /// Make, show and withdraw clients of the token endpoint
+    #[command(subcommand)]
+    Clients(clients::Clients),
     /// Print the JSON Schema of the configuration
     Schema,
 }
@@ -69,6 +73,7 @@ pub fn main() -> ExitCode {
         Command::Health(health) => health.run(),
         Command::Tokens(tokens) => tokens.run(),
         Command::Keys(keys) => keys.run(),
+        Command::Clients(clients) => clients.run(),
         Command::Schema => {
             print(&format!("{:#}\n", crate::config::schema()));
             ExitCode::SUCCESS

@@ -12,6 +12,7 @@ mod external;
 mod filter;
 pub(crate) mod header;
 mod introspection;
+mod issuer;
 mod keys;
 mod limit;
 mod policy;
@@ -38,6 +39,7 @@ pub use dependency::{Breaker, OnFailure};
 pub use external::{DecisionCache, DecisionKey, External, ExternalClaims, ExternalResponse, WhenAbsent};
 pub use filter::{Filter, FilterAction};
 pub use introspection::{ClientProof, Introspection, OauthClient, OauthClientMethod};
+pub use issuer::{Issuer, Signing, SigningAlgorithm};
 pub use keys::KeyEntry;
 pub use limit::{Allowance, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, Plan, Quotas, WhenMissing};
 pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};
@@ -166,6 +168,8 @@ grammar! {
         policies: Named<Policy> as Map<Name, Policy> = "{}",
         /// Which requests go where.
         routes: Vec<Route> as NonEmpty<Vec<Route>>,
+        /// edgeward as an issuer of tokens. Absent: it signs none.
+        issuer: Option<Issuer> = absent,
         /// What is written down.
         telemetry: Telemetry = "{}",
     }

@@ -55,6 +55,8 @@ grammar! {
         headers: Vec<(At<http::HeaderName>, At<Vec<TemplatePart>>)> as Map<HeaderName, At<Template>> = "{}",
         /// What becomes of the credential that was accepted.
         token: Token = "strip",
+        /// With `token: exchange`: for whom the identity token is. Absent: the name of the route's upstream.
+        audience: Option<Arc<str>> as Option<Text> = absent,
     }
 
     /// Several credentials, or none.
@@ -94,6 +96,8 @@ words! {
         Strip = "strip",
         /// It goes on to the upstream.
         Keep = "keep",
+        /// It is removed, and a short-lived token that the `issuer` signs says who called.
+        Exchange = "exchange",
     }
 }
 
@@ -349,7 +353,10 @@ fn check_policy(policy: &Policy, _: &Fields<'_>, context: &mut Context<'_>) {
     refuse_twice(&policy.limits, "limit", context);
 }
 
-fn check_forward(forward: &Forward, _: &Fields<'_>, context: &mut Context<'_>) {
+fn check_forward(forward: &Forward, fields: &Fields<'_>, context: &mut Context<'_>) {
+    if forward.audience.is_some() && forward.token != Token::Exchange {
+        fields.refuse(context, "an audience without a token for it", "`audience` with `token: exchange` only");
+    }
     let mut seen = HashSet::new();
     for (name, _) in &forward.headers {
         // `X_User_Id` beside our own `X-User-Id` would be two values of one name to some servers.

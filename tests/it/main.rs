@@ -19,6 +19,7 @@ mod cli;
 mod client_certificate;
 mod external;
 mod introspection;
+mod issuer;
 mod limits;
 mod proxy;
 mod quotas;
