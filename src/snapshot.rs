@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::authenticators::{
-    Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, external, introspection, jwt, sigv4,
+    Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, external, introspection, jwt, signature, sigv4,
 };
 use crate::authorizers::Authorizers;
 use crate::authorizers::expression::{Expression, Language};
@@ -300,6 +300,9 @@ impl Compiler<'_> {
                 Authenticator::ClientCertificate(client_certificate::ClientCertificate::new(Arc::clone(name), certificate)?)
             }
             config::Authenticator::Basic(basic) => Authenticator::Basic(basic::Basic::new(Arc::clone(name), basic, self.live)),
+            config::Authenticator::Signature(signature) => {
+                Authenticator::Signature(signature::Signature::new(Arc::clone(name), signature, self.live))
+            }
             config::Authenticator::Sigv4(sigv4) => Authenticator::Sigv4(sigv4::Sigv4::new(Arc::clone(name), sigv4, self.live)),
             config::Authenticator::External(external) => {
                 Authenticator::External(external::External::new(Arc::clone(name), external, self.live)?)
@@ -629,6 +632,8 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
                 (fixed("ClientCertificate realm=\"edgeward\""), fixed("ClientCertificate realm=\"edgeward\""))
             }
             Authenticator::Sigv4(_) => (fixed("AWS4-HMAC-SHA256 realm=\"edgeward\""), fixed("AWS4-HMAC-SHA256 realm=\"edgeward\"")),
+            // RFC 9421 has no scheme of its own; its predecessors' drafts had this one.
+            Authenticator::Signature(_) => (fixed("Signature realm=\"edgeward\""), fixed("Signature realm=\"edgeward\"")),
             Authenticator::Basic(basic) => {
                 let challenge = HeaderValue::try_from(format!("Basic realm=\"{}\", charset=\"UTF-8\"", basic.realm()));
                 // The grammar takes no realm that cannot stand in a header.

@@ -167,7 +167,7 @@ fn dependencies(config: &Config) -> Vec<String> {
                     OnFailure::Allow => "ANYONE is let in".to_owned(),
                 }
             )),
-            Authenticator::Sigv4(_) | Authenticator::Basic(_) => {}
+            Authenticator::Sigv4(_) | Authenticator::Signature(_) | Authenticator::Basic(_) => {}
         }
     }
     if let Some(issuer) = &config.issuer {

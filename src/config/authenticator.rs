@@ -15,7 +15,7 @@ use super::keys::{KeyEntry, KeyFile};
 use super::limit::ClaimPath;
 use super::values::{DAY, HeaderName, Lasting, MINUTE, SECOND, Text, Token, Url};
 use super::yaml::Node;
-use super::{At, Basic, File, Problem, Sigv4};
+use super::{At, Basic, File, Problem, Signature, Sigv4};
 use crate::jose::Algorithm;
 use crate::secret::Secret;
 
@@ -30,6 +30,8 @@ pub enum Authenticator {
     ClientCertificate(ClientCertificate),
     /// By an AWS Signature Version 4.
     Sigv4(Sigv4),
+    /// By a signature of the message.
+    Signature(Signature),
     /// By a user and a password.
     Basic(Basic),
     /// By an opaque token.
@@ -40,7 +42,7 @@ pub enum Authenticator {
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key, introspection, client_certificate, sigv4, basic, external)]
+    #[one_of(jwt, api_key, introspection, client_certificate, sigv4, signature, basic, external)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
@@ -50,6 +52,8 @@ grammar! {
         client_certificate: Option<ClientCertificate> = absent,
         /// By an AWS Signature Version 4.
         sigv4: Option<Sigv4> = absent,
+        /// By a signature of the message (RFC 9421).
+        signature: Option<Signature> = absent,
         /// By a user and a password (RFC 7617).
         basic: Option<Basic> = absent,
         /// By an opaque token, about which its issuer is asked (RFC 7662).
@@ -168,6 +172,7 @@ impl Decode for Authenticator {
             written.introspection.map(Self::Introspection),
             written.client_certificate.map(Self::ClientCertificate),
             written.sigv4.map(Self::Sigv4),
+            written.signature.map(Self::Signature),
             written.basic.map(Self::Basic),
             written.external.map(Self::External),
         ];

@@ -20,6 +20,7 @@ mod problem;
 mod redis;
 mod route;
 mod server;
+mod signature;
 mod sigv4;
 mod source;
 mod upstream;
@@ -50,6 +51,7 @@ pub use server::{
     AccessLog, Admin, Certificate, ClientCertificateMode, ClientCertificates, ForwardedCertificates, Listener, ListenerTls, Server,
     ServerLimits, ServerTimeouts, Telemetry,
 };
+pub use signature::{Signature, SignatureAlgorithm, SignatureKey};
 pub use sigv4::{Replay, SigningKeyEntry, Sigv4};
 pub use source::{Source, System};
 pub use upstream::{Balance, Builtin, Health, Retries, RetryOn, Upstream, UpstreamServer, UpstreamTimeouts, UpstreamTls};

@@ -148,7 +148,7 @@ impl Credentials {
             }),
             Location::Query(_) => false,
         });
-        holding.take(if accepted.method == Method::Sigv4 { usize::MAX } else { 1 })
+        holding.take(if matches!(accepted.method, Method::Sigv4 | Method::Signature) { usize::MAX } else { 1 })
     }
 
     fn strip(&self, upstream: &mut impl UpstreamHeaders, kept: &[Location]) {

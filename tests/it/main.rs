@@ -28,5 +28,6 @@ mod reload;
 mod request;
 mod route;
 mod server;
+mod signature;
 mod sigv4;
 mod upstream;
