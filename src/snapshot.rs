@@ -692,6 +692,26 @@ mod tests {
     }
 
     #[test]
+    fn what_can_be_seen_to_be_wrong_with_a_condition_is_reported_where_it_stands() {
+        let found = problems(
+            "authenticators: {k: {api_key: {keys: {database: k.db}}}}\n\
+             filters: {who: {when: identity.plan == 'x'}}\n\
+             routes:\n  - {name: x, path: /x, policy: {authenticate: k, authorize: {when: request.method}}, upstream: demo}\n  \
+             - {name: y, path: /y, policy: {authenticate: public, filters: [who, whom]}, upstream: demo}\n  \
+             - {name: z, path: \"/z/{id}\", policy: {authenticate: k, authorize: {when: path.it == 'a'}}, upstream: demo}\n",
+        );
+        assert_eq!(
+            found,
+            [
+                "routes[0].policy.authorize.when: a condition is true or false, and this is a text",
+                "routes[1].policy.filters[0]: filter `who` is about the caller's identity, and this policy is public",
+                "routes[1].policy.filters[1]: there is no filter `whom`",
+                "routes[2].path: a condition of its policy speaks of `path.it`, which this path does not have",
+            ]
+        );
+    }
+
+    #[test]
     fn what_could_only_refuse_everybody_is_reported() {
         let found = problems(
             "limits: {who: {per: consumer, rate: 1/s}, item: {per: {path: id}, rate: 1/s}}\n\
