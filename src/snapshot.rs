@@ -15,6 +15,7 @@ use crate::authenticators::{
     Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, external, introspection, jwt, sigv4,
 };
 use crate::authorizers::Authorizers;
+use crate::authorizers::expression::{Expression, Language};
 use crate::config::{self, Config, Location, Named, Problem};
 use crate::live::LiveState;
 use crate::metrics::{Metrics, RouteMetrics};
@@ -23,6 +24,7 @@ use crate::net::client_certificates::{self, ClientAuthorities, ForwardedCertific
 use crate::request::Client;
 use crate::request::cidr::CidrSet;
 use crate::request::message::HeadLimits;
+use crate::route::filters::{Filter, Filters};
 use crate::route::forward::{Credentials, Forward};
 use crate::route::ip_rules::IpRules;
 use crate::route::limit::RateLimit;
@@ -152,7 +154,7 @@ impl ServerRules {
 
 /// Compiles a configuration, or says everything that is wrong with it. Live facts are found or made by name; none is changed.
 pub fn compile(config: &Config, live: &LiveState, metrics: &Metrics) -> Result<Snapshot, Vec<Problem>> {
-    let mut compiler = Compiler { config, live, metrics, problems: Vec::new() };
+    let mut compiler = Compiler { config, live, metrics, language: Language::default(), problems: Vec::new() };
     let snapshot = compiler.snapshot();
     match snapshot {
         Some(snapshot) if compiler.problems.is_empty() => Ok(snapshot),
@@ -164,6 +166,7 @@ struct Compiler<'c> {
     config: &'c Config,
     live: &'c LiveState,
     metrics: &'c Metrics,
+    language: Language,
     problems: Vec<Problem>,
 }
 
@@ -333,17 +336,44 @@ impl Compiler<'_> {
         if accepted.is_none() {
             self.check_public_limits(&limits);
         }
+        let when = policy.authorize.when.as_ref().and_then(|when| self.condition(when));
+        let filters = self.filters(policy, accepted.is_none());
         let limits = limits.iter().filter_map(|(name, _)| compiled.by_name.get(&name.value).cloned());
         let named = accepted.iter().flat_map(Authenticators::iter);
         let credentials = Credentials::new(named.map(|authenticator| (authenticator.name(), authenticator.locations())));
         Some(Policy {
+            filters,
             ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
             rate_limits: RateLimits::new(limits.collect(), Arc::clone(&compiled.plans)),
             challenges: accepted.as_ref().map(challenges).unwrap_or_default(),
             authenticators: accepted,
-            authorizers: Authorizers::compile(&policy.authorize),
+            authorizers: Authorizers::compile(&policy.authorize, when),
             forward: Forward::compile(&policy.forward, credentials, Arc::clone(identity_headers)),
         })
+    }
+
+    /// The filters of a policy. Where nobody is proven none can be about the caller.
+    fn filters(&mut self, policy: &config::Policy, public: bool) -> Filters {
+        let config = self.config;
+        let mut filters = Vec::new();
+        for name in &policy.filters {
+            let Some(filter) = self.known("filter", name, &config.filters) else { continue };
+            let Some(when) = self.condition(&filter.when) else { continue };
+            if public && when.needs_identity() {
+                let problem =
+                    Problem::at(&name.place, format!("filter `{}` is about the caller's identity, and this policy is public", name.value));
+                self.problems.push(problem.expected("a filter over `request`, `path` and `client`"));
+            }
+            let matches = self.metrics.filter_matches(&name.value, filter.action.label());
+            filters.push(Filter::new(&name.value, when, filter.action, matches));
+        }
+        Filters::new(filters)
+    }
+
+    /// A condition that was not read is no condition that holds: its problem refuses the whole.
+    fn condition(&mut self, condition: &config::At<Arc<str>>) -> Option<Expression> {
+        let read = self.language.read(&condition.value);
+        read.map_err(|what| self.problems.push(Problem::at(&condition.place, what))).ok()
     }
 
     /// Compiled as it stands. Every part is read before any is judged, so that every wrong name is reported.
@@ -388,6 +418,7 @@ impl Compiler<'_> {
         }
         self.check_route_limits(route);
         let (policy, upstream) = (policy?, upstream?);
+        self.check_parameters(route, &policy);
         let accepted = policy.authenticators.iter().flat_map(Authenticators::iter);
         let accepted = accepted.map(|authenticator| (Arc::clone(authenticator.name()), authenticator.method().label()));
         let metrics = self.metrics.route(&route.name.value, accepted);
@@ -420,6 +451,15 @@ impl Compiler<'_> {
         let copied = copied.flatten().filter(|name| ![http::header::AUTHORIZATION, http::header::COOKIE].contains(name)).cloned();
         // Whose word on the client's address is not a trusted proxy's is not passed on as if it were.
         headers.chain(copied).chain([self.config.server.client_ip_header.clone()]).collect()
+    }
+
+    /// A condition over a path parameter holds of no request of a route without that parameter: better said now.
+    fn check_parameters(&mut self, route: &config::Route, policy: &Policy) {
+        let known = parameters(&route.path.value);
+        for name in policy.authorizers.parameters().chain(policy.filters.parameters()).filter(|name| !known.contains(name)) {
+            let what = format!("a condition of its policy speaks of `path.{name}`, which this path does not have");
+            self.problems.push(Problem::at(&route.path.place, what).expected(format!("`{{{name}}}` in the path")));
+        }
     }
 
     fn router(&mut self, routes: &[Arc<Route>]) -> Option<Router<Arc<Route>>> {

@@ -9,7 +9,8 @@ mod client_certificate;
 mod decode;
 mod dependency;
 mod external;
-mod header;
+mod filter;
+pub(crate) mod header;
 mod introspection;
 mod keys;
 mod limit;
@@ -35,6 +36,7 @@ pub use client_certificate::{AllowedCertificate, CertificateName, ClientCertific
 use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
 pub use dependency::{Breaker, OnFailure};
 pub use external::{DecisionCache, DecisionKey, External, ExternalClaims, ExternalResponse, WhenAbsent};
+pub use filter::{Filter, FilterAction};
 pub use introspection::{ClientProof, Introspection, OauthClient, OauthClientMethod};
 pub use keys::KeyEntry;
 pub use limit::{Allowance, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, Plan, Quotas, WhenMissing};
@@ -50,6 +52,7 @@ pub use sigv4::{Replay, SigningKeyEntry, Sigv4};
 pub use source::{Source, System};
 pub use upstream::{Balance, Builtin, Health, Retries, RetryOn, Upstream, UpstreamServer, UpstreamTimeouts, UpstreamTls};
 use values::Name;
+pub(crate) use values::network;
 pub use values::{Period, Quota, Rate, duration};
 
 /// What became of reading a configuration.
@@ -153,6 +156,8 @@ grammar! {
         limits: Named<Limit> as Map<Name, Limit> = "{}",
         /// The embedded store of limits with a `quota`.
         quotas: Quotas = "{}",
+        /// Rules over requests, by name.
+        filters: Named<Filter> as Map<Name, Filter> = "{}",
         /// Usage plans, by name: a caller's is named by its key or token, or by `consumers`.
         plans: Named<Plan> as Map<Name, Plan> = "{}",
         /// Ways to prove who calls, by name.

@@ -20,6 +20,8 @@ grammar! {
         deny: Vec<IpNet> as Networks = "[]",
         /// The only networks that may enter. Absent: all.
         allow: Option<Vec<IpNet>> as Option<NonEmpty<Networks>> = absent,
+        /// The filters that apply, by name, before any credential is looked at, but for those that are about the caller.
+        filters: Vec<At<Arc<str>>> as Vec<At<Name>> = "[]",
         /// The limits that apply, by name: one whose key needs the identity is checked after it, the others before. Those of the caller's
         /// plan apply as well.
         limits: Vec<At<Arc<str>>> as Vec<At<Name>> = "[]",
@@ -41,6 +43,9 @@ grammar! {
         roles: Vec<Arc<str>> as Vec<Text> = "[]",
         /// Each of these claims, with one of its values.
         claims: Named<Vec<Arc<str>>> as Map<ClaimPath, NonEmpty<OneOrMany<Text>>> = "{}",
+        /// A condition in CEL over `claims`, `identity`, `request`, `path` (the parameters of the route's path) and `client`, which must be
+        /// true. What it speaks of and the request lacks makes it not true.
+        when: Option<At<Arc<str>>> as Option<At<Condition>> = absent,
     }
 
     /// What the upstream is told, beside the standard identity headers.
@@ -70,7 +75,7 @@ grammar! {
 impl Authorize {
     /// Whether everybody who is proven holds it.
     pub fn asks_nothing(&self) -> bool {
-        self.scopes.is_empty() && self.roles.is_empty() && self.claims.is_empty()
+        self.scopes.is_empty() && self.roles.is_empty() && self.claims.is_empty() && self.when.is_none()
     }
 }
 
@@ -219,6 +224,29 @@ impl Scalar for AuthenticatorName {
 
     fn schema() -> Value {
         <Name as Scalar>::schema()
+    }
+}
+
+/// A condition in CEL. Its names and kinds are checked when the whole is compiled.
+pub(crate) struct Condition;
+
+impl Scalar for Condition {
+    type Value = Arc<str>;
+
+    fn parse(text: &str) -> Result<Arc<str>, String> {
+        match text.trim() {
+            "" => Err("an empty condition".to_owned()),
+            text if text.len() > 4096 => Err("a condition of more than 4096 bytes".to_owned()),
+            text => Ok(text.into()),
+        }
+    }
+
+    fn expected() -> String {
+        "a condition in CEL, such as `claims.tenant == path.tenant`".to_owned()
+    }
+
+    fn schema() -> Value {
+        json!({"title": "condition", "type": "string", "minLength": 1, "maxLength": 4096})
     }
 }
 

@@ -1,5 +1,6 @@
 //! What one route asks of a request, and where it sends it: everything compiled, nothing looked up.
 
+pub mod filters;
 pub mod forward;
 pub mod ip_rules;
 pub mod limit;
@@ -17,6 +18,7 @@ use crate::authorizers::Authorizers;
 use crate::metrics::RouteMetrics;
 use crate::upstream::Upstream;
 
+use filters::Filters;
 use forward::Forward;
 use ip_rules::IpRules;
 use rate_limits::RateLimits;
@@ -46,6 +48,8 @@ pub struct Route {
 /// One compiled policy.
 #[derive(Debug)]
 pub struct Policy {
+    /// Which requests are refused or counted, whoever asks.
+    pub filters: Filters,
     /// Which addresses may ask at all.
     pub ip_rules: IpRules,
     /// How often.
