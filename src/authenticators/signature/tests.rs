@@ -1,3 +1,5 @@
+//! The examples of RFC 9421, and all that looks like them.
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use base64::Engine;
