@@ -58,7 +58,7 @@ fn load(bytes: &[u8]) -> Loaded {
         ["chain.pem", "key.pem", "ca.pem", "crl.pem", "jwks.json"].map(|name| (Path::new("../files").join(name), b"content".to_vec()));
     let mut files = BTreeMap::from(files);
     files.insert("../files/keys.yaml".into(), std::fs::read("tests/config/files/keys.yaml").unwrap());
-    for name in ["../files/sigv4.yaml", "../files/users.htpasswd"] {
+    for name in ["../files/sigv4.yaml", "../files/signature-keys.yaml", "../files/p256.pem", "../files/users.htpasswd"] {
         files.insert(name.into(), std::fs::read(Path::new("tests/config/valid").join(name)).unwrap());
     }
     files.insert("../files/networks.txt".into(), b"192.0.2.0/24\n".to_vec());
@@ -124,7 +124,7 @@ fn the_demo_and_every_example_are_accepted() {
     }
     // Its key set is made by `make run`.
     let demo = std::fs::read("conf/edgeward.yaml").unwrap();
-    let files = BTreeMap::from([("conf/edgeward.yaml".into(), demo), ("conf/demo/jwks.json".into(), b"{}".to_vec())]);
+    let files = BTreeMap::from([("conf/edgeward.yaml".into(), demo)]);
     if let Err(problems) = config::load(Path::new("conf/edgeward.yaml"), &Memory(files)).config {
         panic!("the demo is refused:\n{}", shown(&problems));
     }

@@ -77,6 +77,11 @@ fn the_most_specific_route_is_taken() {
 }
 
 #[test]
+fn only_a_signed_message_is_accepted() {
+    run("signature", targets::signature::run);
+}
+
+#[test]
 fn only_what_was_signed_is_accepted() {
     run("sigv4", targets::sigv4::run);
 }

@@ -10,4 +10,5 @@ pub mod jwks;
 pub mod jwt;
 pub mod request;
 pub mod router;
+pub mod signature;
 pub mod sigv4;

@@ -184,8 +184,8 @@ impl Rules {
         if self.issuer.is_some() && said.issuer.as_deref() != self.issuer.as_deref() {
             return refuse("issuer");
         }
-        let named = |audience: &Box<str>| self.audiences.iter().any(|ours| **ours == **audience);
-        if !self.audiences.is_empty() && !said.audiences.iter().any(named) {
+        let named = |audience: &str| self.audiences.iter().any(|ours| **ours == *audience);
+        if !self.audiences.is_empty() && !said.audiences.iter().any(|audience| named(audience)) {
             return refuse("audience");
         }
         if said.not_before.is_some_and(|not_before| not_before > now.unix + AHEAD) {

@@ -12,6 +12,7 @@ pub mod introspection;
 pub mod jwt;
 pub mod key_format;
 pub mod oauth_client;
+pub mod signature;
 pub mod sigv4;
 
 use std::sync::Arc;
@@ -60,6 +61,8 @@ pub enum Authenticator {
     ClientCertificate(client_certificate::ClientCertificate),
     /// AWS Signature Version 4.
     Sigv4(sigv4::Sigv4),
+    /// HTTP message signatures.
+    Signature(signature::Signature),
     /// Users and passwords.
     Basic(basic::Basic),
     /// Another service.
@@ -76,6 +79,7 @@ impl Authenticator {
             Self::ClientCertificate(client_certificate) => client_certificate.authenticate(request),
             Self::External(external) => external.authenticate(request, now).await,
             Self::Sigv4(sigv4) => sigv4.authenticate(request, now),
+            Self::Signature(signature) => signature.authenticate(request, now),
             Self::Basic(basic) => basic.authenticate(request, now).await,
             Self::Introspection(introspection) => introspection.authenticate(request, now).await,
         }
@@ -95,6 +99,7 @@ impl Authenticator {
             Self::ApiKey(api_key) => api_key.name(),
             Self::ClientCertificate(client_certificate) => client_certificate.name(),
             Self::Sigv4(sigv4) => sigv4.name(),
+            Self::Signature(signature) => signature.name(),
             Self::Basic(basic) => basic.name(),
             Self::External(external) => external.name(),
             Self::Introspection(introspection) => introspection.name(),
@@ -108,6 +113,7 @@ impl Authenticator {
             Self::ApiKey(_) => Method::ApiKey,
             Self::ClientCertificate(_) => Method::ClientCertificate,
             Self::Sigv4(_) => Method::Sigv4,
+            Self::Signature(_) => Method::Signature,
             Self::Basic(_) => Method::Basic,
             Self::External(_) => Method::External,
             Self::Introspection(_) => Method::Introspection,
@@ -122,6 +128,7 @@ impl Authenticator {
             // It comes with the connection, or in headers that reach no upstream anyway.
             Self::ClientCertificate(_) => &[],
             Self::Sigv4(sigv4) => sigv4.locations(),
+            Self::Signature(signature) => signature.locations(),
             Self::Basic(basic) => basic.locations(),
             Self::External(external) => external.locations(),
             Self::Introspection(introspection) => introspection.locations(),

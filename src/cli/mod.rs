@@ -1,6 +1,7 @@
 //! The door: the command line, which says what it does and leaves the doing to the floors below.
 
 mod check;
+mod clients;
 mod health;
 mod key_file;
 mod key_quotas;
@@ -37,6 +38,9 @@ enum Command {
     Keys(keys::Keys),
     /// Refuse credentials before their time: a token, or all of a subject, client, key or issuer
     Revoke(revoke::Revoke),
+    /// Make, show and withdraw clients of the token endpoint
+    #[command(subcommand)]
+    Clients(clients::Clients),
     /// Print the JSON Schema of the configuration
     Schema,
 }
@@ -73,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Tokens(tokens) => tokens.run(),
         Command::Keys(keys) => keys.run(),
         Command::Revoke(revoke) => revoke.run(),
+        Command::Clients(clients) => clients.run(),
         Command::Schema => {
             print(&format!("{:#}\n", crate::config::schema()));
             ExitCode::SUCCESS

@@ -15,7 +15,7 @@ use super::keys::{KeyEntry, KeyFile};
 use super::limit::ClaimPath;
 use super::values::{DAY, HeaderName, Lasting, MINUTE, SECOND, Text, Token, Url};
 use super::yaml::Node;
-use super::{At, Basic, File, Problem, Sigv4};
+use super::{At, Basic, File, Problem, Signature, Sigv4};
 use crate::jose::Algorithm;
 use crate::secret::Secret;
 
@@ -30,6 +30,8 @@ pub enum Authenticator {
     ClientCertificate(ClientCertificate),
     /// By an AWS Signature Version 4.
     Sigv4(Sigv4),
+    /// By a signature of the message.
+    Signature(Signature),
     /// By a user and a password.
     Basic(Basic),
     /// By an opaque token.
@@ -40,7 +42,7 @@ pub enum Authenticator {
 
 grammar! {
     /// One way to prove who calls.
-    #[one_of(jwt, api_key, introspection, client_certificate, sigv4, basic, external)]
+    #[one_of(jwt, api_key, introspection, client_certificate, sigv4, signature, basic, external)]
     struct WrittenAuthenticator {
         /// By a JSON Web Token (RFC 7519).
         jwt: Option<Jwt> = absent,
@@ -50,6 +52,8 @@ grammar! {
         client_certificate: Option<ClientCertificate> = absent,
         /// By an AWS Signature Version 4.
         sigv4: Option<Sigv4> = absent,
+        /// By a signature of the message (RFC 9421).
+        signature: Option<Signature> = absent,
         /// By a user and a password (RFC 7617).
         basic: Option<Basic> = absent,
         /// By an opaque token, about which its issuer is asked (RFC 7662).
@@ -82,7 +86,7 @@ grammar! {
     }
 
     /// Where keys come from, and for a URL how they are fetched and how long they are trusted.
-    #[one_of(discovery, jwks_url, jwks_file, secret)]
+    #[one_of(discovery, jwks_url, jwks_file, secret, issuer)]
     #[checked(check_keys)]
     struct WrittenKeys {
         /// The issuer's URL: its discovery document names the key set.
@@ -93,6 +97,8 @@ grammar! {
         jwks_file: Option<File> = absent,
         /// A shared secret, for `HS256`, `HS384` and `HS512`: at least as long as the hash.
         secret: Option<Secret> = absent,
+        /// `true`: the keys of this gateway's own `issuer`, without a way over the network.
+        issuer: bool = "false",
         /// The authorities to trust for the issuer's TLS, in PEM. Absent: the system's.
         ca: Option<File> = absent,
         /// How long a fetch may take.
@@ -166,6 +172,7 @@ impl Decode for Authenticator {
             written.introspection.map(Self::Introspection),
             written.client_certificate.map(Self::ClientCertificate),
             written.sigv4.map(Self::Sigv4),
+            written.signature.map(Self::Signature),
             written.basic.map(Self::Basic),
             written.external.map(Self::External),
         ];
@@ -202,6 +209,8 @@ pub enum KeySource {
     JwksFile(File),
     /// A shared secret of at least 32 bytes.
     Secret(Secret),
+    /// Those of this gateway's own issuer.
+    Issuer,
 }
 
 /// How a remote key set is fetched and how long it is trusted without news.
@@ -223,18 +232,19 @@ impl Decode for KeySource {
     type Value = Self;
 
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
-        let WrittenKeys { discovery, jwks_url, jwks_file, secret, ca, timeout, refresh, max_stale, store } =
+        let WrittenKeys { discovery, jwks_url, jwks_file, secret, issuer, ca, timeout, refresh, max_stale, store } =
             WrittenKeys::decode(node, context)?;
         let fetch = KeyFetch { ca, timeout, refresh, max_stale, store };
         match (discovery, jwks_url) {
             (Some(url), _) => Some(Self::Discovery { url, fetch }),
             (_, Some(url)) => Some(Self::JwksUrl { url, fetch }),
+            _ if issuer => Some(Self::Issuer),
             _ => jwks_file.map(Self::JwksFile).or(secret.map(Self::Secret)),
         }
     }
 
     fn expected() -> String {
-        "one of `{discovery: URL}`, `{jwks_url: URL}`, `{jwks_file: PATH}`, `{secret: {env: NAME}}`".to_owned()
+        "one of `{discovery: URL}`, `{jwks_url: URL}`, `{jwks_file: PATH}`, `{secret: {env: NAME}}`, `{issuer: true}`".to_owned()
     }
 
     fn schema(definitions: &mut Object<String, Value>) -> Value {
@@ -381,6 +391,9 @@ fn check_jwt(jwt: &Jwt, _: &Fields<'_>, context: &mut Context<'_>) {
 }
 
 fn check_keys(keys: &WrittenKeys, fields: &Fields<'_>, context: &mut Context<'_>) {
+    if fields.written("issuer").is_some() && !keys.issuer {
+        fields.refuse(context, "no keys at all", "`issuer: true`");
+    }
     if let Some(secret) = &keys.secret
         && secret.expose().len() < 32
     {

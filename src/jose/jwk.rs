@@ -3,6 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base64::Engine;
+use openssl::bn::{BigNum, BigNumContext};
+use openssl::ec::EcKey;
+use openssl::error::ErrorStack;
+use openssl::pkey::{Id, PKey, Public};
 use serde_json::{Map, Value};
 
 use super::jws::Header;
@@ -69,6 +74,44 @@ impl JwkSet {
         let named = self.keys.iter().filter(fits).filter(is_named);
         named.chain(self.keys.iter().filter(fits).filter(|key| key.kid().is_none())).take(MAX_TRIES)
     }
+}
+
+/// The key of a public key in PEM, under any id; the same kinds are taken, and the same weak ones refused, as in a set.
+///
+/// # Errors
+/// Why it cannot verify.
+pub fn from_pem(pem: &[u8]) -> Result<Key, &'static str> {
+    if std::str::from_utf8(pem).is_ok_and(|text| text.contains("PRIVATE KEY")) {
+        return Err("private");
+    }
+    let public = PKey::public_key_from_pem(pem).map_err(|_| "malformed")?;
+    let encode = |bytes: Vec<u8>| Value::String(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes));
+    let members = match public.id() {
+        Id::RSA | Id::RSA_PSS => {
+            let rsa = public.rsa().map_err(|_| "malformed")?;
+            vec![("kty", "RSA".into()), ("n", encode(rsa.n().to_vec())), ("e", encode(rsa.e().to_vec()))]
+        }
+        Id::EC => {
+            let key = public.ec_key().map_err(|_| "malformed")?;
+            let curve = key.group().curve_name().and_then(Curve::of).ok_or("curve")?;
+            let (x, y) = coordinates(&key, curve).map_err(|_| "point")?;
+            vec![("kty", "EC".into()), ("crv", curve.name().into()), ("x", encode(x)), ("y", encode(y))]
+        }
+        Id::ED25519 => {
+            let point = public.raw_public_key().map_err(|_| "malformed")?;
+            vec![("kty", "OKP".into()), ("crv", "Ed25519".into()), ("x", encode(point))]
+        }
+        _ => return Err("kty"),
+    };
+    parse_key(&Value::Object(members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()))
+}
+
+fn coordinates(key: &EcKey<Public>, curve: Curve) -> Result<(Vec<u8>, Vec<u8>), ErrorStack> {
+    let (mut x, mut y) = (BigNum::new()?, BigNum::new()?);
+    key.public_key().affine_coordinates(key.group(), &mut x, &mut y, &mut *BigNumContext::new()?)?;
+    // At most 66.
+    let length = curve.coordinate() as i32;
+    Ok((x.to_vec_padded(length)?, y.to_vec_padded(length)?))
 }
 
 fn parse_key(jwk: &Value) -> Result<Key, &'static str> {
@@ -205,6 +248,22 @@ mod tests {
             "a bad key hides a good one"
         );
         set.skipped().keys().next().copied()
+    }
+
+    #[test]
+    fn a_key_in_pem_is_the_key_of_the_set() {
+        let rsa = PKey::from_rsa(openssl::rsa::Rsa::generate(2048).unwrap()).unwrap();
+        let group = openssl::ec::EcGroup::from_curve_name(openssl::nid::Nid::X9_62_PRIME256V1).unwrap();
+        let ec = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+        let okp = PKey::generate_ed25519().unwrap();
+        for (key, algorithm) in [(&rsa, Algorithm::Ps512), (&rsa, Algorithm::Rs256), (&ec, Algorithm::Es256), (&okp, Algorithm::EdDsa)] {
+            let read = from_pem(&key.public_key_to_pem().unwrap()).unwrap();
+            assert!(read.algorithms().contains(algorithm));
+            assert_eq!(from_pem(&key.private_key_to_pem_pkcs8().unwrap()).err(), Some("private"));
+        }
+        let weak = PKey::from_rsa(openssl::rsa::Rsa::generate(1024).unwrap()).unwrap().public_key_to_pem().unwrap();
+        assert_eq!(from_pem(&weak).err(), Some("weak"));
+        assert_eq!(from_pem(b"junk").err(), Some("malformed"));
     }
 
     #[test]

@@ -62,6 +62,15 @@ impl Curve {
         }
     }
 
+    pub(super) fn of(name: Nid) -> Option<Self> {
+        match name {
+            Nid::X9_62_PRIME256V1 => Some(Self::P256),
+            Nid::SECP384R1 => Some(Self::P384),
+            Nid::SECP521R1 => Some(Self::P521),
+            _ => None,
+        }
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::P256 => "P-256",

@@ -68,5 +68,14 @@ keys:
   - {access_key_id: AKIAEXAMPLE, secret: {file: files/aws.secret}, consumer: acme, scopes: [orders:read]}
 YAML
 
+openssl pkey -in api.key -pubout -out signer.pem
+cat >signature-keys.yaml <<YAML
+# A secret and a private key are in files beside this one: public, and good for nothing.
+keys:
+  - {keyid: acme, secret: {file: files/signature.secret}, consumer: acme, scopes: [orders:read]}
+  - {keyid: umbrella, public_key: {file: files/signer.pem}, consumer: umbrella, scopes: [orders:read]}
+YAML
+echo 'throw-away secret of the examples: it is public' >signature.secret
+
 # The password is throw-away; htpasswd is in Debian's apache2-utils.
 htpasswd -nbB -C 10 alice throw-away | grep . >users.htpasswd
