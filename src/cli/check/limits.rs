@@ -47,7 +47,7 @@ pub(super) fn dependencies(config: &Config) -> Vec<String> {
         let redis = config.redis.as_ref().map(|redis| redis.url.value.to_string()).unwrap_or_default();
         let away = match on_failure {
             OnStoreFailure::Local => "each node counts alone",
-            OnStoreFailure::Allow => "it does not hold",
+            OnStoreFailure::Allow => "it does NOT hold",
             OnStoreFailure::Deny => "503",
         };
         let lent = lent.map_or(", exactly".to_owned(), |terms| {
