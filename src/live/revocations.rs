@@ -463,10 +463,11 @@ impl Table {
             expires: *expires,
             revoked: *revoked,
         };
-        Kind::ALL
-            .into_iter()
-            .flat_map(|kind| all(kind).flat_map(move |(value, terms)| terms.iter().map(move |terms| shown(kind, value, terms))))
-            .collect()
+        let listed = |kind| all(kind).flat_map(move |(value, terms)| terms.iter().map(move |terms| shown(kind, value, terms)));
+        let mut list: Vec<_> = Kind::ALL.into_iter().flat_map(listed).collect();
+        // The order of the tables is another in each process.
+        list.sort_by(|one, other| (one.revoked, &one.value, &one.issuer).cmp(&(other.revoked, &other.value, &other.issuer)));
+        list
     }
 
     fn new(settled: Arc<Entries>, recent: Entries) -> Self {

@@ -88,6 +88,10 @@ fn within_a_second(what: &str, so: impl FnMut() -> bool) {
     assert!(began.elapsed() < Duration::from_secs(1), "{what}: after {:?}", began.elapsed());
 }
 
+fn challenges(answer: &Answer) -> Vec<&str> {
+    answer.headers.iter().filter(|(name, _)| name == "www-authenticate").map(|(_, value)| value.as_str()).collect()
+}
+
 #[test]
 fn a_token_that_is_remembered_as_good_is_refused_within_a_second_and_after_a_reload_and_a_restart() {
     let issuer = Issuer::start(Algorithm::Es256);
@@ -100,7 +104,7 @@ fn a_token_that_is_remembered_as_good_is_refused_within_a_second_and_after_a_rel
     assert!(said.starts_with("revoked: {") && said.contains("token_sha256") && !said.contains(&bad[..20]), "{said}");
     within_a_second("the remembered token is refused", || outcome(&ask(&gateway, &bad)) == revoked());
     let refused = ask(&gateway, &bad);
-    assert!(refused.header("www-authenticate").unwrap().contains("error=\"invalid_token\""));
+    assert!(challenges(&refused).iter().any(|challenge| challenge.contains("error=\"invalid_token\"")));
     assert_eq!(outcome(&ask(&gateway, &good)), ok());
 
     gateway.rewrite(&(config(&issuer) + "telemetry: {access_log: {sample: 0.5}}\n"));
@@ -148,7 +152,7 @@ fn a_revoked_key_is_refused_like_an_unknown_one_also_beside_a_good_token() {
     must(revoke(gateway.folder(), &["--key-id", "acme00"], ""));
     within_a_second("the key is refused", || alone(&key()).status == 401);
     let (refused, stranger) = (alone(&key()), alone(&unknown));
-    assert_eq!((outcome(&refused), refused.header("www-authenticate")), (outcome(&stranger), stranger.header("www-authenticate")));
+    assert_eq!((outcome(&refused), challenges(&refused)), (outcome(&stranger), challenges(&stranger)));
     assert_eq!(beside().status, 401);
 }
 
