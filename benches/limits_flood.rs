@@ -22,7 +22,7 @@ fn key(number: u64) -> Key {
 /// MiB in memory.
 fn resident() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").expect("the memory of this process");
-    pages.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or_default() * 4_096 >> 20
+    pages.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or_default() / 256
 }
 
 fn spread(mut took: Vec<Duration>) -> String {

@@ -35,7 +35,7 @@ impl Admission {
         self.held.nearest.as_ref()
     }
 
-    /// The limits that would have refused the request, were they enforced.
+    /// The limits and filters that would have refused the request, were they enforced.
     pub fn shadowed(&self) -> &[Arc<str>] {
         &self.held.shadowed
     }
@@ -66,7 +66,7 @@ pub struct Refusal {
     pub rejection: Rejection,
     /// Who, when the refusal came after identification.
     pub identity: Option<Arc<Identity>>,
-    /// The limits that would have refused it before, were they enforced.
+    /// The limits and filters that would have refused it before, were they enforced.
     pub shadowed: Vec<Arc<str>>,
 }
 
@@ -91,6 +91,7 @@ pub async fn admit(route: &Route, request: &Request<'_>, now: Now) -> Result<Adm
 async fn judge<'p>(policy: &'p Policy, request: &Request<'_>, charge: &mut Charge<'p>, now: Now) -> Result<Option<Proof>, Refusal> {
     let limits = &policy.rate_limits;
     policy.ip_rules.check(request.client.address)?;
+    policy.filters.check(request, charge)?;
     let Some(authenticators) = &policy.authenticators else {
         limits.check_client(request, charge).await?;
         limits.check_identity(request, None, charge).await?;
@@ -100,7 +101,8 @@ async fn judge<'p>(policy: &'p Policy, request: &Request<'_>, charge: &mut Charg
     limits.check_client(request, charge).await?;
     let proof = authenticators.identify(request, now).await.map_err(|rejection| limits.count_refused(request, rejection, now))?;
     let identity = proof.as_ref().map(|proof| &*proof.identity);
-    let may = match policy.authorizers.authorize(identity) {
+    let may = match policy.filters.check_identity(request, identity, charge).and_then(|()| policy.authorizers.authorize(request, identity))
+    {
         Ok(()) => limits.check_identity(request, identity, charge).await,
         refused => refused,
     };
@@ -146,6 +148,9 @@ mod tests {
             std::fs::write(folder.path().join(format!("{name}.yaml")), keys).unwrap();
             text += &format!("  {name}: {{api_key: {{from: [{from}], prefix: ck_{name}_, keys: {{file: {name}.yaml}}}}}}\n");
         }
+        text += "filters:\n  no-b: {when: \"'x-b' in request.headers\"}\n  not-umbrella: {when: \"identity.consumer == 'umbrella'\", action: deny}\n  \
+                 unclear: {when: \"claims.x == 1\"}\n  unclear-counted: {when: \"claims.x == 1\", action: count}\n  \
+                 shadowed: {when: \"request.path == '/'\", action: shadow}\n";
         text += &format!("routes: [{{name: r, path: /, policy: {{{policy}}}, upstream: demo}}]\n");
         let path = folder.path().join("edgeward.yaml");
         std::fs::write(&path, text).unwrap();
@@ -174,13 +179,42 @@ mod tests {
             Ok(admission) => match admission.identity() {
                 Some(identity) => {
                     let by: Vec<_> = identity.parts().map(|part| &*part.authenticator).collect();
-                    format!("{} is {} may {}", by.join("+"), identity.consumer.as_deref().unwrap_or("nobody"), identity.scopes.join(","))
+                    let shadowed: String = admission.shadowed().iter().map(|name| format!(" but for {name}")).collect();
+                    let consumer = identity.consumer.as_deref().unwrap_or("nobody");
+                    format!("{} is {consumer} may {}{shadowed}", by.join("+"), identity.scopes.join(","))
                 }
                 None => "anonymous".to_owned(),
             },
             Err(Refusal { rejection, .. }) => {
                 format!("{} {}", rejection.code(), rejection.reason().unwrap_or_default()).trim_end().to_owned()
             }
+        }
+    }
+
+    #[test]
+    fn conditions_and_filters_decide_in_their_place() {
+        // `path` has no parameter here; what each policy names stands below in `snapshot`.
+        for (policy, presented, expected) in [
+            ("authenticate: a, authorize: {when: \"identity.consumer == 'acme' && request.method == 'GET'\"}", "a=acme", "a is acme may a"),
+            ("authenticate: a, authorize: {when: \"identity.consumer == 'acme'\"}", "a=umbrella", "forbidden condition"),
+            ("authenticate: a, authorize: {when: \"claims.tenant == 'acme'\"}", "a=acme", "forbidden expression_missing"),
+            ("authenticate: {optional: a}, authorize: {when: \"identity.consumer == 'acme'\"}", "", "credential_missing"),
+            ("authenticate: {optional: a}, authorize: {when: \"request.method == 'GET'\"}", "", "anonymous"),
+            // A filter refuses before the credential is looked at, good or bad.
+            ("authenticate: a, filters: [no-b]", "b=acme", "forbidden filter"),
+            ("authenticate: a, filters: [no-b]", "a=bad b=acme", "forbidden filter"),
+            ("authenticate: a, filters: [no-b]", "a=acme", "a is acme may a"),
+            ("authenticate: public, filters: [no-b]", "b=acme", "forbidden filter"),
+            ("authenticate: a, filters: [not-umbrella]", "a=umbrella", "forbidden filter"),
+            ("authenticate: a, filters: [not-umbrella]", "a=bad", "credential_invalid"),
+            ("authenticate: a, filters: [not-umbrella]", "a=acme", "a is acme may a"),
+            // What cannot be told of a request is against it, unless it is only counted.
+            ("authenticate: a, filters: [unclear]", "a=acme", "forbidden filter"),
+            ("authenticate: a, filters: [unclear-counted, shadowed]", "a=acme", "a is acme may a but for shadowed"),
+        ] {
+            let decided = decide(&snapshot(policy), presented);
+            let decided = if expected == "credential_invalid" { decided.split(' ').next().unwrap() } else { &decided };
+            assert_eq!(decided, expected, "{policy}: {presented}");
         }
     }
 

@@ -4,6 +4,7 @@
 //! a clock or draws a random number.
 
 // The ground: words and tools that know nothing of a gateway.
+pub mod issuer;
 pub mod jose;
 pub mod metrics;
 pub mod net;

@@ -21,6 +21,7 @@ pub struct Metrics {
     authentications: IntCounterVec,
     retries: IntCounterVec,
     limit_refusals: IntCounterVec,
+    filter_matches: IntCounterVec,
     /// Time from the request's first look to its hand-over to the upstream, or to its refusal.
     pub own_time: Histogram,
     /// Time from the hand-over to the head of the upstream's answer.
@@ -82,6 +83,7 @@ impl Metrics {
                 &["route", "authenticator", "method"],
             )?,
             retries: counters("edgeward_upstream_retries_total", "Tries after the first, by route.", &["route"])?,
+            filter_matches: counters("edgeward_filter_matches_total", "Requests that a filter met.", &["filter", "action"])?,
             limit_refusals: counters(
                 "edgeward_limit_refusals_total",
                 "Requests that a limit refused, or with mode shadow would have.",
@@ -128,6 +130,11 @@ impl Metrics {
             served: Default::default(),
             refused: std::array::from_fn(|_| OnceLock::new()),
         }
+    }
+
+    /// How often a filter met a request; its name and its action.
+    pub fn filter_matches(&self, filter: &str, action: &str) -> IntCounter {
+        self.filter_matches.with_label_values(&[filter, action])
     }
 
     /// How often a limit refused; its name and its mode.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{self, Config, Place, Problem, Source};
+use crate::issuer;
 use crate::live::LiveState;
 use crate::metrics::Metrics;
 use crate::request::{Clock, Now};
@@ -47,7 +48,15 @@ impl Candidate {
 /// What could not be opened, as a problem of the configuration that names it.
 pub fn open_stores(config: &Config, live: &LiveState, now: Now) -> Result<(), Vec<Problem>> {
     let failed = live.ledgers.living().into_iter().filter_map(|(_, ledger)| ledger.open(now).err());
-    let problems: Vec<_> = failed.map(|error| Problem::at(&place_in(config, "quotas.database"), error.to_string())).collect();
+    let mut problems: Vec<_> = failed.map(|error| Problem::at(&place_in(config, "quotas.database"), error.to_string())).collect();
+    let failed = live.revocations.living().into_iter().filter_map(|(_, revocations)| revocations.open().err());
+    problems.extend(failed.map(|error| Problem::at(&place_in(config, "revocation.database"), error.to_string())));
+    if let Some(config) = &config.issuer {
+        let keys = issuer::signing_keys(config, live).open(issuer::terms(&config.signing), now);
+        problems.extend(keys.err().map(|error| Problem::at(&config.url.place, format!("`signing`: {error}"))));
+        let clients = config.oauth2.as_ref().and_then(|oauth2| issuer::clients(&oauth2.clients.database, live).open().err());
+        problems.extend(clients.map(|error| Problem::at(&config.url.place, format!("`oauth2.clients`: {error}"))));
+    }
     if problems.is_empty() { Ok(()) } else { Err(problems) }
 }
 

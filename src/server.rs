@@ -16,11 +16,14 @@ use crate::admin::Admin;
 use crate::config::{Config, System};
 use crate::live::leases::Hybrid;
 use crate::live::limits::Limits;
+use crate::live::oauth_clients::OauthClients;
 use crate::live::quotas::Ledger;
+use crate::live::revocations::Revocations;
+use crate::live::signing_keys::SigningKeys;
 use crate::live::{LiveState, api_keys, backends, key_set};
 use crate::metrics::Metrics;
 use crate::net::redis::Redis;
-use crate::proxy::{self, AccessLog, Gateway};
+use crate::proxy::{self, AccessLog, Gateway, OwnServices};
 use crate::reload::{Candidate, Reloader, open_stores};
 use crate::request::{Clock, Now};
 use crate::snapshot::Slot;
@@ -71,7 +74,10 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
 
     let echo = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("echo", error.to_string()))?;
     let echo_address = echo.local_addr().map_err(|error| StartError::System("echo", error.to_string()))?;
-    let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock), echo_address);
+    let issuer = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("issuer", error.to_string()))?;
+    let issuer_address = issuer.local_addr().map_err(|error| StartError::System("issuer", error.to_string()))?;
+    let own = OwnServices { echo: echo_address, issuer: issuer_address };
+    let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock), own);
     let mut service = pingora_proxy::http_proxy_service_with_name(&server.configuration, gateway, "edgeward");
     let mut addresses = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
@@ -121,7 +127,7 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
         None => None,
     };
     let mut housekeeper =
-        background_service("housekeeper", Housekeeper { live: Arc::clone(&live), reloader, admin, echo, addresses, clock });
+        background_service("housekeeper", Housekeeper { live: Arc::clone(&live), reloader, admin, echo, issuer, slot, addresses, clock });
     housekeeper.threads = Some(1);
     let housekeeper = server.add_service(housekeeper);
     // Nobody is served before upkeep has begun.
@@ -200,6 +206,8 @@ struct Housekeeper {
     reloader: Arc<Reloader>,
     admin: Option<(TcpListener, Arc<Admin>)>,
     echo: TcpListener,
+    issuer: TcpListener,
+    slot: Arc<Slot>,
     /// Where callers are listened for.
     addresses: Vec<SocketAddr>,
     clock: Clock,
@@ -269,6 +277,15 @@ impl Housekeeper {
         for ledger in self.live.ledgers.unmaintained() {
             tokio::spawn(Ledger::maintain(ledger, Arc::clone(&self.clock)));
         }
+        for revocations in self.live.revocations.unmaintained() {
+            tokio::spawn(Revocations::maintain(revocations, Arc::clone(&self.clock)));
+        }
+        for keys in self.live.signing_keys.unmaintained() {
+            tokio::spawn(SigningKeys::maintain(keys, Arc::clone(&self.clock)));
+        }
+        for clients in self.live.oauth_clients.unmaintained() {
+            tokio::spawn(OauthClients::maintain(clients, Arc::clone(&self.clock)));
+        }
         for backends in self.live.backends.unmaintained() {
             tokio::spawn(backends::Backends::maintain(backends, Arc::clone(&self.clock)));
         }
@@ -282,6 +299,16 @@ impl Housekeeper {
                 async move { admin.answer(request).await }
             })?;
         }
+        let (slot, clock) = (Arc::clone(&self.slot), Arc::clone(&self.clock));
+        crate::net::serve::spawn(self.issuer.try_clone()?, move |request| {
+            let (issuer, now) = (slot.load().issuer.clone(), clock());
+            async move {
+                match issuer {
+                    Some(issuer) => issuer.answer(request, now, || fastrand::u128(..)).await,
+                    None => crate::issuer::nobody(),
+                }
+            }
+        })?;
         crate::net::serve::spawn(self.echo.try_clone()?, echo::answer)
     }
 }

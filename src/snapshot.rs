@@ -15,14 +15,19 @@ use crate::authenticators::{
     Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, external, introspection, jwt, signature, sigv4,
 };
 use crate::authorizers::Authorizers;
-use crate::config::{self, Config, Location, Named, Problem};
+use crate::authorizers::expression::{Expression, Language};
+use crate::config::{self, At, Config, KeySource, Location, Named, Problem};
+use crate::issuer::{self, Issuer};
 use crate::live::LiveState;
+use crate::live::revocations::Revocations;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
 use crate::net::client_certificates::{self, ClientAuthorities, ForwardedCertificates, RevocationFile};
 use crate::request::Client;
 use crate::request::cidr::CidrSet;
 use crate::request::message::HeadLimits;
+use crate::route::exchange::Exchange;
+use crate::route::filters::{Filter, Filters};
 use crate::route::forward::{Credentials, Forward};
 use crate::route::ip_rules::IpRules;
 use crate::route::limit::RateLimit;
@@ -30,7 +35,7 @@ use crate::route::rate_limits::RateLimits;
 use crate::route::rewrite::Rewrite;
 use crate::route::router::{Entry, Fault, Router};
 use crate::route::{Challenges, Policy, Route};
-use crate::upstream::Upstream;
+use crate::upstream::{ISSUER, Upstream};
 use limits::Limits;
 
 /// The snapshot that serves.
@@ -75,6 +80,10 @@ pub struct Snapshot {
     pub limits: Vec<Arc<RateLimit>>,
     /// Every upstream, whether a route uses it or not.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// What was revoked; absent where nothing ever is.
+    pub revocations: Option<Arc<Revocations>>,
+    /// Who signs tokens; absent where the configuration has no issuer.
+    pub issuer: Option<Arc<Issuer>>,
     /// Every authenticator, whether a route uses it or not.
     authenticators: Vec<Arc<Authenticator>>,
 }
@@ -152,7 +161,7 @@ impl ServerRules {
 
 /// Compiles a configuration, or says everything that is wrong with it. Live facts are found or made by name; none is changed.
 pub fn compile(config: &Config, live: &LiveState, metrics: &Metrics) -> Result<Snapshot, Vec<Problem>> {
-    let mut compiler = Compiler { config, live, metrics, problems: Vec::new() };
+    let mut compiler = Compiler { config, live, metrics, language: Language::default(), problems: Vec::new() };
     let snapshot = compiler.snapshot();
     match snapshot {
         Some(snapshot) if compiler.problems.is_empty() => Ok(snapshot),
@@ -164,6 +173,7 @@ struct Compiler<'c> {
     config: &'c Config,
     live: &'c LiveState,
     metrics: &'c Metrics,
+    language: Language,
     problems: Vec<Problem>,
 }
 
@@ -189,6 +199,16 @@ impl Compiler<'_> {
             Some((Arc::clone(&name.value), Arc::new(policy)))
         });
         let policies: Table<Policy> = policies.collect();
+        let issuer = config.issuer.as_ref().map(|issuer| Issuer::new(issuer, self.live));
+        let own = issuer.as_ref().map(|issuer| self.issuer_routes(issuer)).unwrap_or_default();
+        self.check_issuer_routes(&own);
+        let own_upstream = match issuer.as_ref().map(|_| Upstream::issuer(self.live)).transpose() {
+            Ok(upstream) => upstream.map(Arc::new),
+            Err(problems) => {
+                self.problems.extend(problems);
+                None
+            }
+        };
         let routes: Vec<Option<Arc<Route>>> = config
             .routes
             .iter()
@@ -198,11 +218,21 @@ impl Compiler<'_> {
                     config::RoutePolicy::Inline(policy) => self.policy(policy, &authenticators, &limits, &identity_headers).map(Arc::new),
                 };
                 let upstream = self.named("upstream", &route.upstream, &upstreams, &config.upstreams);
-                self.route(route, policy, upstream)
+                let exchange = self.exchange(route, issuer.as_ref());
+                self.route(route, policy, upstream, exchange)
             })
             .collect();
+        let own_routes: Vec<Option<Arc<Route>>> = own
+            .iter()
+            .map(|route| {
+                let config::RoutePolicy::Inline(policy) = &route.policy else { return None };
+                let policy = self.policy(policy, &authenticators, &limits, &identity_headers).map(Arc::new);
+                self.route(route, policy, own_upstream.clone(), None)
+            })
+            .collect();
+        let own_routes: Vec<Arc<Route>> = own_routes.into_iter().collect::<Option<_>>()?;
         let routes: Vec<Arc<Route>> = routes.into_iter().collect::<Option<_>>()?;
-        let router = self.router(&routes)?;
+        let router = self.router(&routes, (&own, &own_routes))?;
         let credential_locations = authenticators.values().flat_map(|authenticator| authenticator.locations().iter().cloned()).collect();
         Some(Snapshot {
             router,
@@ -213,9 +243,17 @@ impl Compiler<'_> {
             unrouted: self.metrics.route("", std::iter::empty()),
             credential_locations,
             limits: config.limits.iter().filter_map(|(name, _)| limits.by_name.get(&name.value).cloned()).collect(),
+            revocations: self.revocations(),
+            issuer: issuer.map(Arc::new),
             upstreams: upstreams.into_values().collect(),
             authenticators: authenticators.into_values().collect(),
         })
+    }
+
+    /// Opened by whoever serves with them: compiling makes no database.
+    fn revocations(&self) -> Option<Arc<Revocations>> {
+        let path = &self.config.revocation.as_ref()?.database;
+        Some(self.live.revocations.find_or_create(path, || Revocations::new(path)))
     }
 
     fn table<C, T>(&mut self, named: &Named<C>, mut compile: impl FnMut(&mut Self, &Arc<str>, &C) -> Result<T, Vec<Problem>>) -> Table<T> {
@@ -266,7 +304,7 @@ impl Compiler<'_> {
 
     fn authenticator(&mut self, name: &Arc<str>, authenticator: &config::Authenticator) -> Result<Authenticator, Vec<Problem>> {
         Ok(match authenticator {
-            config::Authenticator::Jwt(jwt) => Authenticator::Jwt(jwt::Jwt::new(Arc::clone(name), jwt, self.live)?),
+            config::Authenticator::Jwt(jwt) => Authenticator::Jwt(self.jwt(name, jwt)?),
             config::Authenticator::ApiKey(api_key) => Authenticator::ApiKey(api_key::ApiKey::new(Arc::clone(name), api_key, self.live)),
             config::Authenticator::ClientCertificate(certificate) => {
                 Authenticator::ClientCertificate(client_certificate::ClientCertificate::new(Arc::clone(name), certificate)?)
@@ -282,6 +320,83 @@ impl Compiler<'_> {
             config::Authenticator::Introspection(introspection) => {
                 Authenticator::Introspection(introspection::Introspection::new(Arc::clone(name), introspection, self.live)?)
             }
+        })
+    }
+
+    fn jwt(&self, name: &Arc<str>, jwt: &config::Jwt) -> Result<jwt::Jwt, Vec<Problem>> {
+        let (KeySource::Issuer, Some(issuer)) = (&jwt.keys.value, &self.config.issuer) else {
+            return jwt::Jwt::new(Arc::clone(name), jwt, self.live);
+        };
+        if jwt.issuer != issuer.url.value {
+            let problem = Problem::at(&jwt.keys.place, "`issuer` is not that of these keys");
+            return Err(vec![problem.expected(format!("`issuer: {}`", issuer.url.value))]);
+        }
+        let clients = issuer.oauth2.as_ref().map(|oauth2| issuer::clients(&oauth2.clients.database, self.live));
+        Ok(jwt::Jwt::of_issuer(Arc::clone(name), jwt, issuer::signing_keys(issuer, self.live), clients, self.live))
+    }
+
+    /// The routes of the issuer's own endpoints, as if the operator had written them.
+    fn issuer_routes(&self, issuer: &Issuer) -> Vec<config::Route> {
+        let Some(config) = &self.config.issuer else { return Vec::new() };
+        let at = |value: Arc<str>| At { value, place: config.url.place.clone() };
+        let routes = issuer.paths().map(|(name, path, methods)| config::Route {
+            name: at(format!("{ISSUER}:{name}").into()),
+            hosts: vec![at(config.host().into())],
+            path: at(Arc::clone(path)),
+            methods: methods.to_vec(),
+            policy: config::RoutePolicy::Inline(Box::new(config::Policy {
+                filters: Vec::new(),
+                deny: Vec::new(),
+                allow: None,
+                limits: config.oauth2.as_ref().map(|oauth2| oauth2.limits.clone()).unwrap_or_default(),
+                authenticate: At { value: config::Authenticate::Public, place: config.url.place.clone() },
+                authorize: config::Authorize::default(),
+                forward: config::Forward { headers: Vec::new(), token: config::Token::Strip, audience: None },
+            })),
+            rewrite: None,
+            upstream: at(ISSUER.into()),
+            cost: At { value: 1, place: config.url.place.clone() },
+            websocket: false,
+            timeouts: config::RouteTimeouts::default(),
+        });
+        routes.collect()
+    }
+
+    /// Nobody's route is shadowed in silence: where the issuer answers, no other may be written.
+    fn check_issuer_routes(&mut self, own: &[config::Route]) {
+        for route in &self.config.routes {
+            let taken = own.iter().find(|own| {
+                let host = |ours: &At<Arc<str>>| route.hosts.is_empty() || route.hosts.iter().any(|host| takes(&host.value, &ours.value));
+                own.path.value == route.path.value && own.hosts.iter().any(host)
+            });
+            if taken.is_some() {
+                self.problems.push(Problem::at(&route.path.place, "the `issuer` answers at this path").expected("another path"));
+            }
+        }
+    }
+
+    /// What the upstream of a route is told in place of the credential.
+    fn exchange(&mut self, route: &config::Route, issuer: Option<&Issuer>) -> Option<Exchange> {
+        let policy = match &route.policy {
+            config::RoutePolicy::Inline(policy) => policy,
+            config::RoutePolicy::Named(name) => &self.config.policies.iter().find(|(known, _)| known.value == name.value)?.1,
+        };
+        if policy.forward.token != config::Token::Exchange {
+            return None;
+        }
+        let place = &policy.authenticate.place;
+        if matches!(policy.authenticate.value, config::Authenticate::Public) {
+            let what = "this policy is public, and nobody is proven whom `token: exchange` could speak of";
+            self.problems.push(Problem::at(place, what).expected("an authenticator, or another `token`"));
+        }
+        let (Some(issuer), Some(config)) = (issuer, &self.config.issuer) else {
+            self.problems.push(Problem::at(place, "`token: exchange` without an issuer").expected("`issuer` beside `routes`"));
+            return None;
+        };
+        Some(Exchange {
+            tokens: Arc::clone(&issuer.identity_tokens),
+            audience: policy.forward.audience.clone().unwrap_or_else(|| Arc::clone(&route.upstream.value)),
+            name: config.identity_token.header.clone(),
         })
     }
 
@@ -319,7 +434,7 @@ impl Compiler<'_> {
         let accepted = match &policy.authenticate.value {
             config::Authenticate::Public => Some(None),
             config::Authenticate::By(accepted) => {
-                self.accepted(accepted, authenticators).map(|accepted| Some(Authenticators::new(accepted)))
+                self.accepted(accepted, authenticators).map(|accepted| Some(Authenticators::new(accepted, self.revocations())))
             }
         };
         let limits: Vec<_> = policy.limits.iter().map(|name| Some((name, self.known("limit", name, &config.limits)?))).collect();
@@ -336,17 +451,44 @@ impl Compiler<'_> {
         if accepted.is_none() {
             self.check_public_limits(&limits);
         }
+        let when = policy.authorize.when.as_ref().and_then(|when| self.condition(when));
+        let filters = self.filters(policy, accepted.is_none());
         let limits = limits.iter().filter_map(|(name, _)| compiled.by_name.get(&name.value).cloned());
         let named = accepted.iter().flat_map(Authenticators::iter);
         let credentials = Credentials::new(named.map(|authenticator| (authenticator.name(), authenticator.locations())));
         Some(Policy {
+            filters,
             ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
             rate_limits: RateLimits::new(limits.collect(), Arc::clone(&compiled.plans)),
             challenges: accepted.as_ref().map(challenges).unwrap_or_default(),
             authenticators: accepted,
-            authorizers: Authorizers::compile(&policy.authorize),
+            authorizers: Authorizers::compile(&policy.authorize, when),
             forward: Forward::compile(&policy.forward, credentials, Arc::clone(identity_headers)),
         })
+    }
+
+    /// The filters of a policy. Where nobody is proven none can be about the caller.
+    fn filters(&mut self, policy: &config::Policy, public: bool) -> Filters {
+        let config = self.config;
+        let mut filters = Vec::new();
+        for name in &policy.filters {
+            let Some(filter) = self.known("filter", name, &config.filters) else { continue };
+            let Some(when) = self.condition(&filter.when) else { continue };
+            if public && when.needs_identity() {
+                let problem =
+                    Problem::at(&name.place, format!("filter `{}` is about the caller's identity, and this policy is public", name.value));
+                self.problems.push(problem.expected("a filter over `request`, `path` and `client`"));
+            }
+            let matches = self.metrics.filter_matches(&name.value, filter.action.label());
+            filters.push(Filter::new(&name.value, when, filter.action, matches));
+        }
+        Filters::new(filters)
+    }
+
+    /// A condition that was not read is no condition that holds: its problem refuses the whole.
+    fn condition(&mut self, condition: &config::At<Arc<str>>) -> Option<Expression> {
+        let read = self.language.read(&condition.value);
+        read.map_err(|what| self.problems.push(Problem::at(&condition.place, what))).ok()
     }
 
     /// Compiled as it stands. Every part is read before any is judged, so that every wrong name is reported.
@@ -384,13 +526,20 @@ impl Compiler<'_> {
         }
     }
 
-    fn route(&mut self, route: &config::Route, policy: Option<Arc<Policy>>, upstream: Option<Arc<Upstream>>) -> Option<Arc<Route>> {
+    fn route(
+        &mut self,
+        route: &config::Route,
+        policy: Option<Arc<Policy>>,
+        upstream: Option<Arc<Upstream>>,
+        exchange: Option<Exchange>,
+    ) -> Option<Arc<Route>> {
         let rewrite = route.rewrite.as_ref().map(|rewrite| Rewrite::compile(&rewrite.value, &parameters(&route.path.value)));
         if let (Some(rewrite), Some(Err(expected))) = (&route.rewrite, &rewrite) {
             self.problems.push(Problem::at(&rewrite.place, "is no rewrite of this route's path").expected(*expected));
         }
         self.check_route_limits(route);
         let (policy, upstream) = (policy?, upstream?);
+        self.check_parameters(route, &policy);
         let accepted = policy.authenticators.iter().flat_map(Authenticators::iter);
         let accepted = accepted.map(|authenticator| (Arc::clone(authenticator.name()), authenticator.method().label()));
         let metrics = self.metrics.route(&route.name.value, accepted);
@@ -399,6 +548,7 @@ impl Compiler<'_> {
             policy,
             rewrite: rewrite.transpose().ok()?,
             cost: *route.cost,
+            exchange,
             websocket: route.websocket,
             response_timeout: route.timeouts.response.unwrap_or(upstream.timeouts.response),
             upstream,
@@ -422,12 +572,22 @@ impl Compiler<'_> {
         // These two are the caller's wherever no authorizer replaces them.
         let copied = copied.flatten().filter(|name| ![http::header::AUTHORIZATION, http::header::COOKIE].contains(name)).cloned();
         // Whose word on the client's address is not a trusted proxy's is not passed on as if it were.
-        headers.chain(copied).chain([self.config.server.client_ip_header.clone()]).collect()
+        let token = self.config.issuer.iter().map(|issuer| issuer.identity_token.header.clone());
+        headers.chain(copied).chain(token).chain([self.config.server.client_ip_header.clone()]).collect()
     }
 
-    fn router(&mut self, routes: &[Arc<Route>]) -> Option<Router<Arc<Route>>> {
+    /// A condition over a path parameter holds of no request of a route without that parameter: better said now.
+    fn check_parameters(&mut self, route: &config::Route, policy: &Policy) {
+        let known = parameters(&route.path.value);
+        for name in policy.authorizers.parameters().chain(policy.filters.parameters()).filter(|name| !known.contains(name)) {
+            let what = format!("a condition of its policy speaks of `path.{name}`, which this path does not have");
+            self.problems.push(Problem::at(&route.path.place, what).expected(format!("`{{{name}}}` in the path")));
+        }
+    }
+
+    fn router(&mut self, routes: &[Arc<Route>], own: (&[config::Route], &[Arc<Route>])) -> Option<Router<Arc<Route>>> {
         let config = &self.config.routes;
-        let entries = config.iter().zip(routes).map(|(route, compiled)| Entry {
+        let entries = config.iter().zip(routes).chain(own.0.iter().zip(own.1)).map(|(route, compiled)| Entry {
             hosts: route.hosts.iter().map(|host| &*host.value).collect(),
             path: &route.path.value,
             methods: &route.methods,
@@ -437,14 +597,15 @@ impl Compiler<'_> {
             Ok(router) => return Some(router),
             Err(faults) => faults,
         };
+        let all: Vec<&config::Route> = config.iter().chain(own.0).collect();
         for fault in faults {
             let problem = match fault {
-                Fault::Host { entry, host, expected } => config
+                Fault::Host { entry, host, expected } => all
                     .get(entry)
                     .and_then(|route| route.hosts.get(host))
                     .map(|host| Problem::at(&host.place, "is no host").expected(expected)),
                 Fault::Path { entry, expected } => {
-                    config.get(entry).map(|route| Problem::at(&route.path.place, "is no path pattern").expected(expected))
+                    all.get(entry).map(|route| Problem::at(&route.path.place, "is no path pattern").expected(expected))
                 }
                 Fault::Conflict { entry, earlier } => config.get(entry).zip(config.get(earlier)).map(|(route, earlier)| {
                     Problem::at(&route.path.place, format!("route `{}` has this host, path and method already", *earlier.name))
@@ -454,6 +615,11 @@ impl Compiler<'_> {
         }
         None
     }
+}
+
+/// Whether a route's host takes requests for this one.
+fn takes(pattern: &str, host: &str) -> bool {
+    pattern.strip_prefix('*').map_or(pattern == host, |suffix| host.ends_with(suffix))
 }
 
 /// The names of a path pattern's parameters.
@@ -546,6 +712,26 @@ mod tests {
     }
 
     #[test]
+    fn what_can_be_seen_to_be_wrong_with_a_condition_is_reported_where_it_stands() {
+        let found = problems(
+            "authenticators: {k: {api_key: {keys: {database: k.db}}}}\n\
+             filters: {who: {when: identity.plan == 'x'}}\n\
+             routes:\n  - {name: x, path: /x, policy: {authenticate: k, authorize: {when: request.method}}, upstream: demo}\n  \
+             - {name: y, path: /y, policy: {authenticate: public, filters: [who, whom]}, upstream: demo}\n  \
+             - {name: z, path: \"/z/{id}\", policy: {authenticate: k, authorize: {when: path.it == 'a'}}, upstream: demo}\n",
+        );
+        assert_eq!(
+            found,
+            [
+                "routes[0].policy.authorize.when: a condition is true or false, and this is a text",
+                "routes[1].policy.filters[0]: filter `who` is about the caller's identity, and this policy is public",
+                "routes[1].policy.filters[1]: there is no filter `whom`",
+                "routes[2].path: a condition of its policy speaks of `path.it`, which this path does not have",
+            ]
+        );
+    }
+
+    #[test]
     fn what_could_only_refuse_everybody_is_reported() {
         let found = problems(
             "limits: {who: {per: consumer, rate: 1/s}, item: {per: {path: id}, rate: 1/s}}\n\
@@ -559,6 +745,41 @@ mod tests {
                 "routes[0].path: limit `item` counts per `id`, which this path does not have",
             ]
         );
+    }
+
+    #[test]
+    fn nobody_is_shadowed_by_the_issuer_or_promised_a_token_that_cannot_be() {
+        let issuer = "issuer: {url: \"https://gw.test/a\", signing: {directory: s}, oauth2: {clients: {database: k.db}}}\n";
+        let route = |(index, (host, path)): (usize, &(&str, &str))| {
+            format!("  - {{name: r{index}, {host} path: \"{path}\", policy: {{authenticate: public}}, upstream: demo}}\n")
+        };
+        let routes = [
+            ("hosts: [gw.test],", "/oauth2/token"),
+            ("", "/a/.well-known/jwks.json"),
+            ("hosts: [\"*.test\"],", "/oauth2/revoke"),
+            ("hosts: [other.test],", "/oauth2/introspect"),
+            ("", "/{*rest}"),
+        ];
+        assert_eq!(
+            problems(&format!("{issuer}routes:\n{}", routes.iter().enumerate().map(route).collect::<String>())),
+            [
+                "routes[0].path: the `issuer` answers at this path",
+                "routes[1].path: the `issuer` answers at this path",
+                "routes[2].path: the `issuer` answers at this path",
+            ]
+        );
+        let exchange = "routes: [{name: r, path: /, policy: {authenticate: public, forward: {token: exchange}}, upstream: demo}]\n";
+        assert_eq!(
+            problems(exchange),
+            [
+                "routes[0].policy.authenticate: this policy is public, and nobody is proven whom `token: exchange` could speak of",
+                "routes[0].policy.authenticate: `token: exchange` without an issuer",
+            ]
+        );
+        let other = "authenticators: {a: {jwt: {issuer: \"https://other\", audiences: [x], keys: {issuer: true}}}}\n";
+        let public = "routes: [{name: r, path: /, policy: {authenticate: public}, upstream: demo}]\n";
+        assert_eq!(problems(&format!("{other}{public}")), ["authenticators.a.jwt.keys: there is no `issuer` in this configuration"]);
+        assert_eq!(problems(&format!("{other}{issuer}{public}")), ["authenticators.a.jwt.keys: `issuer` is not that of these keys"]);
     }
 
     #[test]

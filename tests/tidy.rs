@@ -18,7 +18,7 @@ const FLOORS: &[&[&str]] = &[
     &["request", "secret"],
     &["net", "jose", "metrics"],
     &["config", "live"],
-    &["authenticators", "authorizers", "upstream"],
+    &["authenticators", "authorizers", "issuer", "upstream"],
     &["route"],
     &["admit"],
     &["snapshot"],

@@ -8,6 +8,7 @@ use crate::live::answers;
 use crate::live::api_keys::{ApiKeys, Source as KeyStore};
 use crate::live::breaker;
 use crate::live::key_set::{KeySet, Source as KeySource};
+use crate::live::revocations::Revocations;
 use crate::net::redis::Standing;
 use crate::request::Now;
 use crate::snapshot::Snapshot;
@@ -33,6 +34,9 @@ pub(super) fn dependencies(live: &LiveState) -> (Vec<String>, Vec<String>) {
     }
     for (_, ledger) in live.ledgers.living() {
         amiss.extend(ledger.failure().map(|failure| format!("quotas: {}", failure.reason)));
+    }
+    for (_, revocations) in live.revocations.living() {
+        amiss.extend(revocations.failure().map(|failure| format!("revocations: {}", failure.reason)));
     }
     for (server, redis) in live.redis.living() {
         match redis.standing() {
@@ -98,6 +102,7 @@ pub(super) fn render(out: &mut String, live: &LiveState, snapshot: &Snapshot, no
         .map(|(path, ledger)| (labels(&[("database", &path.display().to_string())]), f64::from(u8::from(ledger.failure().is_some()))))
         .collect();
     families.add("edgeward_quotas_failing", "1 while quotas are not written down and counting goes on in memory.", &failing);
+    revocations(&mut families, live);
     let redis: Vec<_> = live
         .redis
         .living()
@@ -132,6 +137,20 @@ fn key_sets(families: &mut Families<'_>, live: &LiveState, now: Now) {
     families.add("edgeward_jwks_age_seconds", "How long ago the issuer confirmed its keys.", &ages);
     let failures: Vec<_> = statuses.iter().map(|(source, status)| (labels(&[("source", source)]), status.failures as f64)).collect();
     families.add("edgeward_jwks_failures", "Failed refreshes in a row.", &failures);
+}
+
+fn revocations(families: &mut Families<'_>, live: &LiveState) {
+    let living = live.revocations.living();
+    let of_each = |value: fn(&Revocations) -> f64| -> Vec<_> {
+        living.iter().map(|(path, revocations)| (labels(&[("database", &path.display().to_string())]), value(revocations))).collect()
+    };
+    families.add("edgeward_revocations", "Revocations in force.", &of_each(|revocations| revocations.len() as f64));
+    let failing = of_each(|revocations| f64::from(u8::from(revocations.failure().is_some())));
+    families.add(
+        "edgeward_revocations_failing",
+        "1 while revocations of others do not arrive and the last known ones stay in force.",
+        &failing,
+    );
 }
 
 /// Parties that are asked about credentials.

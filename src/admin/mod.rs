@@ -4,6 +4,7 @@
 
 mod gauges;
 mod limits;
+mod revocations;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
+use hyper::body::Body;
 use serde_json::{Value, json};
 
 use crate::live::LiveState;
@@ -53,12 +55,16 @@ impl Admin {
     }
 
     /// Answers one request.
-    pub async fn answer<B>(&self, request: Request<B>) -> Response<Full<Bytes>> {
+    pub async fn answer<B>(&self, request: Request<B>) -> Response<Full<Bytes>>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         match request.uri().path() {
             "/healthz" if reads => text(StatusCode::OK, "ok\n"),
             "/readyz" if reads => self.ready(self.admits(&request)),
-            "/metrics" | "/api/v1/limits" if !self.admits(&request) => {
+            "/metrics" | "/api/v1/limits" | "/api/v1/revocations" if !self.admits(&request) => {
                 let mut refusal = text(StatusCode::UNAUTHORIZED, "a bearer token is required\n");
                 refusal.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"edgeward admin\""));
                 refusal
@@ -68,8 +74,12 @@ impl Admin {
                 let (status, answer) = limits::answer(&self.slot.load(), request.uri().query().unwrap_or(""), (self.clock)());
                 json(status, &answer)
             }
+            "/api/v1/revocations" => {
+                let (status, answer) = revocations::answer(self.slot.load().revocations.as_ref(), request, (self.clock)()).await;
+                json(status, &answer)
+            }
             "/healthz" | "/readyz" | "/metrics" | "/api/v1/limits" => text(StatusCode::METHOD_NOT_ALLOWED, "read only\n"),
-            _ => text(StatusCode::NOT_FOUND, "there is /healthz, /readyz, /metrics and /api/v1/limits\n"),
+            _ => text(StatusCode::NOT_FOUND, "there is /healthz, /readyz, /metrics, /api/v1/limits and /api/v1/revocations\n"),
         }
     }
 

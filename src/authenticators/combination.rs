@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{Authenticator, Proof, Verdict, credential};
 use crate::config::Principals;
+use crate::live::revocations::Revocations;
 use crate::request::{Identity, Method, Now, Rejection, Request};
 
 /// The credentials that a policy accepts.
@@ -15,6 +16,7 @@ pub struct Authenticators {
     accepted: Accepted,
     /// Every one that is named, once.
     named: Vec<Arc<Authenticator>>,
+    revocations: Option<Arc<Revocations>>,
 }
 
 /// Which credentials are enough.
@@ -46,23 +48,24 @@ struct Met<'p> {
     accepted: Vec<Arc<str>>,
     /// Who was asked, and need not have been answered.
     waived: Vec<&'p Arc<Authenticator>>,
+    revocations: Option<&'p Revocations>,
 }
 
 impl Authenticators {
-    /// Callers that present this.
-    pub fn new(accepted: Accepted) -> Self {
+    /// Callers that present this, unless it was revoked.
+    pub fn new(accepted: Accepted, revocations: Option<Arc<Revocations>>) -> Self {
         let mut named = Vec::new();
         accepted.collect(&mut named);
-        Self { accepted, named }
+        Self { accepted, named, revocations }
     }
 
     /// What the request proves; `None`: nobody, where the policy asks for nothing. A credential that is present and not accepted refuses, also
     /// one that no authenticator takes for its own.
     pub async fn identify(&self, request: &Request<'_>, now: Now) -> Result<Option<Proof>, Rejection> {
-        let mut met = Met::default();
+        let mut met = Met { revocations: self.revocations.as_deref(), ..Met::default() };
         let outcome = match &self.accepted {
             // Neither boxes anything: the warm path allocates nothing.
-            Accepted::Authenticator(authenticator) => one(authenticator, request, now).await?,
+            Accepted::Authenticator(authenticator) => one(authenticator, request, now, met.revocations).await?,
             Accepted::Any(accepted) => any(accepted, request, now, &mut met).await?,
             accepted => judge(accepted, request, now, &mut met).await?,
         };
@@ -145,7 +148,7 @@ type Judging<'a> = Pin<Box<dyn Future<Output = Result<Outcome, Rejection>> + Sen
 fn judge<'a, 'p: 'a>(accepted: &'p Accepted, request: &'a Request<'_>, now: Now, met: &'a mut Met<'p>) -> Judging<'a> {
     Box::pin(async move {
         match accepted {
-            Accepted::Authenticator(authenticator) => one(authenticator, request, now).await,
+            Accepted::Authenticator(authenticator) => one(authenticator, request, now, met.revocations).await,
             Accepted::Any(accepted) => any(accepted, request, now, met).await,
             Accepted::All(accepted, principals) => {
                 let mut proofs = Vec::new();
@@ -178,7 +181,7 @@ async fn any<'p>(accepted: &'p [Accepted], request: &Request<'_>, now: Now, met:
     let mut otherwise = Outcome::Absent;
     for part in accepted {
         let outcome = match part {
-            Accepted::Authenticator(authenticator) => one(authenticator, request, now).await?,
+            Accepted::Authenticator(authenticator) => one(authenticator, request, now, met.revocations).await?,
             group => judge(group, request, now, met).await?,
         };
         match outcome {
@@ -190,9 +193,18 @@ async fn any<'p>(accepted: &'p [Accepted], request: &Request<'_>, now: Now, met:
     Ok(otherwise)
 }
 
-async fn one(authenticator: &Authenticator, request: &Request<'_>, now: Now) -> Result<Outcome, Rejection> {
+/// The verdict of one authenticator. Every proof passes here, remembered or not: so none is spared the question whether it was revoked.
+async fn one(
+    authenticator: &Authenticator,
+    request: &Request<'_>,
+    now: Now,
+    revocations: Option<&Revocations>,
+) -> Result<Outcome, Rejection> {
     match authenticator.authenticate(request, now).await {
-        Verdict::Accept(proof) => Ok(Outcome::Proven(proof)),
+        Verdict::Accept(proof) => {
+            revocations.map_or(Ok(()), |revocations| revocations.check(&proof.identity))?;
+            Ok(Outcome::Proven(proof))
+        }
         Verdict::Pass => Ok(Outcome::Absent),
         Verdict::Reject(rejection) => Err(rejection),
     }

@@ -72,7 +72,7 @@ pub fn check(thumbprint: &str, bound: Bound<'_>, request: &Request<'_>, now: Now
         return refuse("dpop_token");
     }
     let issued = claims.registered.issued.ok_or(MALFORMED)?;
-    let ends = issued + WINDOW + bound.leeway;
+    let ends = issued.saturating_add(WINDOW).saturating_add(bound.leeway);
     if issued > now.unix + bound.leeway || now.unix > ends {
         return refuse("dpop_time");
     }
@@ -84,7 +84,7 @@ pub fn check(thumbprint: &str, bound: Bound<'_>, request: &Request<'_>, now: Now
     once.update(&sha256(thumbprint.as_bytes()));
     once.update(id.as_bytes());
     // A part of a second is still time in which it could be used.
-    match bound.replays.note(&once.finish(), ends + Duration::from_secs(1), now.unix) {
+    match bound.replays.note(&once.finish(), ends.saturating_add(Duration::from_secs(1)), now.unix) {
         Use::First => Ok(()),
         Use::Again => refuse("dpop_replayed"),
         Use::Full => Err(Rejection::Overloaded("replays")),

@@ -17,7 +17,7 @@ use super::credential::{self, Found};
 use super::{Verdict, confirmation};
 use crate::config::{self, Location, OnFailure, Problem};
 use crate::jose::claims::Registered;
-use crate::jose::jws::MAX_TOKEN;
+use crate::jose::jws::{MAX_TOKEN, fingerprint};
 use crate::live::answers::{Away, Question, Terms};
 use crate::live::introspected::{EndpointId, Introspected, TokenAnswers};
 use crate::live::{LiveState, breaker};
@@ -171,7 +171,7 @@ impl Introspection {
                     self.judge(&answer.value, request, now)?;
                 }
                 self.answers.excuse();
-                Ok(Arc::new(Identity::new(Method::Introspection, Arc::clone(&self.name), sha256(token.as_bytes()))))
+                Ok(Arc::new(Identity::new(Method::Introspection, Arc::clone(&self.name), fingerprint(token))))
             }
             _ => Err(unavailable),
         }
@@ -184,8 +184,8 @@ impl Rules {
         if self.issuer.is_some() && said.issuer.as_deref() != self.issuer.as_deref() {
             return refuse("issuer");
         }
-        let named = |audience: &Box<str>| self.audiences.iter().any(|ours| **ours == **audience);
-        if !self.audiences.is_empty() && !said.audiences.iter().any(named) {
+        let named = |audience: &str| self.audiences.iter().any(|ours| **ours == *audience);
+        if !self.audiences.is_empty() && !said.audiences.iter().any(|audience| named(audience)) {
             return refuse("audience");
         }
         if said.not_before.is_some_and(|not_before| not_before > now.unix + AHEAD) {

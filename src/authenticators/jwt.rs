@@ -20,7 +20,9 @@ use crate::jose::key::Fingerprint;
 use crate::jose::{Algorithm, Algorithms, Claims, Fault, JwkSet, Jws};
 use crate::live::LiveState;
 use crate::live::key_set::{KeySet, KeySetId, Source, Upkeep};
+use crate::live::oauth_clients::OauthClients;
 use crate::live::replays::Replays;
+use crate::live::signing_keys::SigningKeys;
 use crate::live::token_cache::{TokenCache, Verified, VerifierId};
 use crate::net::http::{Client, Tls};
 use crate::request::{Identity, Method, Now, Rejection, Request};
@@ -54,7 +56,15 @@ struct Rules {
 #[derive(Debug)]
 enum Keys {
     Fixed(JwkSet),
-    Remote { set: Arc<KeySet>, upkeep: Arc<Upkeep> },
+    Remote {
+        set: Arc<KeySet>,
+        upkeep: Arc<Upkeep>,
+    },
+    /// Those of this gateway's own issuer.
+    Own {
+        keys: Arc<SigningKeys>,
+        clients: Option<Arc<OauthClients>>,
+    },
 }
 
 /// Why no key of a set vouches for a token.
@@ -80,14 +90,27 @@ impl Unproven {
 impl Jwt {
     /// Builds all that a request will need; everything that stands in the way is a problem.
     pub fn new(name: Arc<str>, config: &config::Jwt, live: &LiveState) -> Result<Self, Vec<Problem>> {
-        let symmetric = matches!(config.keys.value, KeySource::Secret(_));
-        let algorithms = if config.algorithms.is_empty() {
-            Algorithm::ALL.into_iter().filter(|algorithm| algorithm.is_symmetric() == symmetric).collect()
-        } else {
-            config.algorithms.iter().map(|algorithm| algorithm.value).collect()
-        };
-        let keys = Keys::new(config, algorithms, live).map_err(|message| vec![Problem::at(&config.keys.place, message)])?;
-        Ok(Self {
+        let keys = Keys::new(config, algorithms(config), live).map_err(|message| vec![Problem::at(&config.keys.place, message)])?;
+        Ok(Self::with_keys(name, config, keys, live))
+    }
+
+    /// Accepts the tokens of this gateway's own issuer; `clients` tell what it has revoked.
+    pub fn of_issuer(
+        name: Arc<str>,
+        config: &config::Jwt,
+        keys: Arc<SigningKeys>,
+        clients: Option<Arc<OauthClients>>,
+        live: &LiveState,
+    ) -> Self {
+        let mut own = Self::with_keys(name, config, Keys::Own { keys, clients }, live);
+        // An identity token is for an upstream: it opens nothing, whatever audience it was made for.
+        own.rules.typ.get_or_insert_with(|| "at+jwt".into());
+        own
+    }
+
+    fn with_keys(name: Arc<str>, config: &config::Jwt, keys: Keys, live: &LiveState) -> Self {
+        let algorithms = algorithms(config);
+        Self {
             // Debug escapes what it quotes, so no two verifiers write the same text.
             verifier: sha256(format!("{name:?} {} {:?}", keys.identity(), config.claims).as_bytes()),
             proofs: live.replays.find_or_create(&name, Replays::default),
@@ -105,7 +128,7 @@ impl Jwt {
             claims: ClaimPaths::new(&config.claims),
             keys,
             tokens: live.tokens.clone(),
-        })
+        }
     }
 
     /// Judges the token of a request. A credential of another shape, and a token of another issuer, are not ours.
@@ -160,6 +183,7 @@ impl Jwt {
         let Header { algorithm, ref typ, .. } = jws.header;
         self.rules.check(algorithm, typ.as_deref(), &registered, now)?;
         let key = self.keys.verify(&jws, now).await?;
+        self.keys.check_revoked(&all)?;
         // After the signature: a proof is remembered, and strangers must not fill that memory.
         confirmation::check(&all, Some(self.bound(token)), request, now)?;
         // Without the signature: of an ECDSA signature anybody can make a second one that is as good, and it must not have a budget of its own.
@@ -176,6 +200,15 @@ fn locations(from: &[Location]) -> Vec<Location> {
         .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("dpop")));
     let proof = bound.then_some(Location::Header { name: DPOP, scheme: None });
     from.iter().cloned().chain(proof).collect()
+}
+
+/// What may sign: what the operator says, else all that the kind of key can.
+fn algorithms(config: &config::Jwt) -> Algorithms {
+    let symmetric = matches!(config.keys.value, KeySource::Secret(_));
+    if config.algorithms.is_empty() {
+        return Algorithm::ALL.into_iter().filter(|algorithm| algorithm.is_symmetric() == symmetric).collect();
+    }
+    config.algorithms.iter().map(|algorithm| algorithm.value).collect()
 }
 
 impl Rules {
@@ -233,6 +266,7 @@ impl Keys {
                 return Self::fixed(set, algorithms);
             }
             KeySource::JwksFile(file) => return Self::fixed(JwkSet::parse(&file.bytes)?, algorithms),
+            KeySource::Issuer => return Err("there is no `issuer` in this configuration".to_owned()),
             KeySource::JwksUrl { url, fetch } => (Source::Jwks(url.clone()), fetch),
             KeySource::Discovery { url, fetch } => (Source::Discovery { url: url.clone(), issuer: config.issuer.clone() }, fetch),
         };
@@ -260,13 +294,22 @@ impl Keys {
         match self {
             Self::Fixed(set) => format!("{:?}", set.keys().iter().map(|key| key.fingerprint()).collect::<Vec<_>>()),
             Self::Remote { set, .. } => format!("{:?}", set.id()),
+            Self::Own { .. } => "issuer".to_owned(),
         }
     }
 
     /// Whether the key of a known token still stands for its issuer: rotated out, it proves nothing any more.
     fn still_hold(&self, known: &Verified, now: Now) -> Result<bool, Rejection> {
         // The keys of a file and a secret are part of the verifier's identity.
-        let Self::Remote { set, upkeep } = self else { return Ok(true) };
+        let (set, upkeep) = match self {
+            Self::Fixed(_) => return Ok(true),
+            Self::Remote { set, upkeep } => (set, upkeep),
+            Self::Own { keys, .. } => {
+                self.check_revoked(&known.identity.claims)?;
+                // The same number is the same document; another one is judged as if the token were new.
+                return Ok(keys.current().as_ref().is_some_and(|held| known.generation.load(Ordering::Relaxed) == held.generation()));
+            }
+        };
         let current = set.current();
         let held = current.as_ref().filter(|held| held.age(now) <= upkeep.max_stale).ok_or_else(|| away(set, now))?;
         if known.generation.load(Ordering::Relaxed) == held.generation() {
@@ -279,12 +322,24 @@ impl Keys {
         Ok(holds)
     }
 
+    /// Refuses what our own issuer has given and taken back.
+    fn check_revoked(&self, claims: &serde_json::Map<String, serde_json::Value>) -> Result<(), Rejection> {
+        let Self::Own { clients: Some(clients), .. } = self else { return Ok(()) };
+        let text = |name| claims.get(name).and_then(serde_json::Value::as_str);
+        if clients.is_revoked(text("jti"), text("client_id")) { Err(Rejection::CredentialRevoked) } else { Ok(()) }
+    }
+
     /// The key that signed, and the generation of the set that held it.
     async fn verify(&self, jws: &Jws<'_>, now: Now) -> Result<(Fingerprint, u64), Rejection> {
         let signature = jws.signature().map_err(invalid)?;
         let refuse = |unproven: Unproven| Rejection::CredentialInvalid(unproven.reason());
         let (set, upkeep) = match self {
             Self::Fixed(set) => return prove(set, jws, &signature).map(|key| (key, 0)).map_err(refuse),
+            Self::Own { keys, .. } => {
+                let held = keys.current();
+                let held = held.as_ref().ok_or(Rejection::Internal("no_signing_keys"))?;
+                return prove(held.public(), jws, &signature).map(|key| (key, held.generation())).map_err(refuse);
+            }
             Self::Remote { set, upkeep } => (set, upkeep),
         };
         let judge = || {

@@ -1,13 +1,16 @@
 //! May you: what the proven caller must hold.
 
+pub mod expression;
+
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::config::Authorize;
-use crate::request::{Identity, Rejection};
+use crate::request::{Identity, Rejection, Request};
+use expression::Expression;
 
-/// The scopes, roles and claims that a policy asks for, all three together.
+/// The scopes, roles, claims and the condition that a policy asks for, all of them together.
 #[derive(Debug)]
 pub struct Authorizers {
     /// All of these.
@@ -18,6 +21,8 @@ pub struct Authorizers {
     roles: Box<[Arc<str>]>,
     /// Each of these, with one of its values.
     claims: Box<[Claim]>,
+    /// This.
+    when: Option<Expression>,
 }
 
 /// A claim by its dotted path, and the values that are good.
@@ -28,8 +33,8 @@ struct Claim {
 }
 
 impl Authorizers {
-    /// Compiles what a policy asks for.
-    pub fn compile(authorize: &Authorize) -> Self {
+    /// Compiles what a policy asks for, with its condition already read.
+    pub fn compile(authorize: &Authorize, when: Option<Expression>) -> Self {
         Self {
             scopes: authorize.scopes.as_slice().into(),
             scopes_asked: authorize.scopes.join(" ").into(),
@@ -39,15 +44,17 @@ impl Authorizers {
                 .iter()
                 .map(|(path, values)| Claim { path: path.value.clone(), values: values.as_slice().into() })
                 .collect(),
+            when,
         }
     }
 
     /// Refuses an identity that lacks something: with [`Rejection::InsufficientScope`] when it is a scope, as its client can ask for more,
     /// else with [`Rejection::Forbidden`]. Nobody lacks whatever is asked for.
-    pub fn authorize(&self, identity: Option<&Identity>) -> Result<(), Rejection> {
+    pub fn authorize(&self, request: &Request<'_>, identity: Option<&Identity>) -> Result<(), Rejection> {
         let Some(identity) = identity else {
-            let asked = !self.scopes.is_empty() || !self.roles.is_empty() || !self.claims.is_empty();
-            return if asked { Err(Rejection::CredentialMissing) } else { Ok(()) };
+            let identity = self.when.as_ref().is_some_and(Expression::needs_identity);
+            let asked = identity || !self.scopes.is_empty() || !self.roles.is_empty() || !self.claims.is_empty();
+            return if asked { Err(Rejection::CredentialMissing) } else { self.check_condition(request, None) };
         };
         if !self.scopes.iter().all(|scope| identity.scopes.contains(scope)) {
             return Err(Rejection::InsufficientScope(self.scopes_asked.clone()));
@@ -59,7 +66,20 @@ impl Authorizers {
         if !self.claims.iter().all(holds) {
             return Err(Rejection::Forbidden("claim_mismatch"));
         }
-        Ok(())
+        self.check_condition(request, Some(identity))
+    }
+
+    /// The path parameters that its condition speaks of.
+    pub fn parameters(&self) -> impl Iterator<Item = &str> {
+        self.when.iter().flat_map(Expression::parameters)
+    }
+
+    fn check_condition(&self, request: &Request<'_>, identity: Option<&Identity>) -> Result<(), Rejection> {
+        match self.when.as_ref().map(|when| when.holds(request, identity)) {
+            None | Some(Ok(true)) => Ok(()),
+            Some(Ok(false)) => Err(Rejection::Forbidden("condition")),
+            Some(Err(reason)) => Err(Rejection::Forbidden(reason)),
+        }
     }
 }
 
@@ -90,15 +110,23 @@ mod tests {
         Identity { scopes: names(scopes), roles: names(roles), claims, ..Identity::new(Method::Jwt, "a".into(), [0; 32]) }
     }
 
+    impl Authorizers {
+        fn may(&self, identity: Option<&Identity>) -> Result<(), Rejection> {
+            let client = crate::request::Client { address: [192, 0, 2, 1].into(), through_trusted_proxy: false };
+            self.authorize(&Request::new(&http::Method::GET, "h", "/", &http::HeaderMap::new(), &client), identity)
+        }
+    }
+
     fn claims(asked: &[(&str, &[&str])]) -> Authorizers {
         let place = Place { file: "f".into(), line: 1, column: 1, path: "p".into() };
         let named = |(name, values): &(&str, &[&str])| (At { value: Arc::from(*name), place: place.clone() }, names(values));
-        Authorizers::compile(&Authorize { claims: asked.iter().map(named).collect(), ..Authorize::default() })
+        Authorizers::compile(&Authorize { claims: asked.iter().map(named).collect(), ..Authorize::default() }, None)
     }
 
     #[test]
     fn all_scopes_are_asked_for_and_the_refusal_names_them() {
-        let authorizers = Authorizers::compile(&Authorize { scopes: names(&["orders:read", "orders:write"]), ..Authorize::default() });
+        let authorizers =
+            Authorizers::compile(&Authorize { scopes: names(&["orders:read", "orders:write"]), ..Authorize::default() }, None);
         let refused = Err(Rejection::InsufficientScope("orders:read orders:write".into()));
         for (scopes, expected) in [
             (&["orders:write", "x", "orders:read"][..], Ok(())),
@@ -108,17 +136,17 @@ mod tests {
             (&["orders:read orders:write"], refused.clone()),
             (&[], refused),
         ] {
-            assert_eq!(authorizers.authorize(Some(&identity(scopes, &[], json!({})))), expected, "{scopes:?}");
+            assert_eq!(authorizers.may(Some(&identity(scopes, &[], json!({})))), expected, "{scopes:?}");
         }
     }
 
     #[test]
     fn any_role_is_enough() {
-        let authorizers = Authorizers::compile(&Authorize { roles: names(&["admin", "auditor"]), ..Authorize::default() });
+        let authorizers = Authorizers::compile(&Authorize { roles: names(&["admin", "auditor"]), ..Authorize::default() }, None);
         for (roles, expected) in
             [(&["auditor"][..], true), (&["user", "admin"], true), (&["user"], false), (&["admins"], false), (&[], false)]
         {
-            assert_eq!(authorizers.authorize(Some(&identity(&[], roles, json!({})))).is_ok(), expected, "{roles:?}");
+            assert_eq!(authorizers.may(Some(&identity(&[], roles, json!({})))).is_ok(), expected, "{roles:?}");
         }
     }
 
@@ -141,13 +169,13 @@ mod tests {
             (json!({}), false),
         ] {
             let expected = if expected { Ok(()) } else { Err(Rejection::Forbidden("claim_mismatch")) };
-            assert_eq!(authorizers.authorize(Some(&identity(&[], &[], given.clone()))), expected, "{given}");
+            assert_eq!(authorizers.may(Some(&identity(&[], &[], given.clone()))), expected, "{given}");
         }
     }
 
     #[test]
     fn a_claim_without_values_admits_nobody_and_a_policy_that_asks_nothing_everybody() {
-        assert!(claims(&[("tenant", &[])]).authorize(Some(&identity(&[], &[], json!({"tenant": "acme"})))).is_err());
-        assert!(claims(&[]).authorize(Some(&identity(&[], &[], json!({})))).is_ok());
+        assert!(claims(&[("tenant", &[])]).may(Some(&identity(&[], &[], json!({"tenant": "acme"})))).is_err());
+        assert!(claims(&[]).may(Some(&identity(&[], &[], json!({})))).is_ok());
     }
 }

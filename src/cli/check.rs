@@ -142,7 +142,7 @@ fn dependencies(config: &Config) -> Vec<String> {
                     name.value,
                     config::duration(fetch.max_stale)
                 )),
-                KeySource::JwksFile(_) | KeySource::Secret(_) => {}
+                KeySource::JwksFile(_) | KeySource::Secret(_) | KeySource::Issuer => {}
             },
             Authenticator::ClientCertificate(_) => {}
             Authenticator::Introspection(introspection) => plans.push(introspection_plan(&name.value, introspection)),
@@ -168,6 +168,16 @@ fn dependencies(config: &Config) -> Vec<String> {
                 }
             )),
             Authenticator::Sigv4(_) | Authenticator::Signature(_) | Authenticator::Basic(_) => {}
+        }
+    }
+    if let Some(issuer) = &config.issuer {
+        let folder = issuer.signing.directory.display();
+        plans.push(format!("issuer: keys in {folder}; while it cannot be read or written the last keys are used on"));
+        if let Some(oauth2) = &issuer.oauth2 {
+            let database = oauth2.clients.database.display();
+            plans.push(format!(
+                "issuer: clients in {database}; without it 503 for those who ask for a token, and what was revoked stays revoked"
+            ));
         }
     }
     plans.extend(limits::dependencies(config));

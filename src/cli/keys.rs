@@ -186,7 +186,7 @@ impl<E: std::error::Error> From<E> for Failure {
     }
 }
 
-fn fail<T>(message: impl Into<String>) -> Result<T, Failure> {
+pub(super) fn fail<T>(message: impl Into<String>) -> Result<T, Failure> {
     Err(Failure(vec![message.into()]))
 }
 
@@ -493,7 +493,7 @@ fn unknown<'a>(kind: &str, name: &str, known: impl Iterator<Item = &'a str>) -> 
     format!("there is no {kind} {name:?}{hint}")
 }
 
-fn random<const N: usize>() -> Result<[u8; N], Failure> {
+pub(super) fn random<const N: usize>() -> Result<[u8; N], Failure> {
     let mut bytes = Zeroizing::new([0; N]);
     openssl::rand::rand_bytes(&mut *bytes)?;
     Ok(*bytes)
@@ -520,7 +520,7 @@ impl When {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let unit = |unit| match unit {
         "s" => Some(1),
         "m" => Some(60),
@@ -543,13 +543,13 @@ fn network(text: &str) -> Result<IpNet, String> {
 }
 
 /// What becomes a header and a log field.
-fn word(text: &str) -> Result<Arc<str>, String> {
+pub(super) fn word(text: &str) -> Result<Arc<str>, String> {
     let sound = (1..=256).contains(&text.len()) && text.trim() == text && !text.chars().any(char::is_control);
     if sound { Ok(text.into()) } else { Err("empty, too long, or with characters that are not to be seen".to_owned()) }
 }
 
 /// `scope-token` of RFC 6749 section 3.3.
-fn scope(text: &str) -> Result<Arc<str>, String> {
+pub(super) fn scope(text: &str) -> Result<Arc<str>, String> {
     let sound = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\');
     if sound { Ok(text.into()) } else { Err("a scope is one word of visible ASCII without quotes or backslashes".to_owned()) }
 }

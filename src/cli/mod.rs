@@ -1,10 +1,12 @@
 //! The door: the command line, which says what it does and leaves the doing to the floors below.
 
 mod check;
+mod clients;
 mod health;
 mod key_file;
 mod key_quotas;
 mod keys;
+mod revoke;
 mod tokens;
 
 use std::path::PathBuf;
@@ -34,6 +36,11 @@ enum Command {
     /// Make, show and withdraw API keys
     #[command(subcommand)]
     Keys(keys::Keys),
+    /// Refuse credentials before their time: a token, or all of a subject, client, key or issuer
+    Revoke(revoke::Revoke),
+    /// Make, show and withdraw clients of the token endpoint
+    #[command(subcommand)]
+    Clients(clients::Clients),
     /// Print the JSON Schema of the configuration
     Schema,
 }
@@ -69,6 +76,8 @@ pub fn main() -> ExitCode {
         Command::Health(health) => health.run(),
         Command::Tokens(tokens) => tokens.run(),
         Command::Keys(keys) => keys.run(),
+        Command::Revoke(revoke) => revoke.run(),
+        Command::Clients(clients) => clients.run(),
         Command::Schema => {
             print(&format!("{:#}\n", crate::config::schema()));
             ExitCode::SUCCESS

@@ -86,7 +86,7 @@ grammar! {
     }
 
     /// Where keys come from, and for a URL how they are fetched and how long they are trusted.
-    #[one_of(discovery, jwks_url, jwks_file, secret)]
+    #[one_of(discovery, jwks_url, jwks_file, secret, issuer)]
     #[checked(check_keys)]
     struct WrittenKeys {
         /// The issuer's URL: its discovery document names the key set.
@@ -97,6 +97,8 @@ grammar! {
         jwks_file: Option<File> = absent,
         /// A shared secret, for `HS256`, `HS384` and `HS512`: at least as long as the hash.
         secret: Option<Secret> = absent,
+        /// `true`: the keys of this gateway's own `issuer`, without a way over the network.
+        issuer: bool = "false",
         /// The authorities to trust for the issuer's TLS, in PEM. Absent: the system's.
         ca: Option<File> = absent,
         /// How long a fetch may take.
@@ -207,6 +209,8 @@ pub enum KeySource {
     JwksFile(File),
     /// A shared secret of at least 32 bytes.
     Secret(Secret),
+    /// Those of this gateway's own issuer.
+    Issuer,
 }
 
 /// How a remote key set is fetched and how long it is trusted without news.
@@ -228,18 +232,19 @@ impl Decode for KeySource {
     type Value = Self;
 
     fn decode(node: &Node, context: &mut Context<'_>) -> Option<Self> {
-        let WrittenKeys { discovery, jwks_url, jwks_file, secret, ca, timeout, refresh, max_stale, store } =
+        let WrittenKeys { discovery, jwks_url, jwks_file, secret, issuer, ca, timeout, refresh, max_stale, store } =
             WrittenKeys::decode(node, context)?;
         let fetch = KeyFetch { ca, timeout, refresh, max_stale, store };
         match (discovery, jwks_url) {
             (Some(url), _) => Some(Self::Discovery { url, fetch }),
             (_, Some(url)) => Some(Self::JwksUrl { url, fetch }),
+            _ if issuer => Some(Self::Issuer),
             _ => jwks_file.map(Self::JwksFile).or(secret.map(Self::Secret)),
         }
     }
 
     fn expected() -> String {
-        "one of `{discovery: URL}`, `{jwks_url: URL}`, `{jwks_file: PATH}`, `{secret: {env: NAME}}`".to_owned()
+        "one of `{discovery: URL}`, `{jwks_url: URL}`, `{jwks_file: PATH}`, `{secret: {env: NAME}}`, `{issuer: true}`".to_owned()
     }
 
     fn schema(definitions: &mut Object<String, Value>) -> Value {
@@ -386,6 +391,9 @@ fn check_jwt(jwt: &Jwt, _: &Fields<'_>, context: &mut Context<'_>) {
 }
 
 fn check_keys(keys: &WrittenKeys, fields: &Fields<'_>, context: &mut Context<'_>) {
+    if fields.written("issuer").is_some() && !keys.issuer {
+        fields.refuse(context, "no keys at all", "`issuer: true`");
+    }
     if let Some(secret) = &keys.secret
         && secret.expose().len() < 32
     {

@@ -9,13 +9,16 @@ mod client_certificate;
 mod decode;
 mod dependency;
 mod external;
-mod header;
+mod filter;
+pub(crate) mod header;
 mod introspection;
+mod issuer;
 mod keys;
 mod limit;
 mod policy;
 mod problem;
 mod redis;
+mod revocation;
 mod route;
 mod server;
 mod signature;
@@ -36,12 +39,15 @@ pub use client_certificate::{AllowedCertificate, CertificateName, ClientCertific
 use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
 pub use dependency::{Breaker, OnFailure};
 pub use external::{DecisionCache, DecisionKey, External, ExternalClaims, ExternalResponse, WhenAbsent};
+pub use filter::{Filter, FilterAction};
 pub use introspection::{ClientProof, Introspection, OauthClient, OauthClientMethod};
+pub use issuer::{Issuer, Signing, SigningAlgorithm};
 pub use keys::KeyEntry;
 pub use limit::{Allowance, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, Plan, Quotas, WhenMissing};
 pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};
 pub use problem::{At, Place, Problem, nearest};
 pub use redis::{Redis, RedisUrl};
+pub use revocation::Revocation;
 pub use route::{Route, RoutePolicy, RouteTimeouts};
 pub use server::{
     AccessLog, Admin, Certificate, ClientCertificateMode, ClientCertificates, ForwardedCertificates, Listener, ListenerTls, Server,
@@ -52,6 +58,7 @@ pub use sigv4::{Replay, SigningKeyEntry, Sigv4};
 pub use source::{Source, System};
 pub use upstream::{Balance, Builtin, Health, Retries, RetryOn, Upstream, UpstreamServer, UpstreamTimeouts, UpstreamTls};
 use values::Name;
+pub(crate) use values::network;
 pub use values::{Period, Quota, Rate, duration};
 
 /// What became of reading a configuration.
@@ -155,14 +162,20 @@ grammar! {
         limits: Named<Limit> as Map<Name, Limit> = "{}",
         /// The embedded store of limits with a `quota`.
         quotas: Quotas = "{}",
+        /// Rules over requests, by name.
+        filters: Named<Filter> as Map<Name, Filter> = "{}",
         /// Usage plans, by name: a caller's is named by its key or token, or by `consumers`.
         plans: Named<Plan> as Map<Name, Plan> = "{}",
         /// Ways to prove who calls, by name.
         authenticators: Named<Authenticator> as Map<policy::AuthenticatorName, Authenticator> = "{}",
         /// Who may enter, by name.
         policies: Named<Policy> as Map<Name, Policy> = "{}",
+        /// Which credentials are refused before their time. Absent: none.
+        revocation: Option<Revocation> = absent,
         /// Which requests go where.
         routes: Vec<Route> as NonEmpty<Vec<Route>>,
+        /// edgeward as an issuer of tokens. Absent: it signs none.
+        issuer: Option<Issuer> = absent,
         /// What is written down.
         telemetry: Telemetry = "{}",
     }

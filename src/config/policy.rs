@@ -20,6 +20,8 @@ grammar! {
         deny: Vec<IpNet> as Networks = "[]",
         /// The only networks that may enter. Absent: all.
         allow: Option<Vec<IpNet>> as Option<NonEmpty<Networks>> = absent,
+        /// The filters that apply, by name, before any credential is looked at, but for those that are about the caller.
+        filters: Vec<At<Arc<str>>> as Vec<At<Name>> = "[]",
         /// The limits that apply, by name: one whose key needs the identity is checked after it, the others before. Those of the caller's
         /// plan apply as well.
         limits: Vec<At<Arc<str>>> as Vec<At<Name>> = "[]",
@@ -41,6 +43,9 @@ grammar! {
         roles: Vec<Arc<str>> as Vec<Text> = "[]",
         /// Each of these claims, with one of its values.
         claims: Named<Vec<Arc<str>>> as Map<ClaimPath, NonEmpty<OneOrMany<Text>>> = "{}",
+        /// A condition in CEL over `claims`, `identity`, `request`, `path` (the parameters of the route's path) and `client`, which must be
+        /// true. What it speaks of and the request lacks makes it not true.
+        when: Option<At<Arc<str>>> as Option<At<Condition>> = absent,
     }
 
     /// What the upstream is told, beside the standard identity headers.
@@ -50,6 +55,8 @@ grammar! {
         headers: Vec<(At<http::HeaderName>, At<Vec<TemplatePart>>)> as Map<HeaderName, At<Template>> = "{}",
         /// What becomes of the credential that was accepted.
         token: Token = "strip",
+        /// With `token: exchange`: for whom the identity token is. Absent: the name of the route's upstream.
+        audience: Option<Arc<str>> as Option<Text> = absent,
     }
 
     /// Several credentials, or none.
@@ -70,7 +77,7 @@ grammar! {
 impl Authorize {
     /// Whether everybody who is proven holds it.
     pub fn asks_nothing(&self) -> bool {
-        self.scopes.is_empty() && self.roles.is_empty() && self.claims.is_empty()
+        self.scopes.is_empty() && self.roles.is_empty() && self.claims.is_empty() && self.when.is_none()
     }
 }
 
@@ -89,6 +96,8 @@ words! {
         Strip = "strip",
         /// It goes on to the upstream.
         Keep = "keep",
+        /// It is removed, and a short-lived token that the `issuer` signs says who called.
+        Exchange = "exchange",
     }
 }
 
@@ -222,6 +231,29 @@ impl Scalar for AuthenticatorName {
     }
 }
 
+/// A condition in CEL. Its names and kinds are checked when the whole is compiled.
+pub(crate) struct Condition;
+
+impl Scalar for Condition {
+    type Value = Arc<str>;
+
+    fn parse(text: &str) -> Result<Arc<str>, String> {
+        match text.trim() {
+            "" => Err("an empty condition".to_owned()),
+            text if text.len() > 4096 => Err("a condition of more than 4096 bytes".to_owned()),
+            text => Ok(text.into()),
+        }
+    }
+
+    fn expected() -> String {
+        "a condition in CEL, such as `claims.tenant == path.tenant`".to_owned()
+    }
+
+    fn schema() -> Value {
+        json!({"title": "condition", "type": "string", "minLength": 1, "maxLength": 4096})
+    }
+}
+
 /// A piece of a header's template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TemplatePart {
@@ -321,7 +353,10 @@ fn check_policy(policy: &Policy, _: &Fields<'_>, context: &mut Context<'_>) {
     refuse_twice(&policy.limits, "limit", context);
 }
 
-fn check_forward(forward: &Forward, _: &Fields<'_>, context: &mut Context<'_>) {
+fn check_forward(forward: &Forward, fields: &Fields<'_>, context: &mut Context<'_>) {
+    if forward.audience.is_some() && forward.token != Token::Exchange {
+        fields.refuse(context, "an audience without a token for it", "`audience` with `token: exchange` only");
+    }
     let mut seen = HashSet::new();
     for (name, _) in &forward.headers {
         // `X_User_Id` beside our own `X-User-Id` would be two values of one name to some servers.

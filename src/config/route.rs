@@ -155,6 +155,28 @@ fn canonical(segment: &str) -> Result<(), String> {
 /// The path of a route.
 struct PathPattern;
 
+/// A path that is that path alone.
+pub(super) struct LiteralPath;
+
+impl Scalar for LiteralPath {
+    type Value = Arc<str>;
+
+    fn parse(text: &str) -> Result<Arc<str>, String> {
+        match PathPattern::parse(text)? {
+            path if path.contains('{') => Err("a pattern".to_owned()),
+            path => Ok(path.trim_end_matches('/').into()),
+        }
+    }
+
+    fn expected() -> String {
+        "a path such as `/oauth2`".to_owned()
+    }
+
+    fn schema() -> Value {
+        json!({"title": "literal path", "type": "string", "pattern": "^/[^{}]*$"})
+    }
+}
+
 impl Scalar for PathPattern {
     type Value = Arc<str>;
 

@@ -563,6 +563,11 @@ fn unmapped(network: IpNet) -> IpNet {
     }
 }
 
+/// Reads a network as the configuration does.
+pub(crate) fn network(text: &str) -> Result<IpNet, String> {
+    Network::parse(text)
+}
+
 /// Networks: written here, or one per line in `{file: PATH}`.
 pub(crate) struct Networks;
 

@@ -74,6 +74,13 @@ impl<'t> Jws<'t> {
     }
 }
 
+/// SHA-256 of what the signature of a token is over; of the whole where it is no JWS.
+///
+/// Of an ECDSA signature anybody can make a second one that is as good: the same token with that one must not count as another.
+pub fn fingerprint(token: &str) -> [u8; 32] {
+    openssl::sha::sha256(Jws::parse(token).map_or(token.as_bytes(), |jws| jws.signing_input()))
+}
+
 fn parse_header(encoded: &str) -> Result<Header, Fault> {
     let members = json::object(&base64url(encoded.as_bytes()).ok_or(Fault::Malformed)?).ok_or(Fault::Malformed)?;
     // RFC 7515 section 4.1.11: an extension that is not understood refuses the token; we understand none, so any `crit` does.

@@ -1,6 +1,8 @@
-//! Keys that sign, for our own tools, demo and tests; an issuer's keys are never here.
+//! Keys that sign: those of our own issuer, and of tools, demo and tests.
 //!
 //! OpenSSL signs: jwt-simple's RSA is not constant in time (RUSTSEC-2023-0071), and a signing key must not leak by that way.
+
+use std::collections::BTreeMap;
 
 use openssl::bn::{BigNum, BigNumContext};
 use openssl::ec::{EcKey, EcPoint};
@@ -119,9 +121,32 @@ impl SigningKey {
         self.public_members().map(Value::Object)
     }
 
+    /// The algorithm that it signs with.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// Its key id.
+    pub fn kid(&self) -> &str {
+        &self.kid
+    }
+
+    /// The same key, named by its thumbprint (RFC 7638): no two keys have the same id, and nobody has to choose one.
+    pub fn with_thumbprint(self) -> Result<Self, SigningError> {
+        let members: BTreeMap<String, Value> =
+            self.public_members()?.into_iter().filter(|(name, _)| !["alg", "kid", "use"].contains(&name.as_str())).collect();
+        let text = serde_json::to_string(&members).map_err(|_| SigningError::Jwk("not JSON"))?;
+        Ok(Self { kid: encode(&sha256(text.as_bytes())), ..self })
+    }
+
     /// A compact JWS over `claims`.
     pub fn sign(&self, claims: &Map<String, Value>) -> Result<String, SigningError> {
-        let header = json!({"alg": self.algorithm.label(), "kid": self.kid, "typ": "JWT"});
+        self.sign_as("JWT", claims)
+    }
+
+    /// A compact JWS over `claims` whose header says this `typ`.
+    pub fn sign_as(&self, typ: &str, claims: &Map<String, Value>) -> Result<String, SigningError> {
+        let header = json!({"alg": self.algorithm.label(), "kid": self.kid, "typ": typ});
         self.sign_parts(header.to_string().as_bytes(), Value::Object(claims.clone()).to_string().as_bytes())
     }
 

@@ -21,7 +21,7 @@ const CALLS: usize = 64;
 /// Questions that are asked or wait for their turn at one time; more are answered "away", so that a flood of new credentials costs no memory.
 const FLIGHTS: usize = 4096;
 /// An answer up to this many bytes takes one place of the cache; a longer one takes several.
-const PLACE: usize = 2048;
+const PLACE: usize = 4096;
 /// When it is worth asking again after a crowd or a call that ended without an outcome.
 const SOON: Duration = Duration::from_secs(1);
 

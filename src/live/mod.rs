@@ -6,15 +6,19 @@ pub mod backends;
 pub mod breaker;
 pub mod database;
 pub mod decisions;
+pub mod identity_tokens;
 pub mod introspected;
 pub mod key_set;
 pub mod key_store;
 pub mod leases;
 pub mod limits;
+pub mod oauth_clients;
 pub mod passwords;
 pub mod quotas;
 pub mod replays;
+pub mod revocations;
 pub mod shared_limits;
+pub mod signing_keys;
 pub mod token_cache;
 
 use std::collections::HashMap;
@@ -49,8 +53,16 @@ pub struct LiveState {
     pub decisions: Registry<decisions::AuthorizerId, decisions::Decisions>,
     /// What may be used once, by the name of the authenticator.
     pub replays: Registry<Arc<str>, replays::Replays>,
+    /// What was revoked, by the database.
+    pub revocations: Registry<PathBuf, revocations::Revocations>,
     /// What is known of opaque tokens, by the endpoint that said it.
     pub introspected: Registry<introspected::EndpointId, introspected::TokenAnswers>,
+    /// The keys that edgeward signs with, by their folder.
+    pub signing_keys: Registry<PathBuf, signing_keys::SigningKeys>,
+    /// The clients of the token endpoint, by their database.
+    pub oauth_clients: Registry<PathBuf, oauth_clients::OauthClients>,
+    /// Identity tokens for upstreams, by who signs them and how long they live.
+    pub identity_tokens: Registry<identity_tokens::MintId, identity_tokens::IdentityTokens>,
     /// Resolved and probed backends, by the name of the upstream.
     pub backends: Registry<Arc<str>, backends::Backends>,
 }

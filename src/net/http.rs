@@ -34,9 +34,10 @@ const HEAD_LIMIT: usize = 64 * 1024;
 /// A connection may be finished in the background for the next request, out of reach of the deadline of the one that began it; this bounds it.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// Idle connections are few and short-lived: most peers close theirs after a minute, and a request on a dead one has to be sent twice.
+/// Idle connections are short-lived: most peers close theirs after a minute, and a request on a dead one has to be sent twice. There are as many
+/// as calls that `live::answers` makes at one time, so that a busy party is not connected to for every call.
 const IDLE_LIMIT: Duration = Duration::from_secs(20);
-const IDLE_CONNECTIONS: usize = 8;
+const IDLE_CONNECTIONS: usize = 64;
 
 /// Whom a client trusts and who it is. The peer is always verified; the default trusts the authorities of the system.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -104,6 +104,9 @@ impl AccessLog {
             line.text("upstream", &upstream.to_string());
             line.number("tries", context.tried.len() as u64);
         }
+        if let Some(filter) = context.rejection.as_ref().and_then(Rejection::filter) {
+            line.text("filter", filter);
+        }
         if let Some(limit) = context.rejection.as_ref().and_then(Rejection::limit) {
             line.text("limit", &limit.name);
         }

@@ -40,13 +40,13 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use prometheus::IntCounter;
 
 use crate::admit::{Admission, Refusal, admit};
-use crate::config::{Builtin, RetryOn};
+use crate::config::RetryOn;
 use crate::metrics::Metrics;
 use crate::request::message::Message;
 use crate::request::{Clock, Rejection};
 use crate::route::forward;
 use crate::snapshot::Slot;
-use crate::upstream::{Chosen, Upstream};
+use crate::upstream::{Chosen, Service, Upstream};
 
 pub use access_log::AccessLog;
 use context::{Context, InFlight, RequestId, Target};
@@ -57,14 +57,22 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     access_log: AccessLog,
     clock: Clock,
-    /// Where the built-in upstream listens.
-    echo: SocketAddr,
+    own: OwnServices,
+}
+
+/// Where the services inside edgeward listen.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnServices {
+    /// The demo upstream.
+    pub echo: SocketAddr,
+    /// The issuer.
+    pub issuer: SocketAddr,
 }
 
 impl Gateway {
     /// A gateway that serves what stands in the slot.
-    pub fn new(slot: Arc<Slot>, metrics: Arc<Metrics>, access_log: AccessLog, clock: Clock, echo: SocketAddr) -> Self {
-        Self { slot, metrics, access_log, clock, echo }
+    pub fn new(slot: Arc<Slot>, metrics: Arc<Metrics>, access_log: AccessLog, clock: Clock, own: OwnServices) -> Self {
+        Self { slot, metrics, access_log, clock, own }
     }
 
     /// Everything between the request's head and the permit to forward it.
@@ -117,7 +125,7 @@ impl Gateway {
                 continue;
             }
             let permit = admit(route, &request, now).await?;
-            *target = Some(Target::new(&message, route, request.parameters, permit.identity())?);
+            *target = Some(Target::new(&message, route, request.parameters, permit.identity(), now)?);
             let proven = body.prove(session, permit.body(), body_rules).await;
             *body_received = body.whole().map_or(0, |whole| whole.len() as u64);
             return match proven {
@@ -216,7 +224,8 @@ impl ProxyHttp for Gateway {
             route.metrics.count_retry();
         }
         let address = match route.upstream.builtin {
-            Some(Builtin::Echo) => self.echo,
+            Some(Service::Echo) => self.own.echo,
+            Some(Service::Issuer) => self.own.issuer,
             None => match choose(&route.upstream, &context.tried) {
                 Ok(chosen) => context.backend.insert(chosen).address,
                 Err(rejection) => {

@@ -182,6 +182,7 @@ fn detail(rejection: &Rejection) -> &'static str {
         Rejection::CredentialRevoked => "The credential was revoked.",
         Rejection::AddressDenied => "The client address is not admitted.",
         Rejection::InsufficientScope(_) => "The credential lacks a scope that this resource asks for.",
+        Rejection::Filtered(_) => "The request is not admitted.",
         Rejection::Forbidden(_) | Rejection::Relayed(_) => "The identity is not admitted to this resource.",
         Rejection::NoRoute => "There is nothing at this address.",
         Rejection::MethodNotAllowed(_) => "The resource does not have this method.",

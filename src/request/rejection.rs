@@ -65,6 +65,8 @@ pub enum Rejection {
     InsufficientScope(Arc<str>),
     /// 403: the identity may not.
     Forbidden(&'static str),
+    /// 403: a filter of this name meets the request.
+    Filtered(Arc<str>),
     /// 401, 403 or a redirect, as an external authorizer says it.
     Relayed(Arc<Relayed>),
     /// 404: no route.
@@ -153,7 +155,7 @@ impl Rejection {
             Self::CredentialRevoked => "credential_revoked",
             Self::AddressDenied => "address_denied",
             Self::InsufficientScope(_) => "insufficient_scope",
-            Self::Forbidden(_) => "forbidden",
+            Self::Forbidden(_) | Self::Filtered(_) => "forbidden",
             Self::Relayed(relayed) => match relayed.status {
                 StatusCode::UNAUTHORIZED => "credential_invalid",
                 status if status.is_redirection() => "redirected",
@@ -185,7 +187,7 @@ impl Rejection {
         match self {
             Self::BadRequest(_) | Self::AmbiguousPath(_) | Self::AmbiguousFraming(_) | Self::ClientClosed => S::BAD_REQUEST,
             Self::CredentialMissing | Self::CredentialInvalid(_) | Self::CredentialExpired | Self::CredentialRevoked => S::UNAUTHORIZED,
-            Self::AddressDenied | Self::InsufficientScope(_) | Self::Forbidden(_) => S::FORBIDDEN,
+            Self::AddressDenied | Self::InsufficientScope(_) | Self::Forbidden(_) | Self::Filtered(_) => S::FORBIDDEN,
             Self::Relayed(relayed) => relayed.status,
             Self::NoRoute => S::NOT_FOUND,
             Self::MethodNotAllowed(_) => S::METHOD_NOT_ALLOWED,
@@ -209,6 +211,14 @@ impl Rejection {
         }
     }
 
+    /// The filter that refused, for the log.
+    pub fn filter(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Filtered(name) => Some(name),
+            _ => None,
+        }
+    }
+
     /// What the operator may know and the caller may not: a constant word, so that it can be a metric label.
     pub fn reason(&self) -> Option<&'static str> {
         match self {
@@ -221,6 +231,7 @@ impl Rejection {
             | Self::Internal(reason)
             | Self::Overloaded(reason)
             | Self::DependencyUnavailable { dependency: reason, .. } => Some(reason),
+            Self::Filtered(_) => Some("filter"),
             Self::Relayed(_) => Some("external"),
             _ => None,
         }

@@ -1,5 +1,7 @@
 //! What one route asks of a request, and where it sends it: everything compiled, nothing looked up.
 
+pub mod exchange;
+pub mod filters;
 pub mod forward;
 pub mod ip_rules;
 pub mod limit;
@@ -17,6 +19,8 @@ use crate::authorizers::Authorizers;
 use crate::metrics::RouteMetrics;
 use crate::upstream::Upstream;
 
+use exchange::Exchange;
+use filters::Filters;
 use forward::Forward;
 use ip_rules::IpRules;
 use rate_limits::RateLimits;
@@ -33,6 +37,8 @@ pub struct Route {
     pub rewrite: Option<Rewrite>,
     /// What a request takes of its limits, times what they say.
     pub cost: u64,
+    /// What the upstream is told in place of the credential.
+    pub exchange: Option<Exchange>,
     /// Who serves.
     pub upstream: Arc<Upstream>,
     /// Whether an upgrade to WebSocket is passed on.
@@ -46,6 +52,8 @@ pub struct Route {
 /// One compiled policy.
 #[derive(Debug)]
 pub struct Policy {
+    /// Which requests are refused or counted, whoever asks.
+    pub filters: Filters,
     /// Which addresses may ask at all.
     pub ip_rules: IpRules,
     /// How often.

@@ -206,6 +206,11 @@ impl<'p> Charge<'p> {
         self.shadowed
     }
 
+    /// Notes what would have refused the request, were it enforced.
+    pub fn note_shadow(&mut self, name: &Arc<str>) {
+        self.shadowed.push(Arc::clone(name));
+    }
+
     /// What an admitted request keeps; `provisionally` when it may yet be refused.
     pub fn into_held(self, provisionally: bool) -> Held {
         let turn = (!self.wait.is_zero()).then(|| Turn { at: self.now.monotonic.saturating_add(self.wait), receipt: self.receipt() });

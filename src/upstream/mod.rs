@@ -6,6 +6,7 @@ mod schedule;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use ahash::RandomState;
 use arc_swap::ArcSwap;
@@ -20,13 +21,16 @@ use crate::net;
 use crate::request::Rejection;
 use schedule::{Schedule, Turn};
 
+/// The name of the issuer among upstreams and before the names of its routes. No name of an operator's has a colon.
+pub const ISSUER: &str = "edgeward:issuer";
+
 /// An upstream as a snapshot holds it. Compiling one changes nothing for the running one of the same name; [`activate`](Self::activate) does.
 #[derive(Debug)]
 pub struct Upstream {
     /// The name in the configuration.
     pub name: Arc<str>,
     /// Set when edgeward itself answers; there is no backend to choose then.
-    pub builtin: Option<Builtin>,
+    pub builtin: Option<Service>,
     /// Absent: plain TCP.
     pub tls: Option<Tls>,
     /// Whether to speak HTTP/2.
@@ -44,6 +48,15 @@ pub struct Upstream {
     backends: Arc<Backends>,
     schedule: ArcSwap<Schedule>,
     turns: AtomicU64,
+}
+
+/// A service inside edgeward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// Answers with the request.
+    Echo,
+    /// Gives tokens.
+    Issuer,
 }
 
 /// How the backends prove who they are, and we to them. There is always a name to verify.
@@ -88,7 +101,7 @@ impl Upstream {
         });
         Ok(Self {
             name: name.clone(),
-            builtin: config.builtin,
+            builtin: config.builtin.map(|Builtin::Echo| Service::Echo),
             group_key: group_key(name, config.tls.as_ref()),
             tls,
             http2: config.http2,
@@ -102,6 +115,22 @@ impl Upstream {
             servers,
             backends,
         })
+    }
+
+    /// The issuer, as the upstream of its own routes.
+    pub fn issuer(live: &LiveState) -> Result<Self, Vec<Problem>> {
+        let second = Duration::from_secs(1);
+        let config = config::Upstream {
+            servers: Vec::new(),
+            builtin: None,
+            balance: Balance::RoundRobin,
+            tls: None,
+            health: None,
+            timeouts: UpstreamTimeouts { connect: second, response: 10 * second, idle: 10 * second },
+            retries: None,
+            http2: false,
+        };
+        Ok(Self { builtin: Some(Service::Issuer), ..Self::compile(&ISSUER.into(), &config, live)? })
     }
 
     /// Makes the upkeep look after this upstream's servers with its settings. Called once, when its snapshot takes effect.

@@ -642,8 +642,8 @@ fn two_gateways_share_what_redis_counts_and_check_says_how_far_it_can_be_off() {
     let printed = String::from_utf8_lossy(&output.stdout);
     let url = redis.url();
     for line in [
-        format!("counts: counted in {url}/0; while that is away each node counts alone"),
-        format!("opens: counted in {url}/0; while that is away it does NOT hold"),
+        format!("counts: counted in {url}/0, exactly; while that is away each node counts alone"),
+        format!("opens: counted in {url}/0, exactly; while that is away it does NOT hold"),
         format!(
             "lends: counted in {url}/0 and lent to the nodes: each may admit 1 beyond the 5 at worst and leave 1 unused; while that is away 503"
         ),

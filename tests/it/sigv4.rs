@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::aws::{ACME, Aws, sha256};
+use crate::harness::certificates::Authority;
 use crate::harness::client::{Answer, Connection, request};
 use crate::harness::gateway::{Folder, Gateway};
 use crate::harness::origin::{Origin, Reply, answer};
@@ -27,12 +28,16 @@ routes:
     )
 }
 
-fn start(origin: &Origin, more: &str) -> Gateway {
+fn furnished() -> Folder {
     let folder = Folder::new();
     folder.write("sigv4.yaml", KEYS);
     folder.write("acme.secret", ACME.secret);
     folder.write("token.secret", "TOKEN==");
-    Gateway::start_in(folder, &config(origin, more))
+    folder
+}
+
+fn start(origin: &Origin, more: &str) -> Gateway {
+    Gateway::start_in(furnished(), &config(origin, more))
 }
 
 /// The bytes of a signed request without its body.
@@ -194,6 +199,51 @@ fn a_body_in_pieces_is_proven_as_a_whole() {
 }
 
 #[test]
+fn a_body_is_proven_before_an_upstream_that_speaks_http_2_has_any_of_it() {
+    let (authority, origin) = (Authority::new("authority"), Origin::start());
+    let certificate = authority.issue(&["orders.test"]);
+    let folder = Folder::new();
+    folder.write("behind.pem", &certificate.chain);
+    folder.write("behind.key", &certificate.key);
+    let behind = Gateway::start_in(
+        folder,
+        &format!(
+            r#"
+listeners: [{{address: "127.0.0.1:0", tls: {{certificates: [{{chain: behind.pem, key: {{file: behind.key}}}}]}}}}]
+admin: {{address: "127.0.0.1:0"}}
+upstreams: {{orders: {{servers: ["{}"]}}}}
+routes: [{{name: all, path: "/{{*rest}}", upstream: orders, policy: {{authenticate: public}}}}]
+"#,
+            origin.address
+        ),
+    );
+    let folder = furnished();
+    folder.write("ca.pem", authority.pem());
+    let servers = format!("servers: [\"{}\"]", behind.address());
+    let over_http2 = format!("{servers}, http2: true, tls: {{server_name: orders.test, ca: ca.pem}}");
+    let plain = config(&origin, "").replace(&format!("servers: [\"{}\"]", origin.address), &over_http2);
+    let gateway = Gateway::start_in(folder, &plain);
+    assert_eq!(outcome(&gateway.ask(signed(&ACME, "GET", "/orders/7", &[], &sha256(b""), b""))), ok());
+    for length in [5, 65_536, 100_000, 1_000_000] {
+        let body = vec![b'a'; length];
+        let hash = sha256(&body);
+        let declared = [("X-Amz-Content-Sha256", hash.as_str())];
+        let chunked = |body: &[u8]| {
+            let head = head(&ACME, "POST", "/orders/", &declared, &hash, &[("Transfer-Encoding", "chunked")]);
+            [&head, format!("{:x}\r\n", body.len()).as_bytes(), body, b"\r\n0\r\n\r\n"].concat()
+        };
+        assert_eq!(outcome(&gateway.ask(signed(&ACME, "POST", "/orders/", &declared, &hash, &body))), ok(), "{length}");
+        assert!(origin.last().body == body, "{length}");
+        assert_eq!(outcome(&gateway.ask(chunked(&body))), ok(), "{length} in chunks");
+        assert!(origin.last().body == body, "{length} in chunks");
+        let changed = vec![b'b'; length];
+        assert_eq!(outcome(&gateway.ask(signed(&ACME, "POST", "/orders/", &declared, &hash, &changed))), refused(), "{length}");
+        assert_eq!(outcome(&gateway.ask(chunked(&changed))), refused(), "{length} in chunks");
+    }
+    assert!(origin.requests().iter().all(|seen| !seen.body.contains(&b'b')), "nothing of a wrong body came through");
+}
+
+#[test]
 fn an_answer_that_comes_before_the_body_waits_for_its_proof() {
     // An upstream that has made up its mind from the head.
     let hasty = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -278,12 +328,8 @@ fn a_signature_that_changes_something_counts_once_where_that_is_wanted() {
 #[test]
 fn a_wrong_body_uses_up_nothing_of_its_signers_budget() {
     let origin = Origin::start();
-    let folder = Folder::new();
-    folder.write("sigv4.yaml", KEYS);
-    folder.write("acme.secret", ACME.secret);
-    folder.write("token.secret", "TOKEN==");
     let limited = config(&origin, "").replace("authenticate: [iam]}", "authenticate: [iam], limits: [few]}");
-    let gateway = Gateway::start_in(folder, &format!("{limited}limits: {{few: {{per: consumer, rate: 2/h}}}}\n"));
+    let gateway = Gateway::start_in(furnished(), &format!("{limited}limits: {{few: {{per: consumer, rate: 2/h}}}}\n"));
     for length in [5, 100_000] {
         let hash = sha256(&vec![b'a'; length]);
         let declared = [("X-Amz-Content-Sha256", hash.as_str())];

@@ -3,7 +3,9 @@
 // node provider.mjs PORT, then one JSON command per line on stdin, each answered by one line on stdout:
 //   {"publish": ["ES256-1", "ES256-2"], "sign": {"ES256": "ES256-2"}}
 // names the keys of the key set and which of them signs for its algorithm. A key is made when it is first named.
-// A client asks for the token it wants by the resource it names: https://orders.test/ES256?audience=orders&ttl=300
+//   "gateway": {"keys": [...]} beside them is the key set of the client that introspects with a signed proof.
+// A client asks for the token it wants by the resource it names: https://orders.test/ES256?audience=orders&ttl=300, or one that says nothing itself
+// with &format=opaque.
 import { createServer } from 'node:http'
 import { createInterface } from 'node:readline'
 
@@ -28,7 +30,12 @@ async function key(kid) {
   return keys.get(kid)
 }
 
-async function provider({ publish, sign }) {
+// Clients that may ask what a token stands for, one for each way to prove it.
+function introspecting(client_id, token_endpoint_auth_method, more) {
+  return { client_id, token_endpoint_auth_method, grant_types: [], redirect_uris: [], response_types: [], ...more }
+}
+
+async function provider({ publish, sign, gateway }) {
   return new Provider(issuer, {
     jwks: { keys: await Promise.all(publish.map(key)) },
     clients: [{
@@ -37,12 +44,18 @@ async function provider({ publish, sign }) {
       grant_types: ['client_credentials'],
       redirect_uris: [],
       response_types: [],
-    }],
+    },
+    introspecting('gateway-basic', 'client_secret_basic', { client_secret: 'a secret: with 100% &+ signs' }),
+    introspecting('gateway-post', 'client_secret_post', { client_secret: 'gateway-secret' }),
+    ...(gateway ? [introspecting('gateway-key', 'private_key_jwt', { jwks: gateway })] : []),
+    ],
     clientDefaults: { id_token_signed_response_alg: publish[0].split('-')[0] },
     scopes: ['orders:read', 'orders:write'],
     ttl: { ClientCredentials: (_, token) => token.resourceServer.accessTokenTTL },
     features: {
       clientCredentials: { enabled: true },
+      introspection: { enabled: true },
+      revocation: { enabled: true },
       devInteractions: { enabled: false },
       resourceIndicators: {
         enabled: true,
@@ -52,7 +65,7 @@ async function provider({ publish, sign }) {
           return {
             scope: 'orders:read orders:write',
             audience: searchParams.get('audience'),
-            accessTokenFormat: 'jwt',
+            accessTokenFormat: searchParams.get('format') ?? 'jwt',
             accessTokenTTL: Number(searchParams.get('ttl')),
             jwt: { sign: { alg, kid: sign[alg] } },
           }

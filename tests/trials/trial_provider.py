@@ -1,6 +1,7 @@
 """Against an OpenID provider that we did not write: its tokens, its rotations, and its absences."""
 
 import json
+import signal
 import subprocess
 import threading
 import time
@@ -28,23 +29,34 @@ class Provider:
         )
         self._client = httpx.Client(base_url=self.url, timeout=10, trust_env=False)
 
-    def publish(self, *kids):
+    def publish(self, *kids, **more):
         """Sets the key set; the last key of an algorithm is the one that signs."""
         signing = {kid.split("-")[0]: kid for kid in kids}
-        self._process.stdin.write(json.dumps({"publish": kids, "sign": signing}) + "\n")
+        self._process.stdin.write(json.dumps({"publish": kids, "sign": signing} | more) + "\n")
         self._process.stdin.flush()
         equal(self._process.stdout.readline(), "done\n", "the provider's answer")
         return self
 
-    def token(self, algorithm, audience="orders", ttl=300, scope="orders:read"):
+    def token(self, algorithm, audience="orders", ttl=300, scope="orders:read", token_format="jwt"):
         form = {
             "grant_type": "client_credentials",
             "scope": scope,
-            "resource": f"https://orders.test/{algorithm}?audience={audience}&ttl={ttl}",
+            "resource": f"https://orders.test/{algorithm}?audience={audience}&ttl={ttl}&format={token_format}",
         }
         answer = self._client.post("/token", data=form, auth=("shop", "shop-secret"))
         check(answer.status_code == 200, f"the provider gave no token: {answer.text}")
         return answer.json()["access_token"]
+
+    def revoke(self, token):
+        answer = self._client.post("/token/revocation", data={"token": token}, auth=("shop", "shop-secret"))
+        check(answer.status_code == 200, f"the provider did not revoke: {answer.text}")
+
+    def freeze(self):
+        """It takes connections and says nothing, as a machine that swaps."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self):
         self._process.kill()

@@ -8,6 +8,8 @@ import trial_certificates
 import trial_external
 import trial_fleet
 import trial_grpc
+import trial_introspection
+import trial_issuer
 import trial_keys
 import trial_nginx
 import trial_provider

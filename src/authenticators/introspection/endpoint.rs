@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Uri};
-use openssl::sha::sha256;
 use serde_json::{Map, Value};
 
 use crate::authenticators::claims::ClaimPaths;
 use crate::authenticators::oauth_client::OauthClient;
 use crate::config::{self, Problem};
+use crate::jose::jws::fingerprint;
 use crate::jose::{Claims, json};
 use crate::live::answers::Answer;
 use crate::live::introspected::Introspected;
@@ -73,7 +73,7 @@ impl Endpoint {
             return Err(format!("the body is longer than {MAX_BODY} bytes"));
         }
         let said = read(response.body()).ok_or("the answer is not a JSON object")?;
-        Ok(self.answer(said, sha256(token.as_bytes()), response.body().len(), now))
+        Ok(self.answer(said, fingerprint(&token), response.body().len(), now))
     }
 
     /// The facts of an answer, and for how long they are repeated.

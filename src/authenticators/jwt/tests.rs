@@ -183,7 +183,7 @@ async fn every_hostile_token_gets_the_verdict_of_its_row() {
             if !matches!(verdict, Verdict::Accept(_)) {
                 let client = Caller { address: [127, 0, 0, 1].into(), through_trusted_proxy: false };
                 let request = Request { route: "r", ..Request::new(&http::Method::GET, "gw.test", "/", &headers, &client) };
-                let list = Authenticators::new(Accepted::Authenticator(Arc::new(Authenticator::Jwt(authenticator))));
+                let list = Authenticators::new(Accepted::Authenticator(Arc::new(Authenticator::Jwt(authenticator))), None);
                 let refused = list.identify(&request, now(NOW)).await.unwrap_err();
                 assert!([400, 401].contains(&refused.status().as_u16()), "{}: {refused:?}", row.id);
             }

@@ -47,14 +47,14 @@ pub(super) fn dependencies(config: &Config) -> Vec<String> {
         let redis = config.redis.as_ref().map(|redis| redis.url.value.to_string()).unwrap_or_default();
         let away = match on_failure {
             OnStoreFailure::Local => "each node counts alone",
-            OnStoreFailure::Allow => "it does not hold",
+            OnStoreFailure::Allow => "it does NOT hold",
             OnStoreFailure::Deny => "503",
         };
         let lent = lent.map_or(", exactly".to_owned(), |terms| {
             let (over, idle) = (worst_overshoot(1, terms), worst_idle(1, terms));
             format!(" and lent to the nodes: each may admit {over} beyond the {} at worst and leave {idle} unused", terms.limit)
         });
-        plans.push(format!("{}: counted in {redis}{lent}; while it is away {away}", name.value));
+        plans.push(format!("{}: counted in {redis}{lent}; while that is away {away}", name.value));
     }
     if config.limits.iter().any(|(_, limit)| matches!(limit.allowance, Allowance::Quota(_))) {
         let path = config.quotas.database.display();
