@@ -185,6 +185,32 @@ fn each_example_is_explained() {
 }
 
 #[test]
+fn each_way_to_prove_who_calls_is_shown_tested_fuzzed_and_explained() {
+    let source = fs::read_to_string(root().join("src/request/identity.rs")).unwrap();
+    let labels = source.lines().filter_map(|line| line.trim().strip_prefix("Self::")?.split_once(" => \"")?.1.strip_suffix("\","));
+    let words: Vec<&str> = labels.collect();
+    assert!(words.len() >= 8, "{words:?}");
+    for word in words {
+        // These share a file with others, or are called otherwise where people look for them.
+        let (test, target, page) = match word {
+            "jwt" => ("authenticators", "jwt", "configuration"),
+            "api_key" => ("authenticators", "credential", "api-keys"),
+            "client_certificate" => (word, word, "mtls"),
+            _ => (word, word, word),
+        };
+        for path in [
+            format!("src/authenticators/{word}.rs"),
+            format!("conf/examples/{word}.yaml"),
+            format!("tests/it/{test}.rs"),
+            format!("fuzz/src/{target}.rs"),
+            format!("docs/{page}.md"),
+        ] {
+            assert!(root().join(&path).is_file(), "{word} has no {path}: see docs/adding-an-authenticator.md");
+        }
+    }
+}
+
+#[test]
 fn no_test_is_ignored_but_those_that_need_the_suites_of_others() {
     for path in files(&root().join("src"), "rs").into_iter().chain(files(&root().join("tests"), "rs")) {
         let text = fs::read_to_string(&path).unwrap();
