@@ -23,7 +23,7 @@ use crate::live::signing_keys::SigningKeys;
 use crate::live::{LiveState, api_keys, backends, key_set};
 use crate::metrics::Metrics;
 use crate::net::redis::Redis;
-use crate::proxy::{self, AccessLog, Gateway, OwnServices};
+use crate::proxy::{self, AccessLog, Gateway, OwnServices, Pool};
 use crate::reload::{Candidate, Reloader, open_stores};
 use crate::request::{Clock, Now};
 use crate::snapshot::Slot;
@@ -77,7 +77,8 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     let issuer = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("issuer", error.to_string()))?;
     let issuer_address = issuer.local_addr().map_err(|error| StartError::System("issuer", error.to_string()))?;
     let own = OwnServices { echo: echo_address, issuer: issuer_address };
-    let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock), own);
+    let pool = Arc::new(Pool::new(POOL));
+    let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock), own, Arc::clone(&pool));
     let mut service = pingora_proxy::http_proxy_service_with_name(&server.configuration, gateway, "edgeward");
     let mut addresses = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
@@ -126,8 +127,10 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
         }
         None => None,
     };
-    let mut housekeeper =
-        background_service("housekeeper", Housekeeper { live: Arc::clone(&live), reloader, admin, echo, issuer, slot, addresses, clock });
+    let mut housekeeper = background_service(
+        "housekeeper",
+        Housekeeper { live: Arc::clone(&live), reloader, admin, echo, issuer, slot, pool, addresses, clock },
+    );
     housekeeper.threads = Some(1);
     let housekeeper = server.add_service(housekeeper);
     // Nobody is served before upkeep has begun.
@@ -208,6 +211,7 @@ struct Housekeeper {
     echo: TcpListener,
     issuer: TcpListener,
     slot: Arc<Slot>,
+    pool: Arc<Pool>,
     /// Where callers are listened for.
     addresses: Vec<SocketAddr>,
     clock: Clock,
@@ -230,7 +234,10 @@ impl BackgroundService for Housekeeper {
         let mut rounds = tokio::time::interval(Duration::from_millis(200));
         loop {
             tokio::select! {
-                _ = rounds.tick() => self.maintain(),
+                _ = rounds.tick() => {
+                    self.maintain();
+                    self.pool.sweep((self.clock)().monotonic);
+                }
                 _ = shutdown.changed() => return,
             }
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::body::Body;
 use http::{HeaderName, HeaderValue};
 use pingora::{BError, Error, ErrorType};
+use smallvec::SmallVec;
 
 use crate::admit::Admission;
 use crate::request::message::Message;
@@ -44,7 +45,7 @@ pub struct Context {
     /// The backend that serves it.
     pub backend: Option<Chosen>,
     /// Backends that were tried.
-    pub tried: Vec<SocketAddr>,
+    pub tried: SmallVec<[SocketAddr; 2]>,
     /// What is known of the body.
     pub body: Body,
     /// Body bytes that came from the caller.
@@ -73,7 +74,7 @@ impl Context {
             target: None,
             rejection: None,
             backend: None,
-            tried: Vec::new(),
+            tried: SmallVec::new(),
             body: Body::default(),
             body_received: 0,
             asked: None,

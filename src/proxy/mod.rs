@@ -3,6 +3,7 @@
 //! ```text
 //! request_filter           normalise -> route -> admit          -> a permit, or a refusal is answered
 //!                          wait for its turn in a queue
+//!                          a plain request to a plain backend  -> `direct`, and none of the next five
 //! upstream_peer            permit? -> choose a backend
 //! upstream_request_filter  permit? -> strip, then set           (after Pingora's Connection hygiene, so it cannot be undone)
 //! request_body_filter      count; withhold what is not proven
@@ -16,6 +17,7 @@
 mod access_log;
 mod body;
 mod context;
+mod direct;
 mod peer;
 mod queue;
 mod respond;
@@ -50,6 +52,7 @@ use crate::upstream::{Chosen, Service, Upstream};
 
 pub use access_log::AccessLog;
 use context::{Context, RequestId, Target};
+pub use direct::Pool;
 
 /// The proxy: one per process, shared by every listener.
 pub struct Gateway {
@@ -58,6 +61,7 @@ pub struct Gateway {
     access_log: AccessLog,
     clock: Clock,
     own: OwnServices,
+    pool: Arc<Pool>,
 }
 
 /// Where the services inside edgeward listen.
@@ -71,8 +75,8 @@ pub struct OwnServices {
 
 impl Gateway {
     /// A gateway that serves what stands in the slot.
-    pub fn new(slot: Arc<Slot>, metrics: Arc<Metrics>, access_log: AccessLog, clock: Clock, own: OwnServices) -> Self {
-        Self { slot, metrics, access_log, clock, own }
+    pub fn new(slot: Arc<Slot>, metrics: Arc<Metrics>, access_log: AccessLog, clock: Clock, own: OwnServices, pool: Arc<Pool>) -> Self {
+        Self { slot, metrics, access_log, clock, own, pool }
     }
 
     /// Everything between the request's head and the permit to forward it.
@@ -138,6 +142,28 @@ impl Gateway {
         }
     }
 
+    /// Where the next try goes.
+    fn next_backend(&self, context: &mut Context) -> Result<SocketAddr, BError> {
+        let (Some(route), Some(_)) = (&context.route, &context.admission) else { return Err(no_permit(context)) };
+        if !context.tried.is_empty() {
+            route.metrics.count_retry();
+        }
+        let address = match route.upstream.builtin {
+            Some(Service::Echo) => self.own.echo,
+            Some(Service::Issuer) => self.own.issuer,
+            None => match choose(&route.upstream, &context.tried) {
+                Ok(chosen) => context.backend.insert(chosen).address,
+                Err(rejection) => {
+                    context.rejection = Some(rejection);
+                    return Err(Error::new_in(ErrorType::HTTPStatus(503)));
+                }
+            },
+        };
+        context.asked.get_or_insert_with(|| (self.clock)().monotonic);
+        context.tried.push(address);
+        Ok(address)
+    }
+
     /// Waits for the turn of a request that everything else has admitted; a caller that hangs up leaves the queue.
     async fn wait(&self, session: &mut Session, context: &mut Context) -> Result<(), BError> {
         let Some(turn) = context.admission.as_mut().and_then(Admission::take_turn) else { return Ok(()) };
@@ -167,7 +193,11 @@ impl ProxyHttp for Gateway {
 
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool, BError> {
         let Err(refusal) = refuse_on_panic(self.decide(session, context), &self.metrics.panics).await else {
-            return self.wait(session, context).await.map(|()| false);
+            self.wait(session, context).await?;
+            if !direct::takes(session, context) {
+                return Ok(false);
+            }
+            return self.exchange(session, context).await.map(|()| true);
         };
         context.admission = None;
         context.refused = refusal.identity;
@@ -196,28 +226,10 @@ impl ProxyHttp for Gateway {
     }
 
     async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>, BError> {
-        let (Some(route), Some(admission)) = (&context.route, &context.admission) else {
-            context.rejection = Some(Rejection::Internal("no_permit"));
-            return Err(Error::new_in(ErrorType::HTTPStatus(500)));
-        };
-        if !context.tried.is_empty() {
-            route.metrics.count_retry();
-        }
-        let address = match route.upstream.builtin {
-            Some(Service::Echo) => self.own.echo,
-            Some(Service::Issuer) => self.own.issuer,
-            None => match choose(&route.upstream, &context.tried) {
-                Ok(chosen) => context.backend.insert(chosen).address,
-                Err(rejection) => {
-                    context.rejection = Some(rejection);
-                    return Err(Error::new_in(ErrorType::HTTPStatus(503)));
-                }
-            },
-        };
-        context.asked.get_or_insert_with(|| (self.clock)().monotonic);
-        context.tried.push(address);
+        let address = self.next_backend(context)?;
         // What a try has read of the body is read again by the next.
         context.body_received = 0;
+        let (Some(route), Some(admission)) = (&context.route, &context.admission) else { return Err(no_permit(context)) };
         context.body.restart(admission.body());
         Ok(peer::build(route, address))
     }
@@ -345,6 +357,12 @@ impl ProxyHttp for Gateway {
     fn request_summary(&self, _: &Session, context: &Context) -> String {
         format!("request {}", context.request_id.as_str())
     }
+}
+
+/// A phase was reached without a permit: a mistake of ours, which forwards nothing.
+fn no_permit(context: &mut Context) -> BError {
+    context.rejection = Some(Rejection::Internal("no_permit"));
+    Error::new_in(ErrorType::HTTPStatus(500))
 }
 
 /// A panic in a decision refuses this request and no other, and still reaches the log.

@@ -62,8 +62,7 @@ pub(super) fn certificate(
 
 /// Rewrites the head for the upstream. Pingora has by now removed what `Connection` nominated, so nothing set here can be taken away.
 pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, context: &Context) -> Result<()> {
-    let (Some(route), Some(admission), Some(target), Some(client)) = (&context.route, &context.admission, &context.target, context.client)
-    else {
+    let Some(target) = &context.target else {
         return Error::e_explain(ErrorType::HTTPStatus(500), "no permit");
     };
     // An HTTP/2 URI carries an authority of its own; what the upstream is told comes from `Host` alone.
@@ -74,21 +73,30 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
     if upstream.headers.get(header::HOST).map(http::HeaderValue::as_bytes) != Some(target.authority.as_bytes()) {
         upstream.insert_header(header::HOST, target.authority.as_str())?;
     }
-    if !route.websocket && upstream.headers.contains_key(header::UPGRADE) {
+    let websocket = context.route.as_ref().is_some_and(|route| route.websocket);
+    if !websocket && upstream.headers.contains_key(header::UPGRADE) {
         upstream.remove_header(&header::UPGRADE);
         upstream.remove_header(&header::CONNECTION);
     }
     if context.body.continued {
         upstream.remove_header(&header::EXPECT);
     }
-    merge_cookies(upstream)?;
-    continue_trace(upstream)?;
-    let secure = is_secure(session);
+    introduce(session, upstream, context)
+}
+
+/// Tells the upstream who calls, and nothing that the caller says of that itself.
+pub(super) fn introduce(session: &Session, upstream: &mut impl UpstreamHeaders, context: &Context) -> Result<()> {
+    let (Some(route), Some(admission), Some(target), Some(client)) = (&context.route, &context.admission, &context.target, context.client)
+    else {
+        return Error::e_explain(ErrorType::HTTPStatus(500), "no permit");
+    };
+    merge_cookies(upstream);
+    continue_trace(upstream);
     let connection = crate::route::forward::Connection {
         client: client.address,
         peer: session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip()),
         through_trusted_proxy: client.through_trusted_proxy,
-        secure,
+        secure: is_secure(session),
         host: &target.authority,
         request_id: context.request_id.value(),
         certificate: context.certificate.as_deref(),
@@ -96,7 +104,7 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
     route.policy.forward.apply(upstream, admission.identity().map(|identity| &**identity), &connection);
     route.policy.forward.copy(upstream, admission.headers());
     if let Some((name, value)) = &target.identity_token {
-        upstream.insert_header(name, value.clone())?;
+        upstream.set(name, value.clone());
     }
     Ok(())
 }
@@ -106,15 +114,22 @@ pub(super) fn is_secure(session: &Session) -> bool {
     session.digest().is_some_and(|digest| digest.ssl_digest.is_some())
 }
 
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
 /// Passes on the caller's trace, or begins one (W3C Trace Context): without a sampling flag, for nobody here records spans.
-fn continue_trace(upstream: &mut RequestHeader) -> Result<()> {
-    if upstream.headers.get("traceparent").is_some_and(is_trace_parent) {
-        return Ok(());
+fn continue_trace(upstream: &mut impl UpstreamHeaders) {
+    if upstream.headers().get(TRACEPARENT).is_some_and(is_trace_parent) {
+        return;
     }
     // The state of a trace that was not understood must not be tied to another.
-    upstream.remove_header("tracestate");
+    upstream.remove(&TRACESTATE);
     // Zero would be no id.
-    upstream.insert_header("traceparent", format!("00-{:032x}-{:016x}-00", fastrand::u128(1..), fastrand::u64(1..)))
+    let parent = format!("00-{:032x}-{:016x}-00", fastrand::u128(1..), fastrand::u64(1..));
+    match http::HeaderValue::try_from(parent) {
+        Ok(parent) => upstream.set(&TRACEPARENT, parent),
+        Err(_) => upstream.remove(&TRACEPARENT),
+    }
 }
 
 /// `version-trace_id-parent_id-flags`, hexadecimal and lower case; ids of zeros and version `ff` are invalid (section 3.2.2).
@@ -138,18 +153,20 @@ fn is_trace_parent(value: &http::HeaderValue) -> bool {
 }
 
 /// HTTP/2 may split cookies over several fields; an HTTP/1 upstream is owed one (RFC 9113 section 8.2.3).
-fn merge_cookies(upstream: &mut RequestHeader) -> Result<()> {
-    let mut cookies = upstream.headers.get_all(header::COOKIE).iter();
+fn merge_cookies(upstream: &mut impl UpstreamHeaders) {
+    let mut cookies = upstream.headers().get_all(header::COOKIE).iter();
     let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else {
-        return Ok(());
+        return;
     };
     let mut merged = first.as_bytes().to_vec();
     for cookie in std::iter::once(second).chain(cookies) {
         merged.extend_from_slice(b"; ");
         merged.extend_from_slice(cookie.as_bytes());
     }
-    upstream.insert_header(header::COOKIE, merged)?;
-    Ok(())
+    match http::HeaderValue::from_maybe_shared(bytes::Bytes::from(merged)) {
+        Ok(merged) => upstream.set(&header::COOKIE, merged),
+        Err(_) => upstream.remove(&header::COOKIE),
+    }
 }
 
 impl UpstreamHeaders for RequestHeader {
@@ -190,7 +207,7 @@ mod tests {
             let mut upstream = RequestHeader::build("GET", b"/", None).unwrap();
             upstream.insert_header("traceparent", given).unwrap();
             upstream.insert_header("tracestate", "a=b").unwrap();
-            continue_trace(&mut upstream).unwrap();
+            continue_trace(&mut upstream);
             let now = upstream.headers.get("traceparent").unwrap();
             assert_eq!(now == given, kept, "{given}");
             assert!(is_trace_parent(now));
@@ -204,7 +221,7 @@ mod tests {
         for cookie in ["a=1", "b=2; c=3", "d=4"] {
             upstream.append_header(header::COOKIE, cookie).unwrap();
         }
-        merge_cookies(&mut upstream).unwrap();
+        merge_cookies(&mut upstream);
         let cookies: Vec<_> = upstream.headers.get_all(header::COOKIE).iter().collect();
         assert_eq!(cookies, ["a=1; b=2; c=3; d=4"]);
     }

@@ -17,6 +17,7 @@ mod authenticators;
 mod basic;
 mod cli;
 mod client_certificate;
+mod direct;
 mod dpop;
 mod external;
 mod introspection;

@@ -207,6 +207,12 @@ impl<S: Read + Write> Connection<S> {
         }
     }
 
+    /// Everything that comes until the peer closes.
+    pub fn rest(&mut self) -> String {
+        while self.fill() {}
+        String::from_utf8(std::mem::take(&mut self.read)).unwrap()
+    }
+
     /// Whether the peer closes without another byte.
     pub fn is_closed(&mut self) -> bool {
         self.read.is_empty() && !self.fill()

@@ -1,0 +1,359 @@
+//! The answer of an HTTP/1 backend: its head, and where its body ends. What could end in two places is no answer (RFC 9112 section 6.3).
+
+use std::mem::MaybeUninit;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderName, HeaderValue, Method, Version, header};
+use pingora::http::ResponseHeader;
+
+/// Fields of a head at the most, as Pingora has it.
+const FIELDS: usize = 256;
+
+/// Bytes of the size of a chunk with its extensions, and of a trailer section, at the most.
+const LINE: usize = 16 * 1024;
+
+/// An answer that cannot be passed on; why, for the log.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Malformed(pub(super) &'static str);
+
+/// An answer's head, without what speaks of the connection it came over.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) header: Box<ResponseHeader>,
+    /// Where its body ends.
+    pub(super) body: Body,
+    /// Whether the connection may serve another request once the body has been read.
+    pub(super) persistent: bool,
+}
+
+/// What is still to come of a body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Body {
+    /// So many bytes.
+    Length(u64),
+    /// Chunks (RFC 9112 section 7.1).
+    Chunked(Chunk),
+    /// All until the connection closes.
+    UntilClose,
+}
+
+/// Where in a chunked body the reader stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Chunk {
+    /// Before a size.
+    Size,
+    /// Within data: so many bytes to go.
+    Data(u64),
+    /// Before the end of line behind data.
+    End,
+    /// Behind the last chunk.
+    Trailer,
+    /// Behind everything.
+    Done,
+}
+
+/// Takes a whole head from the buffer, once it is there.
+pub(super) fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head>, Malformed> {
+    let Some(end) = end_of_head(buffer) else { return Ok(None) };
+    let bytes = buffer.split_to(end).freeze();
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
+    let mut response = httparse::Response::new(&mut []);
+    match httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, &bytes, &mut fields) {
+        Ok(httparse::Status::Complete(length)) if length == end => {}
+        _ => return Err(Malformed("head")),
+    }
+    let status = response.code.ok_or(Malformed("head"))?;
+    let mut header = ResponseHeader::build_no_case(status, Some(response.headers.len() + 8)).map_err(|_| Malformed("status"))?;
+    header.set_reason_phrase(response.reason).map_err(|_| Malformed("reason"))?;
+    let (mut framing, mut persistent) = (Framing::default(), response.version == Some(1));
+    for field in response.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed("field_name"))?;
+        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value)).map_err(|_| Malformed("field_value"))?;
+        match name {
+            header::CONNECTION => {
+                let mut options = value.as_bytes().split(|byte| *byte == b',');
+                persistent &= !options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
+                continue;
+            }
+            header::UPGRADE if status != 101 => continue,
+            header::TRANSFER_ENCODING => {
+                framing.chunked(&value)?;
+                continue;
+            }
+            header::CONTENT_LENGTH => {
+                framing.length(&value)?;
+                continue;
+            }
+            name if is_of_the_connection(&name) => continue,
+            name => header.append_header(name, value).map_err(|_| Malformed("field"))?,
+        };
+    }
+    let body = framing.settle(&mut header, method, &mut persistent)?;
+    Ok(Some(Head { header: Box::new(header), body, persistent }))
+}
+
+/// Fields of the connection between the backend and us (RFC 9110 section 7.6.1), beside `Connection` and `Upgrade`.
+fn is_of_the_connection(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "keep-alive" | "proxy-connection" | "te")
+}
+
+/// Behind the empty line that ends a head: both ends of line that the parser takes.
+fn end_of_head(buffer: &[u8]) -> Option<usize> {
+    memchr::memchr_iter(b'\n', buffer).find_map(|at| match buffer.get(at + 1..) {
+        Some([b'\n', ..]) => Some(at + 2),
+        Some([b'\r', b'\n', ..]) => Some(at + 3),
+        _ => None,
+    })
+}
+
+/// What a head says of the body's end.
+#[derive(Default)]
+struct Framing {
+    chunked: bool,
+    length: Option<u64>,
+}
+
+impl Framing {
+    fn chunked(&mut self, value: &HeaderValue) -> Result<(), Malformed> {
+        // Of another coding nobody here knows the end, and twice is another (RFC 9112 section 6.1).
+        if self.chunked || !value.as_bytes().eq_ignore_ascii_case(b"chunked") {
+            return Err(Malformed("transfer_encoding"));
+        }
+        self.chunked = true;
+        Ok(())
+    }
+
+    /// The same length twice, also in one line, is one (RFC 9110 section 8.6).
+    fn length(&mut self, value: &HeaderValue) -> Result<(), Malformed> {
+        for part in value.as_bytes().split(|byte| *byte == b',') {
+            let digits = part.trim_ascii();
+            let length = std::str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
+            let length = length.and_then(|digits| digits.parse().ok()).ok_or(Malformed("content_length"))?;
+            if self.length.replace(length).is_some_and(|other| other != length) {
+                return Err(Malformed("content_length"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the body ends (RFC 9112 section 6.3), and the one field that says so to the caller.
+    fn settle(self, header: &mut ResponseHeader, method: &Method, persistent: &mut bool) -> Result<Body, Malformed> {
+        let set = |header: &mut ResponseHeader, name, value: HeaderValue| header.insert_header(name, value).map_err(|_| Malformed("field"));
+        header.set_version(Version::HTTP_11);
+        // A backend that says two things of the end may say a third: nothing after this answer is believed.
+        *persistent &= !(self.chunked && self.length.is_some());
+        let bodiless = method == Method::HEAD || matches!(header.status.as_u16(), 100..=199 | 204 | 304);
+        match self {
+            Self { chunked: false, length: Some(length) } => {
+                if !matches!(header.status.as_u16(), 100..=199 | 204) {
+                    set(header, header::CONTENT_LENGTH, length.into())?;
+                }
+                Ok(Body::Length(if bodiless { 0 } else { length }))
+            }
+            _ if bodiless => Ok(Body::Length(0)),
+            Self { chunked, .. } => {
+                set(header, header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
+                *persistent &= chunked;
+                Ok(if chunked { Body::Chunked(Chunk::Size) } else { Body::UntilClose })
+            }
+        }
+    }
+}
+
+impl Body {
+    /// Whether all of it was read.
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self, Self::Length(0) | Self::Chunked(Chunk::Done))
+    }
+
+    /// The next piece of the body that the buffer holds; empty when more must be read first, or when the body is done.
+    pub(super) fn next(&mut self, buffer: &mut BytesMut) -> Result<Bytes, Malformed> {
+        match self {
+            Self::Length(left) => Ok(take(left, buffer)),
+            Self::UntilClose => Ok(buffer.split().freeze()),
+            Self::Chunked(chunk) => chunk.next(buffer),
+        }
+    }
+
+    /// How many bytes are known to come, as a hint for how much to read at once.
+    pub(super) fn expected(&self) -> u64 {
+        match self {
+            Self::Length(left) | Self::Chunked(Chunk::Data(left)) => *left,
+            _ => 0,
+        }
+    }
+}
+
+impl Chunk {
+    fn next(&mut self, buffer: &mut BytesMut) -> Result<Bytes, Malformed> {
+        loop {
+            match self {
+                Self::Size => {
+                    let Some(line) = line(buffer)? else { return Ok(Bytes::new()) };
+                    // The parser takes a line without a digit for the size 0, which would end the body here.
+                    let size = httparse::parse_chunk_size(&line).ok().filter(|_| line.first().is_some_and(u8::is_ascii_hexdigit));
+                    let Some(httparse::Status::Complete((_, size))) = size else { return Err(Malformed("chunk_size")) };
+                    *self = if size == 0 { Self::Trailer } else { Self::Data(size) };
+                }
+                Self::Data(left) => {
+                    let piece = take(left, buffer);
+                    if *left == 0 {
+                        *self = Self::End;
+                    }
+                    return Ok(piece);
+                }
+                Self::End => match &buffer[..] {
+                    [b'\r', b'\n', ..] => {
+                        buffer.advance(2);
+                        *self = Self::Size;
+                    }
+                    [] | [b'\r'] => return Ok(Bytes::new()),
+                    _ => return Err(Malformed("chunk_end")),
+                },
+                Self::Trailer => match line(buffer)? {
+                    None => return Ok(Bytes::new()),
+                    // Fields behind the body are not passed on (RFC 9110 section 6.5.1 lets us).
+                    Some(field) => {
+                        if field.len() == 2 {
+                            *self = Self::Done;
+                        }
+                    }
+                },
+                Self::Done => return Ok(Bytes::new()),
+            }
+        }
+    }
+}
+
+/// Up to so many bytes.
+fn take(left: &mut u64, buffer: &mut BytesMut) -> Bytes {
+    let length = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
+    *left -= length as u64;
+    buffer.split_to(length).freeze()
+}
+
+/// A line with its end, once it is there. Only both characters end it: a lone one of them is read in two ways (RFC 9112 section 2.2).
+fn line(buffer: &mut BytesMut) -> Result<Option<BytesMut>, Malformed> {
+    match memchr::memchr(b'\n', buffer) {
+        Some(at) if at > 0 && at < LINE && buffer.get(at - 1) == Some(&b'\r') => Ok(Some(buffer.split_to(at + 1))),
+        Some(_) => Err(Malformed("line")),
+        None if buffer.len() > LINE => Err(Malformed("line")),
+        None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(method: &Method, text: &str) -> Result<Option<(Head, BytesMut)>, Malformed> {
+        let mut buffer = BytesMut::from(text);
+        read(&mut buffer, method).map(|head| head.map(|head| (head, buffer)))
+    }
+
+    #[test]
+    fn a_head_says_where_its_body_ends_and_whether_the_connection_goes_on() {
+        for (method, text, body, persistent) in [
+            ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", Body::Length(5), true),
+            ("GET", "HTTP/1.1 200 OK\nContent-Length: 5\n\n", Body::Length(5), true),
+            ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5, 5\r\n\r\n", Body::Length(5), true),
+            ("GET", "HTTP/1.1 200 OK\r\nConnection: x, Close\r\nContent-Length: 5\r\n\r\n", Body::Length(5), false),
+            ("GET", "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n", Body::Length(5), false),
+            ("GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n", Body::Chunked(Chunk::Size), true),
+            ("GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", Body::Chunked(Chunk::Size), false),
+            ("GET", "HTTP/1.1 200 OK\r\n\r\n", Body::UntilClose, false),
+            ("GET", "HTTP/1.1 204 No Content\r\n\r\n", Body::Length(0), true),
+            ("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", Body::Length(0), true),
+            ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", Body::Length(0), true),
+            ("HEAD", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", Body::Length(0), true),
+            ("GET", "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", Body::Length(0), true),
+        ] {
+            let (head, _) = parse(&method.parse().unwrap(), text).unwrap().unwrap();
+            assert_eq!((head.body, head.persistent), (body, persistent), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_may_end_in_two_places_is_refused() {
+        for (text, why) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", "content_length"),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n", "content_length"),
+            ("HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n", "content_length"),
+            ("HTTP/1.1 200 OK\r\nContent-Length: \r\n\r\n", "content_length"),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n", "content_length"),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "transfer_encoding"),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", "transfer_encoding"),
+            ("HTTP/1.1 200 OK\r\nContent-Length : 5\r\n\r\n", "head"),
+            ("HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n", "head"),
+            ("HTTP/1.1 20 OK\r\n\r\n", "head"),
+            ("HTTP/2 200\r\n\r\n", "head"),
+            ("SSH-2.0-OpenSSH\r\n\r\n", "head"),
+            ("\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", "head"),
+        ] {
+            assert_eq!(parse(&Method::GET, text).unwrap_err(), Malformed(why), "{text}");
+        }
+        let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(FIELDS + 1));
+        assert_eq!(parse(&Method::GET, &many).unwrap_err(), Malformed("head"));
+    }
+
+    #[test]
+    fn a_head_is_taken_whole_and_what_speaks_of_the_connection_stays_behind() {
+        let text = "HTTP/1.1 200 Fine\r\nServer: x\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n\
+                    X-Bytes: \u{e9}\r\nContent-Length: 2\r\n\r\n";
+        for cut in 0..text.len() {
+            if text.is_char_boundary(cut) {
+                assert!(parse(&Method::GET, &text[..cut]).unwrap().is_none(), "{cut}");
+            }
+        }
+        let (head, rest) = parse(&Method::GET, &format!("{text}ok")).unwrap().unwrap();
+        let names: Vec<_> = head.header.headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["server", "set-cookie", "x-bytes", "content-length"]);
+        assert_eq!(head.header.headers.get_all("set-cookie").iter().count(), 2);
+        assert_eq!((head.header.get_reason_phrase(), &rest[..]), (Some("Fine"), &b"ok"[..]));
+    }
+
+    #[test]
+    fn a_body_ends_where_it_says_however_it_is_cut() {
+        let chunked = "5;a=b\r\nhello\r\n6\r\n world\r\n0\r\nTrailer: x\r\n\r\n";
+        for (whole, text, expected) in [
+            (Body::Length(11), "hello worldHTTP", ("hello world", "HTTP", true)),
+            (Body::Length(12), "hello world", ("hello world", "", false)),
+            (Body::UntilClose, "hello world", ("hello world", "", false)),
+            (Body::Chunked(Chunk::Size), &format!("{chunked}HTTP")[..], ("hello world", "HTTP", true)),
+            (Body::Chunked(Chunk::Size), "5\r\nhello\r\n6\r\n world\r\n0\r\n", ("hello world", "", false)),
+        ] {
+            for step in [1, 2, 3, 7, text.len()] {
+                let mut body = whole.clone();
+                let (mut buffer, mut read) = (BytesMut::new(), Vec::new());
+                for piece in text.as_bytes().chunks(step) {
+                    buffer.extend_from_slice(piece);
+                    loop {
+                        let piece = body.next(&mut buffer).unwrap();
+                        if piece.is_empty() {
+                            break;
+                        }
+                        read.extend_from_slice(&piece);
+                    }
+                }
+                assert_eq!(
+                    (&read[..], &buffer[..], body.is_done()),
+                    (expected.0.as_bytes(), expected.1.as_bytes(), expected.2),
+                    "{text} {step}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_that_two_readers_could_cut_differently_are_refused() {
+        for text in
+            ["x\r\n", "-1\r\n", "5\nhello", "5\r\nhelloX\r\n", "5\r\nhello\n", "11111111111111111\r\n", "\r\n", " \r\n", "0\r\nA: b\n\r\n"]
+        {
+            let (mut body, mut buffer) = (Body::Chunked(Chunk::Size), BytesMut::from(text));
+            let refused = (0..4).any(|_| body.next(&mut buffer).is_err());
+            assert!(refused, "{text:?}: {body:?}");
+        }
+        let mut endless = BytesMut::from(&b"1".repeat(LINE + 1)[..]);
+        assert_eq!(Body::Chunked(Chunk::Size).next(&mut endless), Err(Malformed("line")));
+    }
+}

@@ -1,0 +1,168 @@
+//! Kept connections to backends in the clear. A worker takes one of its own first, another's only before it would open one.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ahash::RandomState;
+use hashbrown::HashMap;
+use thread_local::ThreadLocal;
+use tokio::net::TcpStream;
+
+/// The kept connections of all workers.
+#[derive(Debug)]
+pub struct Pool {
+    most: usize,
+    workers: ThreadLocal<Mutex<Kept>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    count: usize,
+    by_address: HashMap<SocketAddr, Vec<Idle>, RandomState>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    stream: TcpStream,
+    until: Duration,
+}
+
+impl Pool {
+    /// A pool in which each worker keeps so many connections at the most.
+    pub fn new(most: usize) -> Self {
+        Self { most, workers: ThreadLocal::new() }
+    }
+
+    /// A connection that was silent to its last moment: what has closed, or said something unasked, is dropped.
+    pub(super) fn take(&self, address: SocketAddr, now: Duration) -> Option<TcpStream> {
+        let own = lock(self.workers.get_or_default()).take(address, now);
+        own.or_else(|| self.workers.iter().find_map(|other| other.try_lock().ok()?.take(address, now)))
+    }
+
+    /// Keeps a connection over which everything that was asked was answered.
+    pub(super) fn keep(&self, address: SocketAddr, stream: TcpStream, until: Duration) {
+        let mut own = lock(self.workers.get_or_default());
+        if own.count < self.most {
+            own.count += 1;
+            own.by_address.entry(address).or_default().push(Idle { stream, until });
+        }
+    }
+
+    /// Drops what was kept for too long, and what the other side has closed.
+    pub fn sweep(&self, now: Duration) {
+        for worker in &self.workers {
+            let mut kept = lock(worker);
+            kept.by_address.retain(|_, idle| {
+                idle.retain(|idle| idle.is_good(now));
+                !idle.is_empty()
+            });
+            kept.count = kept.by_address.values().map(Vec::len).sum();
+        }
+    }
+}
+
+impl Kept {
+    fn take(&mut self, address: SocketAddr, now: Duration) -> Option<TcpStream> {
+        // The last one kept is the likeliest to be alive, and lets those that are not needed grow old.
+        let idle = self.by_address.get_mut(&address)?;
+        while let Some(last) = idle.pop() {
+            self.count -= 1;
+            if last.is_good(now) {
+                return Some(last.stream);
+            }
+        }
+        None
+    }
+}
+
+impl Idle {
+    /// Asks the runtime, which has been told by the system already: a call of it only where there is something to read.
+    fn is_good(&self, now: Duration) -> bool {
+        now < self.until && matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+}
+
+fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    const SOON: Duration = Duration::from_secs(1);
+    const LATER: Duration = Duration::from_secs(10);
+
+    async fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
+        let address = listener.local_addr().unwrap();
+        let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (ours.unwrap(), theirs.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_taken_once_while_it_is_fresh_and_silent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let pool = Pool::new(3);
+        assert!(pool.take(address, SOON).is_none());
+
+        let (ours, _theirs) = pair(&listener).await;
+        pool.keep(address, ours, LATER);
+        let taken = pool.take(address, SOON).unwrap();
+        assert!(pool.take(address, SOON).is_none());
+        pool.keep(address, taken, LATER);
+        assert!(pool.take(address, LATER).is_none());
+
+        // One that has closed and one that speaks unasked; the runtime learns of it when it looks.
+        let (closed, theirs) = pair(&listener).await;
+        drop(theirs);
+        closed.readable().await.unwrap();
+        let (speaking, mut theirs) = pair(&listener).await;
+        theirs.write_all(b"HTTP/1.1 200 OK\r\n").await.unwrap();
+        speaking.readable().await.unwrap();
+        let (quiet, _theirs) = pair(&listener).await;
+        let port = quiet.local_addr().unwrap();
+        pool.keep(address, quiet, LATER);
+        pool.keep(address, closed, LATER);
+        pool.keep(address, speaking, LATER);
+        let (more, _theirs) = pair(&listener).await;
+        pool.keep(address, more, LATER);
+        assert_eq!(pool.take(address, SOON).unwrap().local_addr().unwrap(), port);
+        assert!(pool.take(address, SOON).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_sweep_leaves_what_may_still_be_used() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let pool = Pool::new(8);
+        let (old, _old) = pair(&listener).await;
+        let (young, _young) = pair(&listener).await;
+        let (closed, theirs) = pair(&listener).await;
+        drop(theirs);
+        closed.readable().await.unwrap();
+        let port = young.local_addr().unwrap();
+        for (stream, until) in [(young, LATER), (closed, LATER), (old, SOON)] {
+            pool.keep(address, stream, until);
+        }
+        pool.sweep(SOON);
+        assert_eq!(lock(pool.workers.get_or_default()).count, 1);
+        assert_eq!(pool.take(address, SOON).unwrap().local_addr().unwrap(), port);
+        pool.sweep(SOON);
+        assert!(lock(pool.workers.get_or_default()).by_address.is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_another_worker_keeps_is_better_than_a_new_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let pool = std::sync::Arc::new(Pool::new(8));
+        let (ours, _theirs) = pair(&listener).await;
+        let keeper = pool.clone();
+        std::thread::spawn(move || keeper.keep(address, ours, LATER)).join().unwrap();
+        assert!(pool.take(address, SOON).is_some());
+    }
+}
