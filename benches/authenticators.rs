@@ -48,7 +48,7 @@ fn warm(c: &mut Criterion) {
                 group.bench_function(BenchmarkId::new(format!("{} on threads", way.name), threads), |b| {
                     b.iter_custom(|rounds| {
                         together(threads, rounds, |_, _| {
-                            black_box(authenticators.identify(black_box(request), NOW).now_or_never()).is_some_and(|proof| proof.is_ok());
+                            black_box(authenticators.identify(black_box(request), NOW).now_or_never().expect("it waits for nobody")).ok();
                         })
                     });
                 });
