@@ -17,10 +17,10 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use edgeward::admit::admit;
 use edgeward::authorizers::expression::Language;
 use edgeward::config::FilterAction;
+use edgeward::metrics::Metrics;
 use edgeward::route::filters::{Filter, Filters};
 use edgeward::route::rate_limits::Charge;
 use futures_util::FutureExt;
-use prometheus::IntCounter;
 
 use support::NOW;
 use support::ways::{Way, gate};
@@ -38,7 +38,7 @@ const CONDITIONS: [(&str, &str); 6] = [
 ];
 
 fn conditions(c: &mut Criterion) {
-    let (gate, language, way) = (gate(), Language::default(), Way::named("jwt"));
+    let (gate, language, metrics, way) = (gate(), Language::default(), Metrics::new().expect("metrics"), Way::named("jwt"));
     let caller = way.caller();
     gate.warm(&caller, way.ends);
     gate.request(&caller, |route, request| {
@@ -54,7 +54,7 @@ fn conditions(c: &mut Criterion) {
         for count in [1, 4, 16] {
             let filter = |at: usize| {
                 let when = language.read(&format!("request.path == '/{at}'")).expect("an expression");
-                Filter::new(&Arc::from("f"), when, FilterAction::Deny, IntCounter::new("n", "n").expect("a counter"))
+                Filter::new(&Arc::from("f"), when, FilterAction::Deny, metrics.filter_matches("f", "deny"))
             };
             let filters = Filters::new((0..count).map(filter).collect());
             group.bench_function(count.to_string(), |b| {

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::authenticators::credential;
 use crate::config::{self, Location, TemplatePart, Token};
+use crate::request::header::{fold, folds_to};
 use crate::request::{ClientCertificate, HeaderChange, Identity, Method};
 
 /// The head of an upstream's request.
@@ -316,15 +317,6 @@ fn length_bit(name: &str) -> u64 {
 
 fn first_letter(name: &str) -> usize {
     usize::from(name.bytes().next().map_or(0, fold) % 32)
-}
-
-/// CGI, WSGI and their like see one name where only the characters between the letters and digits differ (CVE-2025-64484).
-fn folds_to(name: &str, reserved: &str) -> bool {
-    name.len() == reserved.len() && name.bytes().map(fold).eq(reserved.bytes().map(fold))
-}
-
-fn fold(byte: u8) -> u8 {
-    if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
 }
 
 /// The value of `X-Forwarded-For`: what trusted proxies wrote and the one we heard, or only whom we heard.
