@@ -8,7 +8,7 @@ export CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
 
-.PHONY: run test vectors trials fuzz lint bench help
+.PHONY: run test vectors trials fuzz lint bench bench-count bench-growth help
 
 run: ## build, make throw-away keys and tokens, serve the demo on 127.0.0.1:8080 (PROFILE=dev builds faster)
 	@scripts/prepare
@@ -36,8 +36,15 @@ lint: ## check format, lints, docs and dependencies
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 	cargo deny --log-level error check bans licenses sources
 
-bench: ## measure the decision path
+bench: ## measure the decision path, alone and on threads
 	cargo bench --locked
 
+bench-count: ## count its instructions, atomic updates and allocations, and hold them against docs/performance.md
+	@scripts/prepare valgrind python3
+	@scripts/bench-count
+
+bench-growth: ## measure what grows with routes, keys, networks and tokens: look-ups, start, reload, memory
+	@cargo bench --locked --bench growth
+
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -2,13 +2,17 @@
 //!
 //! What is presented and not good refuses, wherever it stands: nobody becomes anonymous, or another principal, by presenting something bad.
 
+use std::hash::{Hash, Hasher};
 use std::pin::Pin;
 use std::sync::Arc;
+
+use quick_cache::sync::Cache;
+use smallvec::SmallVec;
 
 use super::{Authenticator, Proof, Verdict, credential};
 use crate::config::Principals;
 use crate::live::revocations::Revocations;
-use crate::request::{Identity, Method, Now, Rejection, Request};
+use crate::request::{HeaderChange, Identity, Method, Now, Rejection, Request};
 
 /// The credentials that a policy accepts.
 #[derive(Debug)]
@@ -17,6 +21,7 @@ pub struct Authenticators {
     /// Every one that is named, once.
     named: Vec<Arc<Authenticator>>,
     revocations: Option<Arc<Revocations>>,
+    joined: Joined,
 }
 
 /// Which credentials are enough.
@@ -42,27 +47,40 @@ enum Outcome {
 }
 
 /// What was met on the way to an outcome.
-#[derive(Default)]
 struct Met<'p> {
     /// Who accepted a part of an `all`, by name.
     accepted: Vec<Arc<str>>,
     /// Who was asked, and need not have been answered.
     waived: Vec<&'p Arc<Authenticator>>,
     revocations: Option<&'p Revocations>,
+    joined: &'p Joined,
 }
+
+/// Principals of several credentials, so that their claims are put together once and not with every request. What is kept are facts: each
+/// credential is judged again, and only the very same identities find the principal that was made of them.
+#[derive(Debug)]
+struct Joined(Cache<Parts, Arc<Identity>>);
+
+/// Identities told apart by their place in memory. They are held here, so that no other can come to stand there.
+#[derive(Debug, Clone)]
+struct Parts(SmallVec<[Arc<Identity>; 2]>);
+
+/// At most so many of one policy.
+const REMEMBERED: usize = 1_024;
 
 impl Authenticators {
     /// Callers that present this, unless it was revoked.
     pub fn new(accepted: Accepted, revocations: Option<Arc<Revocations>>) -> Self {
         let mut named = Vec::new();
         accepted.collect(&mut named);
-        Self { accepted, named, revocations }
+        Self { accepted, named, revocations, joined: Joined(Cache::new(REMEMBERED)) }
     }
 
     /// What the request proves; `None`: nobody, where the policy asks for nothing. A credential that is present and not accepted refuses, also
     /// one that no authenticator takes for its own.
     pub async fn identify(&self, request: &Request<'_>, now: Now) -> Result<Option<Proof>, Rejection> {
-        let mut met = Met { revocations: self.revocations.as_deref(), ..Met::default() };
+        let revocations = self.revocations.as_deref();
+        let mut met = Met { accepted: Vec::new(), waived: Vec::new(), revocations, joined: &self.joined };
         let outcome = match &self.accepted {
             // Neither boxes anything: the warm path allocates nothing.
             Accepted::Authenticator(authenticator) => one(authenticator, request, now, met.revocations).await?,
@@ -164,7 +182,7 @@ fn judge<'a, 'p: 'a>(accepted: &'p Accepted, request: &'a Request<'_>, now: Now,
                         Outcome::Absent => complete = false,
                     }
                 }
-                if complete { together(proofs, *principals) } else { Ok(Outcome::Absent) }
+                if complete { together(proofs, *principals, met.joined) } else { Ok(Outcome::Absent) }
             }
             Accepted::Optional(accepted) => match judge(accepted, request, now, met).await? {
                 Outcome::Proven(proof) => Ok(Outcome::Proven(proof)),
@@ -210,8 +228,8 @@ async fn one(
     }
 }
 
-/// One principal of several credentials: of what only one can be said the first word counts, what is granted is granted together.
-fn together(proofs: Vec<Proof>, principals: Principals) -> Result<Outcome, Rejection> {
+/// One principal of several credentials.
+fn together(proofs: Vec<Proof>, principals: Principals, joined: &Joined) -> Result<Outcome, Rejection> {
     let mut consumers = proofs.iter().filter_map(|proof| proof.identity.consumer.as_ref());
     if let Some(first) = consumers.next()
         && principals == Principals::Same
@@ -219,16 +237,50 @@ fn together(proofs: Vec<Proof>, principals: Principals) -> Result<Outcome, Rejec
     {
         return Err(Rejection::Forbidden("principals_differ"));
     }
-    let mut proofs = proofs.into_iter();
-    let Some(first) = proofs.next() else { return Ok(Outcome::Anonymous) };
-    Ok(Outcome::Proven(proofs.fold(first, join)))
+    let (mut body, mut headers, mut parts) = (Vec::new(), None::<Arc<[HeaderChange]>>, Parts(SmallVec::new()));
+    for proof in proofs {
+        body.extend(proof.body);
+        headers = match (headers, proof.headers) {
+            (Some(before), Some(more)) => Some(before.iter().chain(&*more).cloned().collect()),
+            (before, more) => before.or(more),
+        };
+        parts.0.push(proof.identity);
+    }
+    let identity = joined.identity(parts);
+    Ok(identity.map_or(Outcome::Anonymous, |identity| Outcome::Proven(Proof { identity, body, headers })))
 }
 
-fn join(first: Proof, second: Proof) -> Proof {
-    let mut body = first.body;
-    body.extend(second.body);
-    let mut identity = Identity::clone(&first.identity);
-    let other = &second.identity;
+impl Joined {
+    fn identity(&self, parts: Parts) -> Option<Arc<Identity>> {
+        let (first, others) = parts.0.split_first()?;
+        if others.is_empty() {
+            return Some(Arc::clone(first));
+        }
+        if let Some(known) = self.0.get(&parts) {
+            return Some(known);
+        }
+        let identity = Arc::new(others.iter().fold(Identity::clone(first), join));
+        self.0.insert(parts, Arc::clone(&identity));
+        Some(identity)
+    }
+}
+
+impl PartialEq for Parts {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(|(part, other)| Arc::ptr_eq(part, other))
+    }
+}
+
+impl Eq for Parts {}
+
+impl Hash for Parts {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.iter().for_each(|part| Arc::as_ptr(part).hash(state));
+    }
+}
+
+/// Of what only one can be said the first word counts, what is granted is granted together.
+fn join(mut identity: Identity, other: &Arc<Identity>) -> Identity {
     for (own, given) in [
         (&mut identity.subject, &other.subject),
         (&mut identity.consumer, &other.consumer),
@@ -255,9 +307,41 @@ fn join(first: Proof, second: Proof) -> Proof {
     credential.update(&other.credential);
     identity.credential = credential.finish();
     identity.beside.push(Arc::clone(other));
-    let headers = match (first.headers, second.headers) {
-        (Some(first), Some(second)) => Some(first.iter().chain(&*second).cloned().collect()),
-        (first, second) => first.or(second),
-    };
-    Proof { identity: Arc::new(identity), body, headers }
+    identity
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(identities: &[&Arc<Identity>]) -> Parts {
+        Parts(identities.iter().map(|identity| Arc::clone(identity)).collect())
+    }
+
+    fn identity(consumer: &str) -> Arc<Identity> {
+        Arc::new(Identity { consumer: Some(consumer.into()), ..Identity::new(Method::ApiKey, "a".into(), [0; 32]) })
+    }
+
+    #[test]
+    fn only_the_very_same_identities_find_the_principal_that_was_made_of_them() {
+        let joined = Joined(Cache::new(REMEMBERED));
+        let (acme, second, again) = (identity("acme"), identity("second"), identity("acme"));
+        let first = joined.identity(parts(&[&acme, &second])).unwrap();
+        assert!(Arc::ptr_eq(&first, &joined.identity(parts(&[&acme, &second])).unwrap()));
+        // Equal, and proven by another key all the same.
+        let other = joined.identity(parts(&[&again, &second])).unwrap();
+        assert!(!Arc::ptr_eq(&first, &other));
+        let turned = joined.identity(parts(&[&second, &acme])).unwrap();
+        assert_eq!(turned.consumer.as_deref(), Some("second"));
+        assert!(Arc::ptr_eq(&acme, &joined.identity(parts(&[&acme])).unwrap()));
+        assert!(joined.identity(parts(&[])).is_none());
+    }
+
+    #[test]
+    fn a_flood_of_principals_is_bounded() {
+        let joined = Joined(Cache::new(REMEMBERED));
+        let second = identity("second");
+        (0..10_000).for_each(|_| assert!(joined.identity(parts(&[&identity("acme"), &second])).is_some()));
+        assert!(joined.0.len() <= REMEMBERED);
+    }
 }

@@ -3,6 +3,10 @@
 /// Whether a header may be taken for another. CGI, WSGI and their like see one name where only the characters between the letters and digits
 /// differ (CVE-2025-64484).
 pub fn folds_to(name: &str, other: &str) -> bool {
-    let fold = |byte: u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' };
     name.len() == other.len() && name.bytes().map(fold).eq(other.bytes().map(fold))
+}
+
+/// What a byte of a name is to all of them.
+pub fn fold(byte: u8) -> u8 {
+    if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' }
 }

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use serde_json::Value;
 
 use crate::authenticators::credential;
 use crate::config::{self, Location, TemplatePart, Token};
-use crate::request::header::folds_to;
+use crate::request::header::{fold, folds_to};
 use crate::request::{ClientCertificate, HeaderChange, Identity, Method};
 
 /// The head of an upstream's request.
@@ -107,8 +108,9 @@ impl Forward {
         if let Some(certificate) = connection.certificate {
             set_certificate(upstream, certificate);
         }
+        let mut text = String::new();
         for (name, template) in &self.headers {
-            if let Some(value) = fill(template, identity) {
+            if let Some(value) = fill(template, identity, &mut text) {
                 upstream.set(name, value);
             }
         }
@@ -189,8 +191,10 @@ impl Credentials {
 /// Whether a line holds a credential of a scheme, alone or behind others in a list; without a scheme every line does.
 fn holds(line: &HeaderValue, scheme: Option<&str>) -> bool {
     let Some(scheme) = scheme else { return true };
-    line.as_bytes().split(|byte| *byte == b',').any(|part| {
-        let word = part.trim_ascii_start().split_at_checked(scheme.len());
+    let line = line.as_bytes();
+    let mut starts = std::iter::once(0).chain(memchr::memchr_iter(b',', line).map(|comma| comma + 1));
+    starts.any(|start| {
+        let word = line.get(start..).unwrap_or_default().trim_ascii_start().split_at_checked(scheme.len());
         word.is_some_and(|(word, rest)| {
             word.eq_ignore_ascii_case(scheme.as_bytes()) && rest.first().is_none_or(|next| !next.is_ascii_alphanumeric())
         })
@@ -215,8 +219,8 @@ fn strip_cookies(upstream: &mut impl UpstreamHeaders, cookies: &[Location]) {
 #[derive(Debug)]
 struct Reserved {
     named: Arc<[HeaderName]>,
-    /// One bit per length, to pass over nearly every header at once.
-    lengths: u64,
+    /// One bit per length for each first letter, to pass over nearly every header at once.
+    lengths: [u64; 32],
 }
 
 /// By which upstreams learn who calls, where from, and what was asked for, in the order of the alphabet.
@@ -283,8 +287,13 @@ const RESERVED_FAMILIES: [&str; 2] = ["x-ssl-client-", "x-client-cert-"];
 
 impl Reserved {
     fn new(named: Arc<[HeaderName]>) -> Self {
-        let names = RESERVED.into_iter().chain(named.iter().map(HeaderName::as_str));
-        Self { lengths: names.fold(0, |lengths, name| lengths | length_bit(name)), named }
+        let mut lengths = [0; 32];
+        for name in RESERVED.into_iter().chain(named.iter().map(HeaderName::as_str)) {
+            if let Some(lengths) = lengths.get_mut(first_letter(name)) {
+                *lengths |= length_bit(name);
+            }
+        }
+        Self { lengths, named }
     }
 
     fn strip(&self, upstream: &mut impl UpstreamHeaders) {
@@ -295,7 +304,7 @@ impl Reserved {
     }
 
     fn contains(&self, name: &str) -> bool {
-        let listed = self.lengths & length_bit(name) != 0
+        let listed = self.lengths.get(first_letter(name)).is_some_and(|lengths| lengths & length_bit(name) != 0)
             && (RESERVED.iter().any(|reserved| folds_to(name, reserved))
                 || self.named.iter().any(|reserved| folds_to(name, reserved.as_str())));
         listed || RESERVED_FAMILIES.iter().any(|family| name.get(..family.len()).is_some_and(|start| folds_to(start, family)))
@@ -306,16 +315,21 @@ fn length_bit(name: &str) -> u64 {
     1 << name.len().min(63)
 }
 
+fn first_letter(name: &str) -> usize {
+    usize::from(name.bytes().next().map_or(0, fold) % 32)
+}
+
 /// The value of `X-Forwarded-For`: what trusted proxies wrote and the one we heard, or only whom we heard.
 pub fn forwarded_for(headers: &HeaderMap, heard: IpAddr, trusted: bool) -> Option<HeaderValue> {
-    let mut hops = Vec::new();
+    // As long as the longest address, so that one caller that came directly takes one piece of memory.
+    let mut hops = Vec::with_capacity(45);
     if trusted {
         for line in headers.get_all(X_FORWARDED_FOR) {
             hops.extend_from_slice(line.as_bytes());
             hops.extend_from_slice(b", ");
         }
     }
-    hops.extend_from_slice(heard.to_canonical().to_string().as_bytes());
+    let _ = write!(hops, "{}", heard.to_canonical());
     HeaderValue::from_bytes(&hops).ok()
 }
 
@@ -402,36 +416,37 @@ const STANDARD: [(&str, TemplatePart); 8] = [
     ("x-plan", TemplatePart::Plan),
 ];
 
-/// The value of a template; none when the identity, absent on public routes, lacks one of its parts, or when nothing is left to say.
-fn fill(template: &[TemplatePart], identity: Option<&Identity>) -> Option<HeaderValue> {
-    let mut text = String::new();
+/// The value of a template, written into `text`; none when the identity, absent on public routes, lacks one of its parts, or when nothing is
+/// left to say.
+fn fill(template: &[TemplatePart], identity: Option<&Identity>, text: &mut String) -> Option<HeaderValue> {
+    text.clear();
     for part in template {
         match (part, identity) {
             (TemplatePart::Text(literal), _) => text.push_str(literal),
             (_, None) => return None,
-            (TemplatePart::Subject, Some(identity)) => escape(identity.subject.as_deref()?, &mut text),
-            (TemplatePart::Consumer, Some(identity)) => escape(identity.consumer.as_deref()?, &mut text),
-            (TemplatePart::Client, Some(identity)) => escape(identity.client.as_deref()?, &mut text),
-            (TemplatePart::KeyId, Some(identity)) => escape(identity.key_id.as_deref()?, &mut text),
-            (TemplatePart::Plan, Some(identity)) => escape(identity.plan.as_deref()?, &mut text),
+            (TemplatePart::Subject, Some(identity)) => escape(identity.subject.as_deref()?, text),
+            (TemplatePart::Consumer, Some(identity)) => escape(identity.consumer.as_deref()?, text),
+            (TemplatePart::Client, Some(identity)) => escape(identity.client.as_deref()?, text),
+            (TemplatePart::KeyId, Some(identity)) => escape(identity.key_id.as_deref()?, text),
+            (TemplatePart::Plan, Some(identity)) => escape(identity.plan.as_deref()?, text),
             (TemplatePart::Method, Some(identity)) => {
                 for (at, part) in identity.parts().enumerate() {
                     text.push_str(if at == 0 { "" } else { " " });
                     text.push_str(part.method.label());
                 }
             }
-            (TemplatePart::Scopes, Some(identity)) => escape_list(identity.scopes.iter().map(|scope| Cow::Borrowed(&**scope)), &mut text)?,
-            (TemplatePart::Roles, Some(identity)) => escape_list(identity.roles.iter().map(|role| Cow::Borrowed(&**role)), &mut text)?,
+            (TemplatePart::Scopes, Some(identity)) => escape_list(identity.scopes.iter().map(|scope| Cow::Borrowed(&**scope)), text)?,
+            (TemplatePart::Roles, Some(identity)) => escape_list(identity.roles.iter().map(|role| Cow::Borrowed(&**role)), text)?,
             (TemplatePart::Claim(path), Some(identity)) => match identity.claim(path)? {
-                Value::Array(elements) => escape_list(elements.iter().map(scalar).collect::<Option<Vec<_>>>()?.into_iter(), &mut text)?,
-                claim => escape(&scalar(claim)?, &mut text),
+                Value::Array(elements) => escape_list(elements.iter().map(scalar).collect::<Option<Vec<_>>>()?.into_iter(), text)?,
+                claim => escape(&scalar(claim)?, text),
             },
         }
     }
     if text.is_empty() {
         return None;
     }
-    HeaderValue::from_str(&text).ok()
+    HeaderValue::from_str(text).ok()
 }
 
 fn scalar(value: &Value) -> Option<Cow<'_, str>> {
@@ -445,6 +460,9 @@ fn scalar(value: &Value) -> Option<Cow<'_, str>> {
 /// Writes text so that it stays one value in one line whatever is in it, and can be read back: bytes other than visible ASCII and inner
 /// spaces are percent-encoded, and so is `%` itself, else `a%0A` would be two texts.
 fn escape(text: &str, output: &mut String) {
+    if text.bytes().all(stands_for_itself) {
+        return output.push_str(text);
+    }
     let last = text.len().saturating_sub(1);
     for (at, byte) in text.bytes().enumerate() {
         let inner_space = byte == b' ' && at != 0 && at != last;
@@ -457,14 +475,22 @@ fn escape_list<'a>(elements: impl Iterator<Item = Cow<'a, str>>, output: &mut St
     let mut separator = "";
     for element in elements.filter(|element| !element.is_empty()) {
         output.push_str(separator);
-        element.bytes().for_each(|byte| push(byte, false, output));
+        if element.bytes().all(stands_for_itself) {
+            output.push_str(&element);
+        } else {
+            element.bytes().for_each(|byte| push(byte, false, output));
+        }
         separator = " ";
     }
     (!separator.is_empty()).then_some(())
 }
 
+fn stands_for_itself(byte: u8) -> bool {
+    byte.is_ascii_graphic() && byte != b'%'
+}
+
 fn push(byte: u8, space_allowed: bool, output: &mut String) {
-    if (byte.is_ascii_graphic() && byte != b'%') || (byte == b' ' && space_allowed) {
+    if stands_for_itself(byte) || (byte == b' ' && space_allowed) {
         output.push(char::from(byte));
     } else {
         let _ = write!(output, "%{byte:02X}");
@@ -566,7 +592,7 @@ mod tests {
     fn each_method_of_a_principal_with_several_credentials_is_named() {
         let key = Identity::new(Method::ApiKey, "partners".into(), [1; 32]);
         let both = Identity { beside: vec![Arc::new(key)], ..identity() };
-        assert_eq!(fill(&[TemplatePart::Method], Some(&both)), Some(HeaderValue::from_static("jwt api_key")));
+        assert_eq!(fill(&[TemplatePart::Method], Some(&both), &mut String::new()), Some(HeaderValue::from_static("jwt api_key")));
     }
 
     #[test]
@@ -684,7 +710,7 @@ mod tests {
             (&[claim("nested")], None),
             (&[claim("none")], None),
         ] {
-            let value = fill(template, Some(&identity()));
+            let value = fill(template, Some(&identity()), &mut String::new());
             assert_eq!(value.as_ref().map(|value| value.to_str().unwrap()), expected, "{template:?}");
         }
     }
@@ -715,8 +741,8 @@ mod tests {
             assert_eq!(escaped, expected);
         }
         let roles = Identity { roles: vec!["user admin".into(), "ops".into(), "".into()], ..identity() };
-        assert_eq!(fill(&[TemplatePart::Roles], Some(&roles)).unwrap(), "user%20admin ops");
-        assert_eq!(fill(&[TemplatePart::Subject], Some(&Identity { subject: Some("".into()), ..identity() })), None);
+        assert_eq!(fill(&[TemplatePart::Roles], Some(&roles), &mut String::new()).unwrap(), "user%20admin ops");
+        assert_eq!(fill(&[TemplatePart::Subject], Some(&Identity { subject: Some("".into()), ..identity() }), &mut String::new()), None);
     }
 
     #[test]
