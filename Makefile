@@ -8,7 +8,7 @@ export CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
 
-.PHONY: run test vectors trials fuzz lint bench help
+.PHONY: run test vectors trials fuzz lint bench bench-load help
 
 run: ## build, make throw-away keys and tokens, serve the demo on 127.0.0.1:8080 (PROFILE=dev builds faster)
 	@scripts/prepare
@@ -39,5 +39,10 @@ lint: ## check format, lints, docs and dependencies
 bench: ## measure the decision path
 	cargo bench --locked
 
+bench-load: SECONDS = 4
+bench-load: ## compare with HAProxy, nginx, Envoy and bare Pingora (ONLY=jwt_rs256 ROUNDS=5 SECONDS=4); benches/load/README.md
+	@scripts/prepare
+	@LOAD_SECONDS=$(SECONDS) benches/load/run
+
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
