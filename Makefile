@@ -32,7 +32,7 @@ fuzz: ## feed a parser random bytes (TARGET=jwt SECONDS=60); fuzz/README.md says
 
 lint: ## check format, lints, docs and dependencies
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 	cargo deny --log-level error check bans licenses sources
 

@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import subprocess
+import urllib.request
 from dataclasses import dataclass
 
 import machine
@@ -98,7 +99,11 @@ class Peer:
         return None
 
     def reload(self, generation):
-        raise Unable("no reload of a file is comparable")
+        """Has the next generation of the configuration take over, as an operator would."""
+
+    def serving(self):
+        """What is another after a reload: here the processes, since a new one takes over."""
+        return machine.tree(self.process.pid)
 
     def _serves(self):
         check(self.process.poll() is None, f"{self.name} ended at its start:\n{self.stage.said(self.log)}")
@@ -183,6 +188,12 @@ class Edgeward(Peer):
         self.prepare(generation)
         self.process.send_signal(signal.SIGHUP)
 
+    def serving(self):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=10) as answer:
+            found = re.search(r"^edgeward_config_reloads_applied_total (\d+)", answer.read().decode(), re.M)
+        check(found, "edgeward counts no reloads")
+        return int(found[1])
+
 
 class Bare(Peer):
     """The framework without filters: the floor. It decides nothing, so it serves every chain alike, and refuses by a number."""
@@ -201,9 +212,6 @@ class Bare(Peer):
         if chain.refuses:
             command += ["--refuse", chain.refuses]
         return command
-
-    def reload(self, generation):
-        """Nothing to reload: it says what the same second costs without."""
 
 
 class Haproxy(Peer):
@@ -419,6 +427,8 @@ class Envoy(Peer):
             "stat_prefix": "callers",
             "codec_type": "AUTO",
             "use_remote_address": True,
+            # ab speaks no other.
+            "http_protocol_options": {"accept_http_10": True},
             "route_config": {"name": "routes", "virtual_hosts": [hosts]},
             "http_filters": filters,
         }
@@ -466,7 +476,7 @@ class Envoy(Peer):
         match self.chain.credential:
             case "api_key":
                 keys = self.material.keys(self.chain.keys).read_text().split()
-                credentials = [{"key": {"inline_string": key}, "client": f"consumer-{number}"} for number, key in enumerate(keys)]
+                credentials = [{"key": key, "client": f"consumer-{number}"} for number, key in enumerate(keys)]
                 forwarding = {"header": "x-consumer-id", "hide_credentials": True}
                 api_key = {"credentials": credentials, "key_sources": [{"header": "x-api-key"}], "forwarding": forwarding}
                 return [extension("http", "api_key_auth.v3.ApiKeyAuth", api_key)]
@@ -544,24 +554,41 @@ class Pingap(Peer):
     name = "pingap"
 
     def prepare(self, generation):
-        chain = self.chain
+        chain, folder = self.chain, self.stage.folder
         if chain != Chain(guarded=chain.guarded):
-            raise Unable("only what it does without a plugin of its own is compared here")
+            raise Unable("what it has tells the origin no caller, or is not compared here")
+        plugins, used = "", []
         if chain.guarded:
-            raise Unable("its limit and its address list are not configured here")
+            used = ["networks", "each"]
+            plugins = f"""
+[plugins.networks]
+category = "ip_restriction"
+type = "allow"
+ip_list = {json.dumps(self._networks(generation))}
+[plugins.each]
+category = "limit"
+type = "rate"
+tag = "ip"
+max = {PLENTY}
+interval = "1s"
+"""
         text = f"""
 [basic]
 threads = 1
+pid_file = "{folder}/pingap.pid"
+upgrade_sock = "{folder}/pingap.sock"
+upstream_keepalive_pool_size = 1024
 [upstreams.origin]
 addrs = ["127.0.0.1:{self.upstream}"]
 [locations.all]
 upstream = "origin"
 path = "/"
+plugins = {json.dumps(used)}
 [servers.callers]
 addr = "127.0.0.1:{self.port}"
 locations = ["all"]
 threads = 1
-"""
+{plugins}"""
         self.file = self.stage.write("pingap.toml", text)
 
     def command(self):

@@ -103,7 +103,8 @@ def keep(root, results, order, busy):
     standing = {result["name"]: result for result in json.loads(file.read_text())} if file.exists() else {}
     standing |= {result["name"]: result for result in results}
     whole = [standing[name] for name in order if name in standing]
-    file.write_text(json.dumps(whole, indent=1) + "\n")
+    # A line for each workload, so that a difference shows which were measured again.
+    file.write_text("[\n" + ",\n".join(json.dumps(result) for result in whole) + "\n]\n")
     picture = root / "docs/images/comparison.svg"
     picture.parent.mkdir(exist_ok=True)
     picture.write_text(chart.draw(whole))

@@ -140,16 +140,17 @@ WORKLOADS = [
         ),
     ),
     *(
-        Workload(f"connections_{count}", f"+ JWT RS256 on {count:,} connections", chain, bearer(one("RS256"), connections=count), saw=SUBJECT, forged=BOTH)
+        Workload(f"connections_{count}", f"+ JWT RS256 on {count:,} connection{'s' if count > 1 else ''}", chain, bearer(one("RS256"), connections=count), saw=SUBJECT, forged=BOTH)
         for chain in [Chain(**GUARDED, credential="jwt")]
         for count in (1, 1_000)
     ),
     *(Workload(f"routes_{count}", f"{count:,} routes", Chain(routes=count), paths(count)) for count in (10, 10_000)),
     Workload(
         "reload",
-        "+ JWT RS256, a reload each second",
-        Chain(**GUARDED, credential="jwt", reloads=True),
-        bearer(one("RS256")),
-        saw=SUBJECT, forged=BOTH,
+        "+ API key among 10, a reload each second",
+        Chain(**GUARDED, credential="api_key", reloads=True),
+        keys(10),
+        saw=CONSUMER,
+        forged=BOTH[1:],
     ),
 ]
