@@ -93,6 +93,13 @@ class Material:
             write(file, "\n".join(keys[:: max(1, count // MANY)]) + "\n")
         return file
 
+    def opaque(self, count):
+        """A file with this many opaque tokens, one on each line."""
+        file = self.path(f"{count}.opaque")
+        if not file.exists():
+            write(file, "".join(f"opaque-{secrets.token_hex(20)}\n" for _ in range(count)))
+        return file
+
     def route_paths(self, count):
         """A file with a path below each route, in a shuffled order that is always the same."""
         file = self.path(f"{count}.paths")

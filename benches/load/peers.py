@@ -315,8 +315,6 @@ class Nginx(Peer):
             raise Unable("no JWT in the open-source edition without a script")
         if chain.credential == "introspection":
             raise Unable("no introspection in the open-source edition without a script")
-        if chain.http2:
-            raise Unable("no HTTP/2 to the origin but for gRPC")
         http, server = [], []
         if chain.guarded or chain.reloads:
             server += [f"allow {network};" for network in self._networks(generation)] + ["deny all;"]
@@ -330,6 +328,8 @@ class Nginx(Peer):
             server += ["ssl_protocols TLSv1.2 TLSv1.3;"]
         if chain.tls == "mutual":
             server += [f"ssl_client_certificate {self._reads_path('ca.pem')};", "ssl_verify_client on;"]
+        # A mebibyte goes through memory, not through a file.
+        server += ["proxy_buffer_size 16k;", "proxy_buffers 16 64k;", "proxy_busy_buffers_size 256k;", "proxy_max_temp_file_size 0;"]
         forward = ["proxy_http_version 1.1;", 'proxy_set_header Connection "";', "proxy_set_header Host $host;"]
         locations = []
         match chain.credential:
@@ -350,7 +350,8 @@ class Nginx(Peer):
             case "certificate":
                 http += ["map $ssl_client_s_dn $common_name { ~CN=(?<name>[^,]+) $name; }"]
                 forward += ["proxy_set_header X-User-Id $common_name;"]
-        inside = ["proxy_pass http://origin;"]
+        # HTTP/2 to an origin is for gRPC alone there, which is what is sent.
+        inside = ["grpc_pass grpc://origin;" if chain.http2 else "proxy_pass http://origin;"]
         if chain.credential == "external":
             # The subrequest carries what the caller sent; only the main request is stripped.
             inside += ["auth_request /check;", "auth_request_set $user $upstream_http_remote_user;", *forward]

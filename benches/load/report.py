@@ -39,7 +39,7 @@ def rows(result, busy):
             number(median["p50_us"], 2, 1000),
             number(median["p99_us"], 2, 1000),
             f"{median['rss_kib'] / 1024:.0f}",
-            f"{median['switches']:.2f}",
+            number(median["switches"], 2),
             f"{median['least_busy']:.0f}{idle}",
             *(spread(result["ratios"].get(name, {}).get(yardstick)) for yardstick in YARDSTICKS),
         ]
