@@ -115,7 +115,7 @@ WORKLOADS = [
     Workload("tls", "TLS, connections kept", Chain(tls="server"), plain()),
     Workload("tls_handshakes", "TLS, a handshake each", Chain(tls="server"), plain(tool="ab", close=True, connections=32)),
     Workload(
-        "mutual_tls", "mutual TLS, connections kept", Chain(tls="mutual", credential="certificate"), plain(tool="ab"), saw=CERTIFICATE, forged=BOTH[:1]
+        "mutual_tls", "mutual TLS, connections kept", Chain(tls="mutual", credential="certificate"), plain(tool="ab", connections=32), saw=CERTIFICATE, forged=BOTH[:1]
     ),
     Workload(
         "mutual_tls_handshakes",
