@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import ssl
 import statistics
 import subprocess
@@ -314,6 +315,9 @@ def keep(results, folder, began):
 
 
 if __name__ == "__main__":
+    # Whoever ends us ends what we started: an exception unwinds through the stages.
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
         sys.exit(main())
     except Failure as failure:
