@@ -11,7 +11,14 @@ SHOWN = [
     ("jwt_es256", "+ JWT, ES256"),
     ("refused_signature", "refused: bad signature"),
 ]
-NAMES = {"edgeward": "edgeward", "bare": "bare Pingora", "haproxy": "HAProxy", "nginx": "nginx", "envoy": "Envoy", "pingap": "pingap"}
+NAMES = {
+    "edgeward": "edgeward",
+    "bare": "bare Pingora",
+    "haproxy": "HAProxy",
+    "nginx": "nginx",
+    "envoy": "Envoy",
+    "pingap": "pingap",
+}
 ORDER = list(NAMES)
 
 WIDTH, LEFT, RIGHT = 760, 120, 80
@@ -38,7 +45,9 @@ rect.floor { fill: #c4cad1; }
 
 def draw(results):
     by_name = {result["name"]: result for result in results}
-    groups = [(title, by_name[name]) for name, title in SHOWN if name in by_name] or [(result["title"], result) for result in results[:6]]
+    groups = [(title, by_name[name]) for name, title in SHOWN if name in by_name] or [
+        (result["title"], result) for result in results[:6]
+    ]
     most = max(peer["median"]["cpu_us"] for _, result in groups for peer in result["peers"].values())
     scale = (WIDTH - LEFT - RIGHT) / most
     parts, y = [], 30
@@ -63,7 +72,8 @@ def draw(results):
     told = f"{last['date']}, one core each, one worker; medians of {last['rounds']} interleaved runs; make bench-load"
     parts.append(text(0, y, told, "quiet"))
     height = y + 14
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-12 0 {WIDTH + 24} {height}" width="{WIDTH + 24}" height="{height}" role="img"'
+    size = f'viewBox="-12 0 {WIDTH + 24} {height}" width="{WIDTH + 24}" height="{height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img"'
     title = "<title>Gateway CPU per request, by workload and gateway</title>"
     return "\n".join([f"{head}>", title, f"<style>{STYLE}</style>", *parts, "</svg>\n"])
 

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import machine
 from machine import check
 
 HERE = Path(__file__).parent
@@ -146,7 +145,7 @@ def h2load(stage, core, url, load, seconds, _, expected):
     finished = re.search(r"^finished in ([\d.]+)(m?s)", said, re.M)
     check(counts and statuses and finished and int(statuses[1]), f"h2load said no result: {said[-1000:]}")
     traffic = re.search(r"\((\d+)\) data$", said, re.M)
-    times = sorted(int(row[2]) for row in csv.reader(open(log), delimiter="\t"))
+    times = sorted(int(row[2]) for row in csv.reader(log.read_text().splitlines(), delimiter="\t"))
     requests = sum(int(statuses[group]) for group in range(1, 5))
     return Result(
         requests=requests,
@@ -162,7 +161,21 @@ def h2load(stage, core, url, load, seconds, _, expected):
 def ab(stage, core, url, load, seconds, material, expected):
     path, headers = load.first()
     times = stage.folder / "ab.csv"
-    command = ["ab", "-q", "-l", "-t", seconds, "-n", 10_000_000, "-c", load.connections, "-E", material.path("client.both.pem"), "-e", times]
+    command = [
+        "ab",
+        "-q",
+        "-l",
+        "-t",
+        seconds,
+        "-n",
+        10_000_000,
+        "-c",
+        load.connections,
+        "-E",
+        material.path("client.both.pem"),
+        "-e",
+        times,
+    ]
     if not load.close:
         command += ["-k"]
     for name, value in headers.items():
@@ -177,7 +190,7 @@ def ab(stage, core, url, load, seconds, material, expected):
     check(requests, f"ab had no answer: {said[-1000:]}")
     if not load.close:
         check(number("Keep-Alive requests") >= requests * 0.99, f"connections were not kept: {said[-1500:]}")
-    percentiles = {int(row[0]): float(row[1]) * 1000 for row in list(csv.reader(open(times)))[1:]}
+    percentiles = {int(row[0]): float(row[1]) * 1000 for row in list(csv.reader(times.read_text().splitlines()))[1:]}
     return Result(
         requests=requests,
         seconds=number("Time taken for tests"),

@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,7 +93,7 @@ def ask(peer, workload, load, headers=None):
 
 
 def prove(peer, workload, load):
-    """Checks one answer, and that nobody but the gateway says who the caller is. The bare proxy decides nothing, so only its status counts."""
+    """Checks one answer, and that nobody but the gateway says who the caller is; of the bare proxy, which decides nothing, the status."""
     proven = workload.saw and peer.name != "bare"
     forged = dict.fromkeys(workload.forged, "mallory") if proven else {}
     status, body = ask(peer, workload, load, forged)
@@ -175,7 +174,9 @@ class Run:
 
     def _generate(self, load, seconds, expected=None, meanwhile=None):
         peer = self.peer
-        return generators.run(peer.stage, self.plan.others, self.scheme, peer.port, load, seconds, peer.material, expected, meanwhile)
+        return generators.run(
+            peer.stage, self.plan.others, self.scheme, peer.port, load, seconds, peer.material, expected, meanwhile
+        )
 
     def _meanwhile(self, number):
         if not self.workload.chain.reloads:
@@ -190,13 +191,18 @@ class Run:
         right = result.requests - result.refused if workload.status < 400 else result.refused
         # nginx lets one in each minute: it has no longer time.
         allowed = 1 if workload.chain.exhausted else 0
-        check(result.requests - right <= allowed, f"{peer.name}: {result.requests - right} of {result.requests} with another status")
+        check(
+            result.requests - right <= allowed, f"{peer.name}: {result.requests - right} of {result.requests} with another status"
+        )
         check(result.errors == 0, f"{peer.name}: {result.errors} connections failed")
         if not result.spent:
             off = abs(result.bytes_each / self.bytes_each - 1)
             # What was read of answers that nobody waited for is counted as well: at most one for each connection, in each of the two runs.
             partly = self.load.connections * (1 / result.requests + 1 / self.checked)
-            check(off < 0.02 + partly, f"{peer.name}: answers of {result.bytes_each:.0f} bytes, where those that were checked had {self.bytes_each:.0f}")
+            check(
+                off < 0.02 + partly,
+                f"{peer.name}: answers of {result.bytes_each:.0f} bytes, where those that were checked had {self.bytes_each:.0f}",
+            )
 
     def summary(self):
         first = self.runs[0]
@@ -230,18 +236,18 @@ def run(workload, plan, material, tools):
             except Unable as reason:
                 left_out[kind.name] = str(reason)
         for one in list(runs):
-            attempt(one.begin, one, runs, left_out)
+            attempt(one, runs, left_out, one.begin)
         for number in range(plan.rounds):
             for one in list(runs):
-                attempt(lambda: one.measure(number), one, runs, left_out)
+                attempt(one, runs, left_out, one.measure, number)
     peers = {one.peer.name: {"runs": one.runs, "median": one.summary()} for one in runs}
     return {"name": workload.name, "title": workload.title, "peers": peers, "left_out": left_out, "ratios": report.ratios(peers)}
 
 
-def attempt(step, one, runs, left_out):
+def attempt(one, runs, left_out, step, *arguments):
     """A peer that fails is left out and said, the others go on; that the gateway itself fails ends everything."""
     try:
-        step()
+        step(*arguments)
     except Failure as failure:
         if one.peer.name == "edgeward":
             raise
@@ -260,28 +266,39 @@ def matches(word, name):
     return name.startswith(word[:-1]) if word.endswith("*") else name == word
 
 
+def words(name):
+    """What an environment variable lists."""
+    return re.split(r"[ ,]+", os.environ.get(name, "").strip()) if os.environ.get(name, "").strip() else []
+
+
 def main():
     if os.environ.get("LIST"):
         for workload in WORKLOADS:
             print(f"{workload.name:24} {workload.title}")
         return 0
     core, others = cores()
-    words = lambda name: re.split(r"[ ,]+", os.environ[name].strip()) if os.environ.get(name, "").strip() else []
-    plan = Plan(int(os.environ.get("ROUNDS") or 5), int(os.environ.get("LOAD_SECONDS") or 4), core, others, words("ONLY"), words("PEERS"))
+    plan = Plan(
+        int(os.environ.get("ROUNDS") or 5), int(os.environ.get("LOAD_SECONDS") or 4), core, others, words("ONLY"), words("PEERS")
+    )
     tools = Tools.found()
     folder = Path(os.environ["LOAD_FOLDER"])
     workloads = chosen(plan.only)
     material = Material(folder / "material", tools.edgeward)
-    began = datetime.datetime.now(datetime.timezone.utc)
+    began = datetime.datetime.now(datetime.UTC)
     facts = {
         "date": began.date().isoformat(),
         "machine": machine.describe(),
         "versions": versions(tools),
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip(),
         "rounds": plan.rounds,
         "seconds": plan.seconds,
     }
-    print(f"{len(workloads)} workloads, {plan.rounds} rounds of {plan.seconds} s; gateways on core {core}, origin and load on {others}", flush=True)
+    print(
+        f"{len(workloads)} workloads, {plan.rounds} rounds of {plan.seconds} s; gateways on core {core}, origin and load on {others}",
+        flush=True,
+    )
     # Each peer starts, is warmed up and takes its turns; what is signed or stored for the first time comes on top.
     minutes = len(workloads) * 4.5 * (plan.rounds * (plan.seconds + 0.7) + 3) / 60
     print(f"about {minutes:.0f} minutes", flush=True)

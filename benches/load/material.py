@@ -12,14 +12,12 @@ import sqlite3
 import subprocess
 import time
 import zlib
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.x509.oid import NameOID
-
-from machine import Failure, check
+from machine import check
 
 ISSUER = "https://login.test/"
 AUDIENCE = "orders"
@@ -123,7 +121,12 @@ class Material:
         route = {"name": "all", "path": "/", "policy": {"authenticate": "partners"}, "upstream": "demo"}
         listeners = [{"address": "127.0.0.1:0"}]
         upstreams = {"demo": {"builtin": "echo"}}
-        whole = {"listeners": listeners, "upstreams": upstreams, "authenticators": {"partners": {"api_key": api_key}}, "routes": [route]}
+        whole = {
+            "listeners": listeners,
+            "upstreams": upstreams,
+            "authenticators": {"partners": {"api_key": api_key}},
+            "routes": [route],
+        }
         write(config, json.dumps(whole))
         command = [self.edgeward, "keys", "create", "-c", config, "--consumer", "first"]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60, check=False)
@@ -131,7 +134,15 @@ class Material:
         with sqlite3.connect(new) as store:
             revision = store.execute("SELECT revision FROM api_key_change").fetchone()[0] + 1
             rows = (
-                (key.split("_")[2], hashlib.sha256(key.encode()).digest(), f"consumer-{number}", '["orders:read"]', "[]", "[]", revision)
+                (
+                    key.split("_")[2],
+                    hashlib.sha256(key.encode()).digest(),
+                    f"consumer-{number}",
+                    '["orders:read"]',
+                    "[]",
+                    "[]",
+                    revision,
+                )
                 for number, key in enumerate(self.keys(count).read_text().split())
             )
             store.executemany(
@@ -224,7 +235,12 @@ def jwk(algorithm, public):
     common = {"kid": algorithm, "alg": algorithm, "use": "sig"}
     if algorithm == "RS256":
         return common | {"kty": "RSA", "n": encode(numbers.n.to_bytes(256, "big")), "e": encode(numbers.e.to_bytes(3, "big"))}
-    return common | {"kty": "EC", "crv": "P-256", "x": encode(numbers.x.to_bytes(32, "big")), "y": encode(numbers.y.to_bytes(32, "big"))}
+    return common | {
+        "kty": "EC",
+        "crv": "P-256",
+        "x": encode(numbers.x.to_bytes(32, "big")),
+        "y": encode(numbers.y.to_bytes(32, "big")),
+    }
 
 
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -245,7 +261,7 @@ def api_key(number):
 
 
 def certificate(name, public, issuer, signer, authority=False):
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     text = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, who)]) for who in (name, issuer)]
     builder = (
         x509.CertificateBuilder()

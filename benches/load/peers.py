@@ -138,7 +138,8 @@ class Edgeward(Peer):
             policy["allow"] = self._networks(generation)
         upstream = {"servers": [f"127.0.0.1:{self.upstream}"]} | ({"http2": True} if chain.http2 else {})
         routes = [
-            {"name": f"r{number}", "path": f"{path}{{*rest}}", "policy": "all", "upstream": "origin"} for number, path in enumerate(chain.paths)
+            {"name": f"r{number}", "path": f"{path}{{*rest}}", "policy": "all", "upstream": "origin"}
+            for number, path in enumerate(chain.paths)
         ]
         if not hasattr(self, "admin"):
             self.admin = free_port()
@@ -319,17 +320,28 @@ class Nginx(Peer):
         if chain.guarded or chain.reloads:
             server += [f"allow {network};" for network in self._networks(generation)] + ["deny all;"]
         if chain.guarded or chain.exhausted:
-            http += [f"limit_req_zone $binary_remote_addr zone=each:10m rate={'1r/m' if chain.exhausted else '1000000r/s'};", "limit_req_status 429;"]
+            http += [
+                f"limit_req_zone $binary_remote_addr zone=each:10m rate={'1r/m' if chain.exhausted else '1000000r/s'};",
+                "limit_req_status 429;",
+            ]
             server += ["limit_req zone=each;" if chain.exhausted else "limit_req zone=each burst=1000000 nodelay;"]
         tls = ""
         if chain.tls:
             tls = " ssl http2"
-            server += [f"ssl_certificate {self._reads_path('server.pem')};", f"ssl_certificate_key {self._reads_path('server.key')};"]
+            server += [
+                f"ssl_certificate {self._reads_path('server.pem')};",
+                f"ssl_certificate_key {self._reads_path('server.key')};",
+            ]
             server += ["ssl_protocols TLSv1.2 TLSv1.3;"]
         if chain.tls == "mutual":
             server += [f"ssl_client_certificate {self._reads_path('ca.pem')};", "ssl_verify_client on;"]
         # A mebibyte goes through memory, not through a file.
-        server += ["proxy_buffer_size 16k;", "proxy_buffers 16 64k;", "proxy_busy_buffers_size 256k;", "proxy_max_temp_file_size 0;"]
+        server += [
+            "proxy_buffer_size 16k;",
+            "proxy_buffers 16 64k;",
+            "proxy_busy_buffers_size 256k;",
+            "proxy_max_temp_file_size 0;",
+        ]
         forward = ["proxy_http_version 1.1;", 'proxy_set_header Connection "";', "proxy_set_header Host $host;"]
         locations = []
         match chain.credential:
@@ -344,7 +356,13 @@ class Nginx(Peer):
                 if chain.cached:
                     http += [f"proxy_cache_path {folder}/nginx-cache levels=1 keys_zone=decisions:10m inactive=10m;"]
                     cache = ["proxy_cache decisions;", "proxy_cache_key $http_authorization;", "proxy_cache_valid 200 60s;"]
-                asked = ["internal;", f"proxy_pass http://origin;", "proxy_pass_request_body off;", 'proxy_set_header Content-Length "";', *cache]
+                asked = [
+                    "internal;",
+                    "proxy_pass http://origin;",
+                    "proxy_pass_request_body off;",
+                    'proxy_set_header Content-Length "";',
+                    *cache,
+                ]
                 locations += [f"location = /check {{ {' '.join(asked)} }}"]
                 forward += ["proxy_set_header Remote-User $user;", 'proxy_set_header Authorization "";']
             case "certificate":
@@ -442,7 +460,9 @@ class Envoy(Peer):
             "static_resources": {"listeners": [listener], "clusters": clusters},
             "admin": {"address": address(free_port())},
             # As for the others: no connection is turned away.
-            "layered_runtime": {"layers": [{"name": "static", "static_layer": {"overload": {"global_downstream_max_connections": 20000}}}]},
+            "layered_runtime": {
+                "layers": [{"name": "static", "static_layer": {"overload": {"global_downstream_max_connections": 20000}}}]
+            },
         }
         self.file = self.stage.write("envoy.json", json.dumps(config))
 
@@ -509,7 +529,10 @@ class Envoy(Peer):
         return []
 
     def _tls(self):
-        pair = {"certificate_chain": {"filename": self._reads_path("server.pem")}, "private_key": {"filename": self._reads_path("server.key")}}
+        pair = {
+            "certificate_chain": {"filename": self._reads_path("server.pem")},
+            "private_key": {"filename": self._reads_path("server.key")},
+        }
         common = {"tls_certificates": [pair], "alpn_protocols": ["h2", "http/1.1"]}
         tls = {"@type": f"{TYPES}.transport_sockets.tls.v3.DownstreamTlsContext", "common_tls_context": common}
         if self.chain.tls == "mutual":

@@ -14,14 +14,28 @@ def ratios(peers):
         for yardstick in YARDSTICKS:
             if yardstick == name or yardstick not in peers:
                 continue
-            pairs = list(zip(peer["runs"], peers[yardstick]["runs"]))
+            pairs = list(zip(peer["runs"], peers[yardstick]["runs"], strict=True))
             each = [mine["cpu_us"] / theirs["cpu_us"] for mine, theirs in pairs if theirs["cpu_us"]]
             if each:
                 found.setdefault(name, {})[yardstick] = {"median": statistics.median(each), "least": min(each), "most": max(each)}
     return found
 
 
-HEADINGS = ["", "us/request", "user", "system", "req/core-s", "p50 ms", "p99 ms", "RSS MiB", "switches", "busy %", "/ bare", "/ haproxy", "/ envoy"]
+HEADINGS = [
+    "",
+    "us/request",
+    "user",
+    "system",
+    "req/core-s",
+    "p50 ms",
+    "p99 ms",
+    "RSS MiB",
+    "switches",
+    "busy %",
+    "/ bare",
+    "/ haproxy",
+    "/ envoy",
+]
 
 
 def rows(result, busy):
@@ -74,7 +88,7 @@ def table(result, busy):
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
     text = [f"{result['name']}: {result['title']}"]
     for line in lines:
-        cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]
+        cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
         text.append("  " + "  ".join(cells).rstrip())
     text += [f"  {note}" for note in notes(result)]
     if any(line[9].endswith("*") for line in lines[1:]):
@@ -111,7 +125,9 @@ def keep(root, results, order, busy):
     page = root / "docs/comparison.md"
     before, _, rest = page.read_text().partition(BEGINS)
     _, _, after = rest.partition(ENDS)
-    page.write_text(f"{before}{BEGINS}\n\n{provenance(whole)}\n\n{chr(10).join(markdown(result, busy) for result in whole)}\n{ENDS}{after}")
+    page.write_text(
+        f"{before}{BEGINS}\n\n{provenance(whole)}\n\n{chr(10).join(markdown(result, busy) for result in whole)}\n{ENDS}{after}"
+    )
     return [file, picture, page]
 
 
@@ -122,8 +138,9 @@ def provenance(results):
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
         where = result["machine"]
         text = (
-            f"{result['date']}, commit {result['commit']}, {result['rounds']} rounds of {result['seconds']} s. {where['cpu']}, {where['cores']} cores, "
-            f"{where['memory_gib']} GiB, {where['system']}, Linux {where['kernel'].split('-')[0]}. {versions}."
+            f"{result['date']}, commit {result['commit']}, {result['rounds']} rounds of {result['seconds']} s. "
+            f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB, {where['system']}, "
+            f"Linux {where['kernel'].split('-')[0]}. {versions}."
         )
         told.setdefault(text, []).append(result["name"])
     if len(told) == 1:

@@ -1,7 +1,7 @@
 """What is measured: each workload is a chain of checks, what is sent, and what the answer and the origin must show."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 from generators import Load
 from material import CLIENT
@@ -73,7 +73,12 @@ WORKLOADS = [
     Workload("ip_rules_limit", "IP allow-list and a limit per address", Chain(**GUARDED), plain()),
     *(
         Workload(
-            f"api_key_{count}", f"+ API key among {count:,}", Chain(**GUARDED, credential="api_key", keys=count), keys(count), saw=CONSUMER, forged=BOTH[1:]
+            f"api_key_{count}",
+            f"+ API key among {count:,}",
+            Chain(**GUARDED, credential="api_key", keys=count),
+            keys(count),
+            saw=CONSUMER,
+            forged=BOTH[1:],
         )
         for count in (10, 1_000_000)
     ),
@@ -84,14 +89,31 @@ WORKLOADS = [
         for name in [f"jwt_{algorithm.lower()}"]
         for workload in (
             Workload(name, f"+ JWT {algorithm}, one token", chain, bearer(one(algorithm)), saw=SUBJECT, forged=BOTH),
-            Workload(f"{name}_10000", f"+ JWT {algorithm}, 10,000 tokens", chain, tokens(algorithm, 10_000), saw=SUBJECT, forged=BOTH, begins="passed"),
-            Workload(f"{name}_100000", f"+ JWT {algorithm}, 100,000 tokens", chain, tokens(algorithm, MANY), saw=SUBJECT, forged=BOTH, begins="passed"),
+            Workload(
+                f"{name}_10000",
+                f"+ JWT {algorithm}, 10,000 tokens",
+                chain,
+                tokens(algorithm, 10_000),
+                saw=SUBJECT,
+                forged=BOTH,
+                begins="passed",
+            ),
+            Workload(
+                f"{name}_100000",
+                f"+ JWT {algorithm}, 100,000 tokens",
+                chain,
+                tokens(algorithm, MANY),
+                saw=SUBJECT,
+                forged=BOTH,
+                begins="passed",
+            ),
             Workload(
                 f"{name}_cold",
                 f"+ JWT {algorithm}, each token once",
                 chain,
                 tokens(algorithm, MANY, once=True),
-                saw=SUBJECT, forged=BOTH,
+                saw=SUBJECT,
+                forged=BOTH,
                 begins="cold",
                 before=bearer(one(algorithm)),
             ),
@@ -108,21 +130,38 @@ WORKLOADS = [
     Workload("refused_limit", "refused: over the limit", Chain(exhausted=True, refuses=429), plain(), status=429),
     Workload("introspection", "introspection, remembered", Chain(credential="introspection"), opaque(1), saw=SUBJECT, forged=BOTH),
     Workload(
-        "introspection_each", "introspection of each request", Chain(credential="introspection", cached=False), opaque(10_000), saw=SUBJECT, forged=BOTH
+        "introspection_each",
+        "introspection of each request",
+        Chain(credential="introspection", cached=False),
+        opaque(10_000),
+        saw=SUBJECT,
+        forged=BOTH,
     ),
     Workload("external", "external authorizer, remembered", Chain(credential="external"), opaque(1), saw=ALONE),
-    Workload("external_each", "external authorizer of each request", Chain(credential="external", cached=False), opaque(10_000), saw=ALONE),
+    Workload(
+        "external_each",
+        "external authorizer of each request",
+        Chain(credential="external", cached=False),
+        opaque(10_000),
+        saw=ALONE,
+    ),
     Workload("tls", "TLS, connections kept", Chain(tls="server"), plain()),
     Workload("tls_handshakes", "TLS, a handshake each", Chain(tls="server"), plain(tool="ab", close=True, connections=32)),
     Workload(
-        "mutual_tls", "mutual TLS, connections kept", Chain(tls="mutual", credential="certificate"), plain(tool="ab", connections=32), saw=CERTIFICATE, forged=BOTH[:1]
+        "mutual_tls",
+        "mutual TLS, connections kept",
+        Chain(tls="mutual", credential="certificate"),
+        plain(tool="ab", connections=32),
+        saw=CERTIFICATE,
+        forged=BOTH[:1],
     ),
     Workload(
         "mutual_tls_handshakes",
         "mutual TLS, a handshake each",
         Chain(tls="mutual", credential="certificate"),
         plain(tool="ab", close=True, connections=32),
-        saw=CERTIFICATE, forged=BOTH[:1],
+        saw=CERTIFICATE,
+        forged=BOTH[:1],
     ),
     Workload("upload", "64 KiB up", Chain(), plain(method="POST", path="/upload", bytes=64 * 1024)),
     Workload("download", "1 MiB down", Chain(), plain(path="/big", connections=16)),
@@ -141,7 +180,14 @@ WORKLOADS = [
         ),
     ),
     *(
-        Workload(f"connections_{count}", f"+ JWT RS256 on {count:,} connection{'s' if count > 1 else ''}", chain, bearer(one("RS256"), connections=count), saw=SUBJECT, forged=BOTH)
+        Workload(
+            f"connections_{count}",
+            f"+ JWT RS256 on {count:,} connection{'s' if count > 1 else ''}",
+            chain,
+            bearer(one("RS256"), connections=count),
+            saw=SUBJECT,
+            forged=BOTH,
+        )
         for chain in [Chain(**GUARDED, credential="jwt")]
         for count in (1, 1_000)
     ),
