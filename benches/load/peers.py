@@ -638,6 +638,8 @@ def versions(tools):
     for name, command in commands.items():
         if command[0]:
             done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=30)
-            number = re.search(r"\d+\.\d+(?:\.\d+)?", done.stdout + done.stderr)
+            # The path of a program may have a number of its own, of two parts.
+            said = done.stdout + done.stderr
+            number = re.search(r"\d+\.\d+\.\d+", said) or re.search(r"\d+\.\d+", said)
             found[name] = number[0] if number else "unknown"
     return found

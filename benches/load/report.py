@@ -125,9 +125,9 @@ def keep(root, results, order, busy):
     page = root / "docs/comparison.md"
     before, _, rest = page.read_text().partition(BEGINS)
     _, _, after = rest.partition(ENDS)
-    page.write_text(
-        f"{before}{BEGINS}\n\n{provenance(whole)}\n\n{chr(10).join(markdown(result, busy) for result in whole)}\n{ENDS}{after}"
-    )
+    picture_line = "![CPU per request, by workload and gateway](images/comparison.svg)"
+    tables = "\n".join(markdown(result, busy) for result in whole)
+    page.write_text(f"{before}{BEGINS}\n\n{picture_line}\n\n{provenance(whole)}\n\n{tables}\n{ENDS}{after}")
     return [file, picture, page]
 
 
