@@ -8,7 +8,7 @@ export CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
 
-.PHONY: run test vectors trials fuzz lint bench bench-count bench-growth help
+.PHONY: run test vectors trials fuzz lint bench bench-count bench-growth bench-load help
 
 run: ## build, make throw-away keys and tokens, serve the demo on 127.0.0.1:8080 (PROFILE=dev builds faster)
 	@scripts/prepare
@@ -32,7 +32,7 @@ fuzz: ## feed a parser random bytes (TARGET=jwt SECONDS=60); fuzz/README.md says
 
 lint: ## check format, lints, docs and dependencies
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 	cargo deny --log-level error check bans licenses sources
 
@@ -45,6 +45,11 @@ bench-count: ## count its instructions, atomic updates and allocations, and hold
 
 bench-growth: ## measure what grows with routes, keys, networks and tokens: look-ups, start, reload, memory
 	@cargo bench --locked --bench growth
+
+bench-load: SECONDS = 4
+bench-load: ## compare with HAProxy, nginx, Envoy and bare Pingora (ONLY=jwt_rs256 ROUNDS=5 SECONDS=4); benches/load/README.md
+	@scripts/prepare
+	@LOAD_SECONDS=$(SECONDS) benches/load/run
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
