@@ -306,6 +306,13 @@ pub enum Location {
     Cookie(Arc<str>),
 }
 
+impl Location {
+    /// Whether the credential stands behind this scheme.
+    pub fn has_scheme(&self, wanted: &str) -> bool {
+        matches!(self, Self::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case(wanted))
+    }
+}
+
 impl Decode for Location {
     type Value = Self;
 

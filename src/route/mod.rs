@@ -14,7 +14,7 @@ pub mod statement;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::authenticators::Authenticators;
+use crate::authenticators::{Authenticators, Challenge};
 use crate::authorizers::Authorizers;
 use crate::metrics::RouteMetrics;
 use crate::upstream::Upstream;
@@ -75,4 +75,17 @@ pub struct Challenges {
     pub missing: Vec<http::HeaderValue>,
     /// When one came and was not good.
     pub invalid: Vec<http::HeaderValue>,
+}
+
+impl Challenges {
+    /// One per accepted method (RFC 9110 section 11.6.1), and none twice.
+    pub fn new(accepted: &Authenticators) -> Self {
+        let mut challenges: Vec<Challenge> = Vec::new();
+        for challenge in accepted.iter().flat_map(|authenticator| authenticator.challenges()) {
+            if !challenges.contains(&challenge) {
+                challenges.push(challenge);
+            }
+        }
+        Self { missing: challenges.iter().map(Challenge::missing).collect(), invalid: challenges.iter().map(Challenge::invalid).collect() }
+    }
 }
