@@ -15,6 +15,9 @@ use crate::request::{Now, Rejection, Request};
 /// The header of a proof.
 pub const DPOP: HeaderName = HeaderName::from_static("dpop");
 
+/// The algorithms of proofs, as callers are told.
+pub const ALGORITHMS: [&str; 4] = ["ES256", "EdDSA", "RS256", "PS256"];
+
 /// How old a proof may be: callers make one for each request.
 const WINDOW: Duration = Duration::from_secs(60);
 

@@ -14,7 +14,7 @@ pub use endpoint::{Said, read};
 
 use self::endpoint::{Ask, Endpoint};
 use super::credential::{self, Found};
-use super::{Verdict, confirmation};
+use super::{Challenge, Verdict, confirmation};
 use crate::config::{self, Location, OnFailure, Problem};
 use crate::jose::claims::Registered;
 use crate::jose::jws::{MAX_TOKEN, fingerprint};
@@ -120,6 +120,11 @@ impl Introspection {
     /// Where the token may be.
     pub fn locations(&self) -> &[Location] {
         &self.from
+    }
+
+    /// What a caller is told to present.
+    pub fn challenge(&self) -> Challenge {
+        Challenge::token("Bearer")
     }
 
     /// The whole token, the endpoint, the client, and how an answer is read.

@@ -11,8 +11,8 @@ use openssl::sha::sha256;
 
 use super::claims::ClaimPaths;
 use super::credential::{self, Found};
-use super::dpop::{Bound, DPOP};
-use super::{Verdict, confirmation};
+use super::dpop::{self, Bound, DPOP};
+use super::{Challenge, Verdict, confirmation};
 use crate::config::{self, KeySource, Location, Problem};
 use crate::jose::claims::Registered;
 use crate::jose::jws::{Header, MAX_TOKEN};
@@ -154,6 +154,14 @@ impl Jwt {
     /// Where the token may be.
     pub fn locations(&self) -> &[Location] {
         &self.locations
+    }
+
+    /// What a caller is told to present: a bound token (RFC 9449 section 7.1), any other, or either.
+    pub fn challenges(&self) -> Vec<Challenge> {
+        let takes = |scheme| self.from.iter().any(|location| location.has_scheme(scheme));
+        let bound = takes("DPoP").then(|| Challenge::token("DPoP").with("algs", dpop::ALGORITHMS.join(" ")));
+        let bearer = (bound.is_none() || takes("Bearer")).then(|| Challenge::token("Bearer"));
+        bound.into_iter().chain(bearer).collect()
     }
 
     fn bound<'a>(&'a self, token: &'a str) -> Bound<'a> {

@@ -188,6 +188,26 @@ impl Decode for Authenticator {
     }
 }
 
+/// The access tokens that an authenticator takes.
+#[derive(Debug, Clone, Copy)]
+pub struct AccessTokens<'c> {
+    /// Who gives them, where that is known.
+    pub issuer: Option<&'c Arc<str>>,
+    /// Where they may sit.
+    pub from: &'c [Location],
+}
+
+impl Authenticator {
+    /// What it takes of what authorization servers give; none for credentials of other kinds.
+    pub fn access_tokens(&self) -> Option<AccessTokens<'_>> {
+        match self {
+            Self::Jwt(jwt) => Some(AccessTokens { issuer: Some(&jwt.issuer), from: &jwt.from }),
+            Self::Introspection(introspection) => Some(AccessTokens { issuer: introspection.issuer.as_ref(), from: &introspection.from }),
+            Self::ApiKey(_) | Self::ClientCertificate(_) | Self::Sigv4(_) | Self::Signature(_) | Self::Basic(_) | Self::External(_) => None,
+        }
+    }
+}
+
 /// Where the keys of an issuer come from.
 #[derive(Debug, Clone)]
 pub enum KeySource {
@@ -304,6 +324,13 @@ pub enum Location {
     Query(Arc<str>),
     /// In a cookie.
     Cookie(Arc<str>),
+}
+
+impl Location {
+    /// Whether the credential stands behind this scheme.
+    pub fn has_scheme(&self, wanted: &str) -> bool {
+        matches!(self, Self::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case(wanted))
+    }
 }
 
 impl Decode for Location {

@@ -28,6 +28,7 @@ mod quotas;
 mod redis;
 mod reload;
 mod request;
+mod resource;
 mod revocation;
 mod route;
 mod server;
