@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use http::{HeaderName, HeaderValue};
+
 use crate::authenticators::Proof;
 use crate::request::{BodyDigest, HeaderChange, Identity, LimitState, Now, Rejection, Request};
 use crate::route::rate_limits::{Charge, Held, Turn};
@@ -11,6 +13,7 @@ use crate::route::{Policy, Route};
 #[derive(Debug)]
 pub struct Admission {
     proof: Option<Proof>,
+    token: Option<(HeaderName, HeaderValue)>,
     held: Held,
 }
 
@@ -23,6 +26,11 @@ impl Admission {
     /// What the authenticator decided of the upstream's headers.
     pub fn headers(&self) -> &[HeaderChange] {
         self.proof.as_ref().and_then(|proof| proof.headers.as_deref()).unwrap_or_default()
+    }
+
+    /// What tells the upstream who calls, where the route exchanges the credential.
+    pub fn token(&self) -> Option<&(HeaderName, HeaderValue)> {
+        self.token.as_ref()
     }
 
     /// What the body must hash to before any of it is forwarded.
@@ -76,13 +84,20 @@ impl From<Rejection> for Refusal {
     }
 }
 
-/// Whether this request may go on, and as whom.
-pub async fn admit(route: &Route, request: &Request<'_>, now: Now) -> Result<Admission, Refusal> {
+/// Whether this request may go on, and as whom; `random` names a token that is made for its upstream.
+pub async fn admit(route: &Route, request: &Request<'_>, now: Now, random: fn() -> u128) -> Result<Admission, Refusal> {
     let mut charge = Charge::new(route.cost, now);
-    match judge(&route.policy, request, &mut charge, now).await {
-        Ok(proof) => {
+    let judged = match judge(&route.policy, request, &mut charge, now).await {
+        Ok(Some(proof)) => {
+            exchange(route, &proof, request, now, random).await.map(|token| (Some(proof), token)).inspect_err(|_| charge.give_back())
+        }
+        Ok(None) => Ok((None, None)),
+        Err(refusal) => Err(refusal),
+    };
+    match judged {
+        Ok((proof, token)) => {
             let provisionally = proof.as_ref().is_some_and(|proof| !proof.body.is_empty());
-            Ok(Admission { proof, held: charge.into_held(provisionally) })
+            Ok(Admission { proof, token, held: charge.into_held(provisionally) })
         }
         Err(refusal) => Err(Refusal { shadowed: charge.into_shadowed(), ..refusal }),
     }
@@ -110,6 +125,19 @@ async fn judge<'p>(policy: &'p Policy, request: &Request<'_>, charge: &mut Charg
         Ok(()) => Ok(proof),
         Err(rejection) => Err(Refusal { identity: proof.map(|proof| proof.identity), ..rejection.into() }),
     }
+}
+
+/// The token for the upstream, where the route exchanges the caller's.
+async fn exchange(
+    route: &Route,
+    proof: &Proof,
+    request: &Request<'_>,
+    now: Now,
+    random: fn() -> u128,
+) -> Result<Option<(HeaderName, HeaderValue)>, Refusal> {
+    let (Some(exchange), Some(authenticators)) = (&route.exchange, &route.policy.authenticators) else { return Ok(None) };
+    let obtained = exchange.obtain(&proof.identity, authenticators, request, now, random).await;
+    obtained.map(Some).map_err(|rejection| Refusal { identity: Some(Arc::clone(&proof.identity)), ..rejection.into() })
 }
 
 #[cfg(test)]
@@ -175,7 +203,7 @@ mod tests {
         let request = Request::new(&Method::GET, "h", "/", &headers, &client);
         let now = Now { monotonic: Duration::ZERO, unix: Duration::from_secs(1_800_000_000) };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        match runtime.block_on(admit(route, &request, now)) {
+        match runtime.block_on(admit(route, &request, now, || 7)) {
             Ok(admission) => match admission.identity() {
                 Some(identity) => {
                     let by: Vec<_> = identity.parts().map(|part| &*part.authenticator).collect();

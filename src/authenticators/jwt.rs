@@ -151,9 +151,14 @@ impl Jwt {
         &self.name
     }
 
-    /// Where the token may be.
+    /// Where the token may be, and its proof.
     pub fn locations(&self) -> &[Location] {
         &self.locations
+    }
+
+    /// Where the token may be.
+    pub fn token_locations(&self) -> &[Location] {
+        &self.from
     }
 
     fn bound<'a>(&'a self, token: &'a str) -> Bound<'a> {

@@ -95,7 +95,7 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
     };
     route.policy.forward.apply(upstream, admission.identity().map(|identity| &**identity), &connection);
     route.policy.forward.copy(upstream, admission.headers());
-    if let Some((name, value)) = &target.identity_token {
+    if let Some((name, value)) = admission.token() {
         upstream.insert_header(name, value.clone())?;
     }
     Ok(())

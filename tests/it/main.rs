@@ -18,6 +18,7 @@ mod basic;
 mod cli;
 mod client_certificate;
 mod dpop;
+mod exchange;
 mod external;
 mod introspection;
 mod issuer;
