@@ -820,7 +820,7 @@ mod tests {
     #[test]
     fn an_exchange_is_promised_only_where_there_can_be_one() {
         let server = "exchanges: {sts: {url: \"https://sts.test/token\", client: {id: e, method: private_key_jwt, key: {env: HOME}}}}\n";
-        let authenticators = "authenticators: {k: {api_key: {keys: {database: k.db}}}, m: {client_certificate: {identity: common_name}}, \
+        let authenticators = "authenticators: {k: {api_key: {keys: {database: k.db}}}, m: {client_certificate: {identity: common_name, allow: [a]}}, \
                               t: {jwt: {issuer: i, audiences: [a], keys: {jwks_url: \"https://i.test/jwks\"}}}}\n";
         let policy = |index: usize, authenticate: &str, exchange: &str| {
             format!(

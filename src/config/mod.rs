@@ -170,7 +170,7 @@ grammar! {
         plans: Named<Plan> as Map<Name, Plan> = "{}",
         /// Ways to prove who calls, by name.
         authenticators: Named<Authenticator> as Map<policy::AuthenticatorName, Authenticator> = "{}",
-        /// Servers that exchange tokens, by name, for what says `token: exchange`.
+        /// Servers that exchange tokens, by name.
         exchanges: Named<Exchange> as Map<Name, Exchange> = "{}",
         /// Who may enter, by name.
         policies: Named<Policy> as Map<Name, Policy> = "{}",

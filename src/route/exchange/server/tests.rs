@@ -52,7 +52,7 @@ impl Script {
 
 fn token_for(form: &Form) -> String {
     let named = ["audience", "resource", "scope"].into_iter().filter_map(|name| form.get(name)).cloned().collect::<Vec<_>>().join("/");
-    format!("{}.for.{}", form["subject_token"], named.replace([':', ' '], "_"))
+    format!("{}.for.{}", form["subject_token"], named.replace(|c: char| !c.is_ascii_alphanumeric(), "_"))
 }
 
 #[async_trait::async_trait]
