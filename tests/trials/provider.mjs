@@ -33,6 +33,11 @@ async function key(kid) {
 const EXCHANGE = 'urn:ietf:params:oauth:grant-type:token-exchange'
 const ACCESS_TOKEN = 'urn:ietf:params:oauth:token-type:access_token'
 
+async function publicKey(kid) {
+  const { kty, crv, x, y, n, e, alg } = await key(kid)
+  return { kty, crv, x, y, n, e, alg, kid }
+}
+
 // Clients that may ask what a token stands for and exchange it, one for each way to prove it.
 function gatewayClient(client_id, token_endpoint_auth_method, more) {
   return { client_id, token_endpoint_auth_method, grant_types: [EXCHANGE], redirect_uris: [], response_types: [], ...more }
@@ -56,7 +61,7 @@ function exchange({ publish, sign }) {
     const { client, params, provider } = ctx.oidc
     if (params.subject_token_type !== ACCESS_TOKEN) throw new errors.InvalidRequest('unknown subject_token_type')
     const found = await provider.ClientCredentials.find(params.subject_token)
-    const keys = createLocalJWKSet({ keys: await Promise.all(publish.map(key)) })
+    const keys = createLocalJWKSet({ keys: await Promise.all(publish.map(publicKey)) })
     const subject = found?.clientId ?? await jwtVerify(params.subject_token, keys, { issuer }).then(({ payload }) => payload.sub, () => undefined)
     if (!subject) throw new errors.InvalidGrant('the subject token is not good')
     const target = resourceServer(params.resource, sign)
