@@ -87,19 +87,34 @@ impl From<Rejection> for Refusal {
 /// Whether this request may go on, and as whom; `random` names a token that is made for its upstream.
 pub async fn admit(route: &Route, request: &Request<'_>, now: Now, random: fn() -> u128) -> Result<Admission, Refusal> {
     let mut charge = Charge::new(route.cost, now);
-    let judged = match judge(&route.policy, request, &mut charge, now).await {
-        Ok(Some(proof)) => {
-            exchange(route, &proof, request, now, random).await.map(|token| (Some(proof), token)).inspect_err(|_| charge.give_back())
-        }
-        Ok(None) => Ok((None, None)),
-        Err(refusal) => Err(refusal),
-    };
-    match judged {
+    match decide(route, request, &mut charge, now, random).await {
         Ok((proof, token)) => {
             let provisionally = proof.as_ref().is_some_and(|proof| !proof.body.is_empty());
             Ok(Admission { proof, token, held: charge.into_held(provisionally) })
         }
         Err(refusal) => Err(Refusal { shadowed: charge.into_shadowed(), ..refusal }),
+    }
+}
+
+/// Who calls, and what the upstream is told in place of the credential. A caller for whom nothing can be told is refused, and has used up nothing.
+async fn decide<'p>(
+    route: &'p Route,
+    request: &Request<'_>,
+    charge: &mut Charge<'p>,
+    now: Now,
+    random: fn() -> u128,
+) -> Result<(Option<Proof>, Option<(HeaderName, HeaderValue)>), Refusal> {
+    let policy = &*route.policy;
+    let proof = judge(policy, request, charge, now).await?;
+    let (Some(exchange), Some(authenticators), Some(Proof { identity, .. })) = (&route.exchange, &policy.authenticators, &proof) else {
+        return Ok((proof, None));
+    };
+    match exchange.obtain(identity, authenticators, request, now, random).await {
+        Ok(token) => Ok((proof, Some(token))),
+        Err(rejection) => {
+            charge.give_back();
+            Err(Refusal { identity: Some(Arc::clone(identity)), ..rejection.into() })
+        }
     }
 }
 
@@ -125,19 +140,6 @@ async fn judge<'p>(policy: &'p Policy, request: &Request<'_>, charge: &mut Charg
         Ok(()) => Ok(proof),
         Err(rejection) => Err(Refusal { identity: proof.map(|proof| proof.identity), ..rejection.into() }),
     }
-}
-
-/// The token for the upstream, where the route exchanges the caller's.
-async fn exchange(
-    route: &Route,
-    proof: &Proof,
-    request: &Request<'_>,
-    now: Now,
-    random: fn() -> u128,
-) -> Result<Option<(HeaderName, HeaderValue)>, Refusal> {
-    let (Some(exchange), Some(authenticators)) = (&route.exchange, &route.policy.authenticators) else { return Ok(None) };
-    let obtained = exchange.obtain(&proof.identity, authenticators, request, now, random).await;
-    obtained.map(Some).map_err(|rejection| Refusal { identity: Some(Arc::clone(&proof.identity)), ..rejection.into() })
 }
 
 #[cfg(test)]

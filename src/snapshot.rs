@@ -830,7 +830,7 @@ mod tests {
         assert_eq!(
             problems(&format!("{server}{authenticators}routes:\n{routes}")),
             [
-                "exchanges.sts.client.key: not a private JWK",
+                "exchanges.sts.client.key: not a private JWK: not a JSON object",
                 "routes[0].policy.authenticate: this policy is public, and nobody is proven whom `token: exchange` could speak of",
                 &format!("routes[1].policy.authenticate: {nothing}"),
                 &format!("routes[2].policy.authenticate: {nothing}"),
