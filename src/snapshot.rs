@@ -342,7 +342,7 @@ impl Compiler<'_> {
                 limits: config.oauth2.as_ref().map(|oauth2| oauth2.limits.clone()).unwrap_or_default(),
                 authenticate: At { value: config::Authenticate::Public, place: config.url.place.clone() },
                 authorize: config::Authorize::default(),
-                forward: config::Forward::default(),
+                forward: config::Forward::of(config::Token::Strip),
             })),
             rewrite: None,
             upstream: at(ISSUER.into()),

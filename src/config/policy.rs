@@ -49,7 +49,6 @@ grammar! {
     }
 
     /// What the upstream is told, beside the standard identity headers.
-    #[derive(Default)]
     #[checked(check_forward)]
     pub struct Forward {
         /// Headers that are set, each from a template. What the caller sent under these names is removed.
@@ -108,12 +107,6 @@ words! {
     }
 }
 
-impl Default for Token {
-    fn default() -> Self {
-        Self::Strip
-    }
-}
-
 /// Who may prove the caller.
 #[derive(Debug, Clone)]
 pub enum Authenticate {
@@ -162,6 +155,13 @@ impl Accepted {
             Self::All(accepted, _) => accepted.iter().all(Self::admits_anonymous),
             Self::Optional(_) => true,
         }
+    }
+}
+
+impl Forward {
+    /// Nothing of a policy's own, and this for the credential.
+    pub fn of(token: Token) -> Self {
+        Self { headers: Vec::new(), token, exchange: None, audience: None, resource: None, scopes: Vec::new() }
     }
 }
 
