@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use http::{HeaderName, HeaderValue};
+
 use crate::authenticators::Proof;
 use crate::request::{BodyDigest, HeaderChange, Identity, LimitState, Now, Rejection, Request};
 use crate::route::rate_limits::{Charge, Held, Turn};
@@ -11,6 +13,7 @@ use crate::route::{Policy, Route};
 #[derive(Debug)]
 pub struct Admission {
     proof: Option<Proof>,
+    token: Option<(HeaderName, HeaderValue)>,
     held: Held,
 }
 
@@ -23,6 +26,11 @@ impl Admission {
     /// What the authenticator decided of the upstream's headers.
     pub fn headers(&self) -> &[HeaderChange] {
         self.proof.as_ref().and_then(|proof| proof.headers.as_deref()).unwrap_or_default()
+    }
+
+    /// What tells the upstream who calls, where the route exchanges the credential.
+    pub fn token(&self) -> Option<&(HeaderName, HeaderValue)> {
+        self.token.as_ref()
     }
 
     /// What the body must hash to before any of it is forwarded.
@@ -76,15 +84,37 @@ impl From<Rejection> for Refusal {
     }
 }
 
-/// Whether this request may go on, and as whom.
-pub async fn admit(route: &Route, request: &Request<'_>, now: Now) -> Result<Admission, Refusal> {
+/// Whether this request may go on, and as whom; `random` names a token that is made for its upstream.
+pub async fn admit(route: &Route, request: &Request<'_>, now: Now, random: fn() -> u128) -> Result<Admission, Refusal> {
     let mut charge = Charge::new(route.cost, now);
-    match judge(&route.policy, request, &mut charge, now).await {
-        Ok(proof) => {
+    match decide(route, request, &mut charge, now, random).await {
+        Ok((proof, token)) => {
             let provisionally = proof.as_ref().is_some_and(|proof| !proof.body.is_empty());
-            Ok(Admission { proof, held: charge.into_held(provisionally) })
+            Ok(Admission { proof, token, held: charge.into_held(provisionally) })
         }
         Err(refusal) => Err(Refusal { shadowed: charge.into_shadowed(), ..refusal }),
+    }
+}
+
+/// Who calls, and what the upstream is told in place of the credential. A caller for whom nothing can be told is refused, and has used up nothing.
+async fn decide<'p>(
+    route: &'p Route,
+    request: &Request<'_>,
+    charge: &mut Charge<'p>,
+    now: Now,
+    random: fn() -> u128,
+) -> Result<(Option<Proof>, Option<(HeaderName, HeaderValue)>), Refusal> {
+    let policy = &*route.policy;
+    let proof = judge(policy, request, charge, now).await?;
+    let (Some(exchange), Some(authenticators), Some(Proof { identity, .. })) = (&route.exchange, &policy.authenticators, &proof) else {
+        return Ok((proof, None));
+    };
+    match exchange.obtain(identity, authenticators, request, now, random).await {
+        Ok(token) => Ok((proof, Some(token))),
+        Err(rejection) => {
+            charge.give_back();
+            Err(Refusal { identity: Some(Arc::clone(identity)), ..rejection.into() })
+        }
     }
 }
 
@@ -175,7 +205,7 @@ mod tests {
         let request = Request::new(&Method::GET, "h", "/", &headers, &client);
         let now = Now { monotonic: Duration::ZERO, unix: Duration::from_secs(1_800_000_000) };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        match runtime.block_on(admit(route, &request, now)) {
+        match runtime.block_on(admit(route, &request, now, || 7)) {
             Ok(admission) => match admission.identity() {
                 Some(identity) => {
                     let by: Vec<_> = identity.parts().map(|part| &*part.authenticator).collect();

@@ -17,7 +17,7 @@ use crate::authenticators::{
 };
 use crate::authorizers::Authorizers;
 use crate::authorizers::expression::{Expression, Language};
-use crate::config::{self, Config, KeySource, Location, Named, Problem};
+use crate::config::{self, At, Config, KeySource, Location, Named, Problem};
 use crate::issuer::{self, Issuer};
 use crate::live::LiveState;
 use crate::live::revocations::Revocations;
@@ -27,7 +27,7 @@ use crate::net::client_certificates::{self, ClientAuthorities, ForwardedCertific
 use crate::request::Client;
 use crate::request::cidr::CidrSet;
 use crate::request::message::HeadLimits;
-use crate::route::exchange::Exchange;
+use crate::route::exchange::{Exchange, Target, TokenServer};
 use crate::route::filters::{Filter, Filters};
 use crate::route::forward::{Credentials, Forward};
 use crate::route::ip_rules::IpRules;
@@ -72,6 +72,8 @@ pub struct Snapshot {
     pub documents: Documents,
     /// Every authenticator, whether a route uses it or not.
     authenticators: Vec<Arc<Authenticator>>,
+    /// Every server that exchanges tokens, whether a route uses it or not.
+    token_servers: Vec<Arc<TokenServer>>,
 }
 
 impl Snapshot {
@@ -82,6 +84,9 @@ impl Snapshot {
         }
         for authenticator in &self.authenticators {
             authenticator.activate();
+        }
+        for server in &self.token_servers {
+            server.activate();
         }
     }
 
@@ -176,6 +181,7 @@ impl Compiler<'_> {
             });
         let authenticators =
             self.table(&config.authenticators, |compiler, name, authenticator| compiler.authenticator(name, authenticator));
+        let token_servers = self.table(&config.exchanges, |compiler, name, exchange| TokenServer::new(name, exchange, compiler.live));
         let upstreams = self.table(&config.upstreams, |compiler, name, upstream| Upstream::compile(name, upstream, compiler.live));
         let limits = self.limits();
         let identity_headers = self.identity_headers();
@@ -204,7 +210,7 @@ impl Compiler<'_> {
                     config::RoutePolicy::Inline(policy) => self.policy(policy, &authenticators, &limits, &identity_headers).map(Arc::new),
                 };
                 let upstream = self.named("upstream", &route.upstream, &upstreams, &config.upstreams);
-                let exchange = self.exchange(route, issuer.as_ref());
+                let exchange = self.exchange(route, issuer.as_ref(), &token_servers);
                 self.route(route, policy, upstream, exchange)
             })
             .collect();
@@ -235,6 +241,7 @@ impl Compiler<'_> {
             documents: Documents::new(resources.iter().map(|described| &described.metadata)),
             upstreams: upstreams.into_values().collect(),
             authenticators: authenticators.into_values().collect(),
+            token_servers: token_servers.into_values().collect(),
         })
     }
 
@@ -323,26 +330,53 @@ impl Compiler<'_> {
         Ok(jwt::Jwt::of_issuer(Arc::clone(name), jwt, issuer::signing_keys(issuer, self.live), clients, self.live))
     }
 
-    /// What the upstream of a route is told in place of the credential.
-    fn exchange(&mut self, route: &config::Route, issuer: Option<&Issuer>) -> Option<Exchange> {
-        let policy = self.config.policy_of(route)?;
+    /// What the upstream of a route is told in place of the credential. What stands in its way was reported of its policy.
+    fn exchange(&self, route: &config::Route, issuer: Option<&Issuer>, servers: &Table<TokenServer>) -> Option<Exchange> {
+        let forward = &self.config.policy_of(route)?.forward;
+        match (forward.token, &forward.exchange) {
+            (config::Token::Strip | config::Token::Keep, _) => None,
+            (config::Token::Exchange, Some(server)) => {
+                Some(Exchange::Server(Target::new(Arc::clone(servers.get(&server.value)?), forward, &route.upstream.value)))
+            }
+            (config::Token::Exchange, None) => Some(Exchange::Issuer {
+                tokens: Arc::clone(&issuer?.identity_tokens),
+                audience: forward.audience.clone().unwrap_or_else(|| Arc::clone(&route.upstream.value)),
+                name: self.config.issuer.as_ref()?.identity_token.header.clone(),
+            }),
+        }
+    }
+
+    /// A token is promised to an upstream only where there can be one.
+    fn check_exchange(&mut self, policy: &config::Policy) {
         if policy.forward.token != config::Token::Exchange {
-            return None;
+            return;
         }
         let place = &policy.authenticate.place;
-        if matches!(policy.authenticate.value, config::Authenticate::Public) {
-            let what = "this policy is public, and nobody is proven whom `token: exchange` could speak of";
-            self.problems.push(Problem::at(place, what).expected("an authenticator, or another `token`"));
-        }
-        let (Some(issuer), Some(config)) = (issuer, &self.config.issuer) else {
-            self.problems.push(Problem::at(place, "`token: exchange` without an issuer").expected("`issuer` beside `routes`"));
-            return None;
+        let accepted = match &policy.authenticate.value {
+            config::Authenticate::By(accepted) => accepted.names(),
+            config::Authenticate::Public => {
+                let what = "this policy is public, and nobody is proven whom `token: exchange` could speak of";
+                self.problems.push(Problem::at(place, what).expected("an authenticator, or another `token`"));
+                Vec::new()
+            }
         };
-        Some(Exchange {
-            tokens: Arc::clone(&issuer.identity_tokens),
-            audience: policy.forward.audience.clone().unwrap_or_else(|| Arc::clone(&route.upstream.value)),
-            name: config.identity_token.header.clone(),
-        })
+        let Some(server) = &policy.forward.exchange else {
+            if self.config.issuer.is_none() {
+                let problem = Problem::at(place, "`token: exchange` without an issuer");
+                self.problems.push(problem.expected("`issuer` beside `routes`, or `exchange`, the server that is asked"));
+            }
+            return;
+        };
+        self.known("exchange", server, &self.config.exchanges);
+        let has_no_token = |name: &&At<Arc<str>>| {
+            let found = self.config.authenticators.iter().find(|(known, _)| known.value == name.value);
+            // One that there is not was reported.
+            found.is_some_and(|(_, found)| !matches!(found, config::Authenticator::Jwt(_) | config::Authenticator::Introspection(_)))
+        };
+        if !accepted.is_empty() && accepted.iter().all(has_no_token) {
+            let problem = Problem::at(place, "nobody proves himself here by a token, and nothing else can be exchanged");
+            self.problems.push(problem.expected("`jwt` or `introspection`, or no `exchange`"));
+        }
     }
 
     /// What a name stands for; a name that stands for nothing is a problem, with the nearest right one.
@@ -396,6 +430,7 @@ impl Compiler<'_> {
         if accepted.is_none() {
             self.check_public_limits(&limits);
         }
+        self.check_exchange(policy);
         let when = policy.authorize.when.as_ref().and_then(|when| self.condition(when));
         let filters = self.filters(policy, accepted.is_none());
         let limits = limits.iter().filter_map(|(name, _)| compiled.by_name.get(&name.value).cloned());
@@ -748,6 +783,45 @@ mod tests {
         assert_eq!(
             problems(&format!("{issuer}{head}{}", route((0, &("/x", a, "\"https://gw.test/token\""))))),
             ["routes[0].resource: route `edgeward:issuer:token` has this host, path and method already"]
+        );
+    }
+
+    #[test]
+    fn an_exchange_is_promised_only_where_there_can_be_one() {
+        let server = "exchanges: {sts: {url: \"https://sts.test/token\", client: {id: e, method: private_key_jwt, key: {env: HOME}}}}\n";
+        let authenticators = "authenticators: {k: {api_key: {keys: {database: k.db}}}, m: {client_certificate: {identity: common_name, allow: [a]}}, \
+                              t: {jwt: {issuer: i, audiences: [a], keys: {jwks_url: \"https://i.test/jwks\"}}}}\n";
+        let policy = |index: usize, authenticate: &str, exchange: &str| {
+            format!(
+                "  - {{name: r{index}, path: /{index}, upstream: demo, policy: {{authenticate: {authenticate}, \
+                 forward: {{token: exchange, exchange: {exchange}}}}}}}\n"
+            )
+        };
+        let routes: String = [
+            ("public", "sts"),
+            ("k", "sts"),
+            ("[k, {optional: m}]", "sts"),
+            ("[k, t]", "sts"),
+            ("{all: [k, t]}", "sts"),
+            ("{optional: t}", "sts"),
+            ("t", "stss"),
+            ("nobody", "sts"),
+        ]
+        .into_iter()
+        .enumerate()
+        .map(|(index, (authenticate, exchange))| policy(index, authenticate, exchange))
+        .collect();
+        let nothing = "nobody proves himself here by a token, and nothing else can be exchanged";
+        assert_eq!(
+            problems(&format!("{server}{authenticators}routes:\n{routes}")),
+            [
+                "exchanges.sts.client.key: not a private JWK: not a JSON object",
+                "routes[0].policy.authenticate: this policy is public, and nobody is proven whom `token: exchange` could speak of",
+                &format!("routes[1].policy.authenticate: {nothing}"),
+                &format!("routes[2].policy.authenticate: {nothing}"),
+                "routes[6].policy.forward.exchange: there is no exchange `stss`",
+                "routes[7].policy.authenticate: there is no authenticator `nobody`",
+            ]
         );
     }
 

@@ -52,6 +52,11 @@ fn only_true_is_active() {
 }
 
 #[test]
+fn an_upstream_gets_one_token_of_the_kind_that_was_asked_for_or_none() {
+    run("exchange", targets::exchange::run);
+}
+
+#[test]
 fn only_an_answer_that_says_so_in_every_word_lets_in() {
     run("external", targets::external::run);
 }

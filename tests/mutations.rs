@@ -281,7 +281,7 @@ fn decide(snapshot: &Snapshot, call: &Call) -> Result<(), Rejection> {
         ..Request::new(message.method, &message.host, &message.path, &headers, &client)
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(admit(route, &request, NOW)).map(|_| ()).map_err(|refusal| refusal.rejection)
+    runtime.block_on(admit(route, &request, NOW, || 7)).map(|_| ()).map_err(|refusal| refusal.rejection)
 }
 
 /// Uses up the one request that the limit admits.

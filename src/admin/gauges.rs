@@ -45,16 +45,12 @@ pub(super) fn dependencies(live: &LiveState) -> (Vec<String>, Vec<String>) {
             Standing::Up => {}
         }
     }
-    for (id, answers) in live.introspected.living() {
-        let status = answers.status();
+    let introspected = live.introspected.living().into_iter().map(|(id, answers)| ("introspection", id.name, answers.status()));
+    let decided = live.decisions.living().into_iter().map(|(id, decisions)| ("external", id.name, decisions.status()));
+    let exchanged = live.exchanged.living().into_iter().map(|(id, answers)| ("exchange", id.name, answers.status()));
+    for (kind, name, status) in introspected.chain(decided).chain(exchanged) {
         if status.breaker != breaker::State::Closed {
-            amiss.push(format!("introspection {}: {}", id.authenticator, status.last_error.as_deref().unwrap_or("away")));
-        }
-    }
-    for (id, decisions) in live.decisions.living() {
-        let status = decisions.status();
-        if status.breaker != breaker::State::Closed {
-            amiss.push(format!("external {}: {}", id.name, status.last_error.as_deref().unwrap_or("away")));
+            amiss.push(format!("{kind} {name}: {}", status.last_error.as_deref().unwrap_or("away")));
         }
     }
     for (name, backends) in live.backends.living() {
@@ -71,9 +67,10 @@ pub(super) fn render(out: &mut String, live: &LiveState, snapshot: &Snapshot, no
     let mut families = Families(out);
     families.add("edgeward_routes", "Routes of the configuration that serves.", &[(labels(&[]), snapshot.routes.len() as f64)]);
     key_sets(&mut families, live, now);
-    let introspected = live.introspected.living().into_iter().map(|(id, answers)| (id.authenticator, answers.status()));
+    let introspected = live.introspected.living().into_iter().map(|(id, answers)| (id.name, answers.status()));
     let decided = live.decisions.living().into_iter().map(|(id, decisions)| (id.name, decisions.status()));
     remote(&mut families, &introspected.chain(decided).collect::<Vec<_>>());
+    exchanges(&mut families, live);
     let stores: Vec<_> = live.api_keys.living();
     let keys: Vec<_> = stores.iter().map(|(source, keys)| (labels(&[("store", &path(source))]), count(keys))).collect();
     families.add("edgeward_api_keys", "API keys held, by store.", &keys);
@@ -179,6 +176,29 @@ fn remote(families: &mut Families<'_>, parties: &[(Arc<str>, answers::Status)]) 
         let samples: Vec<_> = parties.iter().map(|(name, status)| (labels(&[("authenticator", name)]), count(status) as f64)).collect();
         families.add(name, help, &samples);
     }
+}
+
+/// Servers that issue tokens for upstreams.
+fn exchanges(families: &mut Families<'_>, live: &LiveState) {
+    let servers: Vec<_> = live.exchanged.living().into_iter().map(|(id, answers)| (id.name, answers.status())).collect();
+    let each = |values: fn(&answers::Status) -> Vec<(&'static str, &'static str, f64)>| -> Vec<_> {
+        let of_server = |(name, status): &(Arc<str>, answers::Status)| {
+            values(status).into_iter().map(|(label, word, value)| (labels(&[("exchange", name), (label, word)]), value)).collect::<Vec<_>>()
+        };
+        servers.iter().flat_map(of_server).collect()
+    };
+    let states = |status: &answers::Status| {
+        breaker::State::ALL.map(|state| ("state", state.label(), f64::from(u8::from(status.breaker == state)))).to_vec()
+    };
+    families.add("edgeward_exchange_breaker_state", "1 for the state that the breaker of a token server is in.", &each(states));
+    let kept = |status: &answers::Status| vec![("kind", "issued", status.good as f64), ("kind", "refused", status.bad as f64)];
+    families.add("edgeward_exchange_answers", "Answers of a token server that are remembered.", &each(kept));
+    let requests = |status: &answers::Status| vec![("answer", "remembered", status.hits as f64), ("answer", "asked", status.misses as f64)];
+    families.add("edgeward_exchange_requests", "Requests whose token was exchanged, by where the answer came from.", &each(requests));
+    let calls = |status: &answers::Status| {
+        vec![("outcome", "answered", status.calls.saturating_sub(status.failures) as f64), ("outcome", "failed", status.failures as f64)]
+    };
+    families.add("edgeward_exchange_calls", "Calls to a token server, by what came of them.", &each(calls));
 }
 
 fn source(set: &KeySet) -> String {

@@ -2,6 +2,7 @@
 //!
 //! What is presented and not good refuses, wherever it stands: nobody becomes anonymous, or another principal, by presenting something bad.
 
+use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +10,8 @@ use std::sync::Arc;
 use quick_cache::sync::Cache;
 use smallvec::SmallVec;
 
-use super::{Authenticator, Proof, Verdict, credential};
+use super::credential::{self, Found};
+use super::{Authenticator, Proof, Verdict};
 use crate::config::Principals;
 use crate::live::revocations::Revocations;
 use crate::request::{HeaderChange, Identity, Method, Now, Rejection, Request};
@@ -113,6 +115,18 @@ impl Authenticators {
         asked.any(|authenticator| {
             let mut open = authenticator.locations().iter().filter(|location| !recognised(*location));
             !accepted.contains(authenticator.name()) && open.any(|location| credential::is_present(std::slice::from_ref(location), request))
+        })
+    }
+
+    /// The token that a proven caller came in with, and who it proved; of several the first. None where everything else did.
+    pub fn token<'i, 'r>(&self, proven: &'i Identity, request: &Request<'r>) -> Option<(&'i Identity, Cow<'r, str>)> {
+        proven.parts().find_map(|part| {
+            let authenticator = self.named.iter().find(|authenticator| *authenticator.name() == part.authenticator)?;
+            // Found as it was found when it was judged.
+            match credential::find(authenticator.token_locations()?, request) {
+                Found::One(token) => Some((part, token)),
+                Found::Absent | Found::Ambiguous(_) | Found::Malformed(_) => None,
+            }
         })
     }
 

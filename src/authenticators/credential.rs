@@ -194,7 +194,8 @@ fn is_scheme_character(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-fn is_token68(token: &[u8]) -> bool {
+/// Whether it can stand behind a scheme such as `Bearer` as it is (RFC 9110 section 11.2).
+pub fn is_token68(token: &[u8]) -> bool {
     let padding = token.iter().rev().take_while(|&&byte| byte == b'=').count();
     let body = token.get(..token.len() - padding).unwrap_or_default();
     let stands_in_one = |byte: &u8| byte.is_ascii_alphanumeric() | matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');

@@ -12,16 +12,17 @@ use openssl::sha::{Sha256, sha256};
 
 pub use endpoint::{Said, read};
 
-use self::endpoint::{Ask, Endpoint};
+use self::endpoint::Endpoint;
 use super::credential::{self, Found};
+use super::oauth_client::{self, Ask};
 use super::{Challenge, Verdict, confirmation};
 use crate::config::{self, Location, OnFailure, Problem};
 use crate::jose::claims::Registered;
 use crate::jose::jws::{MAX_TOKEN, fingerprint};
 use crate::live::answers::{Away, Question, Terms};
-use crate::live::introspected::{EndpointId, Introspected, TokenAnswers};
+use crate::live::introspected::{Introspected, TokenAnswers};
+use crate::live::oauth_endpoint::EndpointId;
 use crate::live::{LiveState, breaker};
-use crate::net::http::{Client, Tls};
 use crate::request::{Identity, Method, Now, Rejection, Request};
 
 /// How far the issuer's clock may be ahead: it has just said that the token is active, so only a gross `nbf` contradicts it. `exp` gets no
@@ -53,16 +54,14 @@ struct Rules {
 impl Introspection {
     /// Builds all that a request will need; everything that stands in the way is a problem.
     pub fn new(name: Arc<str>, config: &config::Introspection, live: &LiveState) -> Result<Self, Vec<Problem>> {
-        let ca = config.ca.as_ref();
-        let client = Client::new(&Tls { ca: ca.map(|file| file.bytes.to_vec()), ..Tls::default() });
-        let client = client.map_err(|message| vec![Problem::at(ca.map_or(&config.url.place, |file| &file.place), message)])?;
-        Self::asking(Arc::new(client), name, config, live).map_err(|problem| vec![problem])
+        let ask = oauth_client::way_to(&config.url, config.ca.as_ref());
+        ask.and_then(|ask| Self::asking(ask, name, config, live)).map_err(|problem| vec![problem])
     }
 
     fn asking(ask: Arc<dyn Ask>, name: Arc<str>, config: &config::Introspection, live: &LiveState) -> Result<Self, Problem> {
         let endpoint = Endpoint::new(&name, config, ask)?;
         let id = EndpointId {
-            authenticator: Arc::clone(&name),
+            name: Arc::clone(&name),
             url: config.url.value.clone(),
             client: config.client.id.clone(),
             ca: config.ca.as_ref().map(|file| sha256(&file.bytes)),

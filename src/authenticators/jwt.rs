@@ -151,7 +151,7 @@ impl Jwt {
         &self.name
     }
 
-    /// Where the token may be.
+    /// Where the token may be, and its proof.
     pub fn locations(&self) -> &[Location] {
         &self.locations
     }
@@ -162,6 +162,11 @@ impl Jwt {
         let bound = takes("DPoP").then(|| Challenge::token("DPoP").with("algs", dpop::ALGORITHMS.join(" ")));
         let bearer = (bound.is_none() || takes("Bearer")).then(|| Challenge::token("Bearer"));
         bound.into_iter().chain(bearer).collect()
+    }
+
+    /// Where the token may be.
+    pub fn token_locations(&self) -> &[Location] {
+        &self.from
     }
 
     fn bound<'a>(&'a self, token: &'a str) -> Bound<'a> {

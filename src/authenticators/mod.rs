@@ -152,6 +152,15 @@ impl Authenticator {
         }
     }
 
+    /// Where the token is that it judges; none where the credential is no token of another party's.
+    fn token_locations(&self) -> Option<&[Location]> {
+        match self {
+            Self::Jwt(jwt) => Some(jwt.token_locations()),
+            Self::Introspection(introspection) => Some(introspection.locations()),
+            _ => None,
+        }
+    }
+
     /// How long a body it must be shown, in bytes; none when it looks at none.
     pub fn body_limit(&self) -> Option<usize> {
         match self {

@@ -1,18 +1,20 @@
-//! Requests to an OAuth2 server as one of its clients: a form and the proof of who we are (RFC 6749 section 2.3, RFC 7523).
+//! Questions to an OAuth2 server as one of its clients: a form and the proof of who we are (RFC 6749 section 2.3, RFC 7523).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderValue, Request, Uri};
+use http::{HeaderValue, Request, Response, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use serde_json::json;
 
-use crate::config::{self, ClientProof, Problem};
+use crate::config::{self, At, ClientProof, Problem};
 use crate::jose::SigningKey;
+use crate::net::http::{Client, Limits, Tls};
 use crate::request::Now;
 use crate::secret::Secret;
 
@@ -21,6 +23,67 @@ const ASSERTION_SECONDS: u64 = 60;
 
 /// What stands for itself in a form. The others of RFC 3986 do as well: some servers compare the parts of `Basic` without decoding them.
 const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'*');
+
+/// The longest answer that is read, in bytes.
+pub const MAX_ANSWER: usize = 64 * 1024;
+
+/// Something that can be asked: the real client, or the script of a test.
+#[async_trait::async_trait]
+pub trait Ask: std::fmt::Debug + Send + Sync {
+    /// Asks once, without following redirects; the error is for the log.
+    async fn ask(&self, request: Request<Bytes>, deadline: Duration) -> Result<Response<Bytes>, String>;
+}
+
+#[async_trait::async_trait]
+impl Ask for Client {
+    async fn ask(&self, request: Request<Bytes>, deadline: Duration) -> Result<Response<Bytes>, String> {
+        self.send(request, Limits { deadline, body: MAX_ANSWER }).await.map_err(|error| error.to_string())
+    }
+}
+
+/// The way to an endpoint, verified by these authorities or the system's.
+///
+/// # Errors
+/// The authorities are none.
+pub fn way_to(url: &At<Arc<str>>, ca: Option<&config::File>) -> Result<Arc<dyn Ask>, Problem> {
+    let client = Client::new(&Tls { ca: ca.map(|file| file.bytes.to_vec()), ..Tls::default() });
+    let client = client.map_err(|message| Problem::at(ca.map_or(&url.place, |file| &file.place), message))?;
+    Ok(Arc::new(client))
+}
+
+/// One endpoint of a server, asked as one of its clients.
+#[derive(Debug)]
+pub struct OauthEndpoint {
+    uri: Uri,
+    client: OauthClient,
+    ask: Arc<dyn Ask>,
+    timeout: Duration,
+}
+
+impl OauthEndpoint {
+    /// The endpoint of a server that is known by `audience`.
+    ///
+    /// # Errors
+    /// What is wrong with the URL or the client's key.
+    pub fn new(
+        ask: Arc<dyn Ask>,
+        url: &At<Arc<str>>,
+        (client, audience): (&config::OauthClient, &Arc<str>),
+        timeout: Duration,
+    ) -> Result<Self, Problem> {
+        let uri = url.value.parse().map_err(|_| Problem::at(&url.place, "not a URL"))?;
+        Ok(Self { uri, client: OauthClient::new(client, audience)?, ask, timeout })
+    }
+
+    /// Asks once; whatever status the answer has, it is short. The error says nothing of the parameters.
+    pub async fn post(&self, parameters: &[(&str, &str)], now: Now) -> Result<Response<Bytes>, String> {
+        let response = self.ask.ask(self.client.request(&self.uri, parameters, now)?, self.timeout).await?;
+        match response.body().len() {
+            ..=MAX_ANSWER => Ok(response),
+            _ => Err(format!("the body is longer than {MAX_ANSWER} bytes")),
+        }
+    }
+}
 
 /// One client of one server.
 #[derive(Debug)]

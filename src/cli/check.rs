@@ -110,6 +110,9 @@ fn sentence(config: &Config, route: &config::Route) -> String {
     if let Some(resource) = &route.resource {
         let _ = write!(text, "; described at {}", resource.url.metadata_url());
     }
+    if let Some(server) = policy.and_then(|policy| policy.forward.exchange.as_ref()) {
+        let _ = write!(text, "; tokens are exchanged by {}, and who is proven by anything else is refused", server.value);
+    }
     let _ = write!(text, "; served by {}", *route.upstream);
     text
 }
@@ -170,6 +173,7 @@ fn dependencies(config: &Config) -> Vec<String> {
             Authenticator::Sigv4(_) | Authenticator::Signature(_) | Authenticator::Basic(_) => {}
         }
     }
+    plans.extend(config.exchanges.iter().map(|(name, exchange)| exchange_plan(&name.value, exchange)));
     if let Some(issuer) = &config.issuer {
         let folder = issuer.signing.directory.display();
         plans.push(format!("issuer: keys in {folder}; while it cannot be read or written the last keys are used on"));
@@ -192,6 +196,19 @@ fn dependencies(config: &Config) -> Vec<String> {
         plans.push(format!("{}: {plan}", name.value));
     }
     plans
+}
+
+fn exchange_plan(name: &str, exchange: &config::Exchange) -> String {
+    let config::Exchange { url, cache, breaker, timeout, .. } = exchange;
+    format!(
+        "{name}: tokens are exchanged at {}, and what was issued is used for {}; away after {} for a request, or after {} failures for {}; \
+         then 503 for every token that is not remembered",
+        **url,
+        config::duration(cache.ttl),
+        config::duration(*timeout),
+        breaker.failures,
+        config::duration(breaker.open)
+    )
 }
 
 fn introspection_plan(name: &str, introspection: &config::Introspection) -> String {

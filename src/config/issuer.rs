@@ -18,7 +18,7 @@ grammar! {
         url: At<Arc<str>> as At<Url>,
         /// What it signs with.
         signing: Signing,
-        /// What `token: exchange` sends upstream.
+        /// What `token: exchange` sends upstream where it names no server to ask.
         identity_token: IdentityToken = "{}",
         /// Access tokens for clients. Absent: none are given.
         oauth2: Option<Oauth2> = absent,
@@ -37,7 +37,7 @@ grammar! {
         overlap: Duration as Lasting<MINUTE, {365 * DAY}> = "2d",
     }
 
-    /// What `token: exchange` sends upstream.
+    /// What `token: exchange` sends upstream where it names no server to ask.
     pub struct IdentityToken {
         /// How long it lives; it is used for the first half of that time.
         ttl: Duration as Lasting<{10 * SECOND}, HOUR> = "60s",

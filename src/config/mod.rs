@@ -8,6 +8,7 @@ mod basic;
 mod client_certificate;
 mod decode;
 mod dependency;
+mod exchange;
 mod external;
 mod filter;
 pub(crate) mod header;
@@ -39,6 +40,7 @@ pub use basic::{Basic, PasswordHash, User};
 pub use client_certificate::{AllowedCertificate, CertificateName, ClientCertificate};
 use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
 pub use dependency::{Breaker, OnFailure};
+pub use exchange::{Exchange, TokenType};
 pub use external::{DecisionCache, DecisionKey, External, ExternalClaims, ExternalResponse, WhenAbsent};
 pub use filter::{Filter, FilterAction};
 pub use introspection::{ClientProof, Introspection, OauthClient, OauthClientMethod};
@@ -170,6 +172,8 @@ grammar! {
         plans: Named<Plan> as Map<Name, Plan> = "{}",
         /// Ways to prove who calls, by name.
         authenticators: Named<Authenticator> as Map<policy::AuthenticatorName, Authenticator> = "{}",
+        /// Servers that exchange tokens, by name.
+        exchanges: Named<Exchange> as Map<Name, Exchange> = "{}",
         /// Who may enter, by name.
         policies: Named<Policy> as Map<Name, Policy> = "{}",
         /// Which credentials are refused before their time. Absent: none.

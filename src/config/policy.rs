@@ -8,7 +8,7 @@ use serde_json::{Map as Object, Value, json};
 
 use super::decode::{Context, Decode, Fields, Map, NonEmpty, OneOrMany, Scalar, grammar, nearest_of, words};
 use super::limit::{ClaimPath, refuse_twice};
-use super::values::{HeaderName, Name, Networks, Scope, Text};
+use super::values::{HeaderName, Name, Networks, Scope, Text, Url};
 use super::yaml::{Kind, Node};
 use super::{At, Named, Problem, header};
 
@@ -55,8 +55,14 @@ grammar! {
         headers: Vec<(At<http::HeaderName>, At<Vec<TemplatePart>>)> as Map<HeaderName, At<Template>> = "{}",
         /// What becomes of the credential that was accepted.
         token: Token = "strip",
-        /// With `token: exchange`: for whom the identity token is. Absent: the name of the route's upstream.
+        /// With `token: exchange`: the server in `exchanges` that issues the token. Absent: the `issuer` of this gateway signs one.
+        exchange: Option<At<Arc<str>>> as Option<At<Name>> = absent,
+        /// With `token: exchange`: for whom the token is. Absent: the `resource`, or where there is none the name of the route's upstream.
         audience: Option<Arc<str>> as Option<Text> = absent,
+        /// With `exchange`: the URL of the service for which the token is (RFC 8707).
+        resource: Option<Arc<str>> as Option<Url> = absent,
+        /// With `exchange`: the scopes that are asked for. None written: what the server gives.
+        scopes: Vec<Arc<str>> as Vec<Scope> = "[]",
     }
 
     /// Several credentials, or none.
@@ -96,7 +102,7 @@ words! {
         Strip = "strip",
         /// It goes on to the upstream.
         Keep = "keep",
-        /// It is removed, and a short-lived token that the `issuer` signs says who called.
+        /// It is removed, and a token for the upstream says who called.
         Exchange = "exchange",
     }
 }
@@ -149,6 +155,13 @@ impl Accepted {
             Self::All(accepted, _) => accepted.iter().all(Self::admits_anonymous),
             Self::Optional(_) => true,
         }
+    }
+}
+
+impl Forward {
+    /// Nothing of a policy's own, and this for the credential.
+    pub fn of(token: Token) -> Self {
+        Self { headers: Vec::new(), token, exchange: None, audience: None, resource: None, scopes: Vec::new() }
     }
 }
 
@@ -354,8 +367,15 @@ fn check_policy(policy: &Policy, _: &Fields<'_>, context: &mut Context<'_>) {
 }
 
 fn check_forward(forward: &Forward, fields: &Fields<'_>, context: &mut Context<'_>) {
-    if forward.audience.is_some() && forward.token != Token::Exchange {
-        fields.refuse(context, "an audience without a token for it", "`audience` with `token: exchange` only");
+    let (others, wanted): (&[&str], _) = match (forward.token, &forward.exchange) {
+        (Token::Exchange, Some(_)) => (&[], ""),
+        (Token::Exchange, None) => (&["resource", "scopes"], "`exchange`, the server that is asked"),
+        (Token::Strip | Token::Keep, _) => (&["exchange", "audience", "resource", "scopes"], "`token: exchange`"),
+    };
+    for key in others {
+        if let Some(node) = fields.written(key) {
+            context.key(key, |context| context.refuse::<()>(node, "has no meaning here", wanted));
+        }
     }
     let mut seen = HashSet::new();
     for (name, _) in &forward.headers {

@@ -6,19 +6,6 @@ use super::answers::Answers;
 use crate::jose::claims::Registered;
 use crate::request::Identity;
 
-/// What tells one endpoint from another: nothing that may be tuned, nor the secret, which is rotated.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct EndpointId {
-    /// The name of the authenticator.
-    pub authenticator: Arc<str>,
-    /// Where it is asked.
-    pub url: Arc<str>,
-    /// As which client; an answer may depend on who asks (RFC 7662 section 2.2).
-    pub client: Arc<str>,
-    /// SHA-256 of the authorities that it is verified by; absent: the system's.
-    pub ca: Option<[u8; 32]>,
-}
-
 /// The answers of one endpoint.
 pub type TokenAnswers = Answers<Introspected>;
 

@@ -6,6 +6,7 @@ pub mod backends;
 pub mod breaker;
 pub mod database;
 pub mod decisions;
+pub mod exchanged;
 pub mod identity_tokens;
 pub mod introspected;
 pub mod key_set;
@@ -13,6 +14,7 @@ pub mod key_store;
 pub mod leases;
 pub mod limits;
 pub mod oauth_clients;
+pub mod oauth_endpoint;
 pub mod passwords;
 pub mod quotas;
 pub mod replays;
@@ -56,7 +58,9 @@ pub struct LiveState {
     /// What was revoked, by the database.
     pub revocations: Registry<PathBuf, revocations::Revocations>,
     /// What is known of opaque tokens, by the endpoint that said it.
-    pub introspected: Registry<introspected::EndpointId, introspected::TokenAnswers>,
+    pub introspected: Registry<oauth_endpoint::EndpointId, introspected::TokenAnswers>,
+    /// Tokens that were issued in exchange for callers' own, by the endpoint that issued them.
+    pub exchanged: Registry<oauth_endpoint::EndpointId, exchanged::ExchangedTokens>,
     /// The keys that edgeward signs with, by their folder.
     pub signing_keys: Registry<PathBuf, signing_keys::SigningKeys>,
     /// The clients of the token endpoint, by their database.

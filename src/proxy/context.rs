@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::body::Body;
-use http::{HeaderName, HeaderValue};
 use pingora::{BError, Error, ErrorType};
 use smallvec::SmallVec;
 
 use crate::admit::Admission;
 use crate::request::message::Message;
-use crate::request::{Client, ClientCertificate, Identity, Now, Parameters, Rejection};
+use crate::request::{Client, ClientCertificate, Identity, Parameters, Rejection};
 use crate::route::Route;
 use crate::snapshot::Serving;
 use crate::upstream::Chosen;
@@ -112,8 +111,6 @@ pub struct Target {
     pub path_and_query: String,
     /// The canonical host, with the port the caller named.
     pub authority: String,
-    /// What tells it who calls, where the route exchanges the credential.
-    pub identity_token: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Target {
@@ -123,7 +120,6 @@ impl Target {
         route: &Route,
         parameters: Parameters<'_>,
         identity: Option<&Arc<Identity>>,
-        now: Now,
     ) -> Result<Self, Rejection> {
         let mut path_and_query = match &route.rewrite {
             Some(rewrite) => rewrite.apply(parameters)?,
@@ -134,11 +130,7 @@ impl Target {
             path_and_query.push('?');
             path_and_query.push_str(&query);
         }
-        let identity_token = match (&route.exchange, identity) {
-            (Some(exchange), Some(identity)) => Some(exchange.header(identity, now, || fastrand::u128(..))?),
-            _ => None,
-        };
-        Ok(Self { path_and_query, authority: message.authority(), identity_token })
+        Ok(Self { path_and_query, authority: message.authority() })
     }
 }
 

@@ -128,8 +128,8 @@ impl Gateway {
                 read_ahead = true;
                 continue;
             }
-            let permit = admit(route, &request, now).await?;
-            *target = Some(Target::new(&message, route, request.parameters, permit.identity(), now)?);
+            let permit = admit(route, &request, now, || fastrand::u128(..)).await?;
+            *target = Some(Target::new(&message, route, request.parameters, permit.identity())?);
             let proven = body.prove(session, permit.body(), body_rules).await;
             *body_received = body.whole().map_or(0, |whole| whole.len() as u64);
             return match proven {

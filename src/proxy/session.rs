@@ -103,7 +103,7 @@ pub(super) fn introduce(session: &Session, upstream: &mut impl UpstreamHeaders, 
     };
     route.policy.forward.apply(upstream, admission.identity().map(|identity| &**identity), &connection);
     route.policy.forward.copy(upstream, admission.headers());
-    if let Some((name, value)) = &target.identity_token {
+    if let Some((name, value)) = admission.token() {
         upstream.set(name, value.clone());
     }
     Ok(())

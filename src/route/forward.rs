@@ -523,7 +523,7 @@ mod tests {
 
     fn policy(headers: &[(&'static str, &[TemplatePart])], token: Token) -> config::Forward {
         let headers = headers.iter().map(|(name, template)| (at(HeaderName::from_static(name)), at(template.to_vec()))).collect();
-        config::Forward { headers, token, audience: None }
+        config::Forward { headers, ..config::Forward::of(token) }
     }
 
     fn header_location(name: &'static str, scheme: Option<&str>) -> Location {

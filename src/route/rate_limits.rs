@@ -375,7 +375,8 @@ impl<'p> Charge<'p> {
         self.shadowed.push(Arc::clone(&limit.name));
     }
 
-    fn give_back(&mut self) {
+    /// Gives back what the request has taken so far: it is refused, and not for its credential.
+    pub fn give_back(&mut self) {
         self.permits.clear();
         for taken in self.taken.drain(..) {
             refund(taken.limit, &taken.key, taken.units, taken.from, self.now);

@@ -53,7 +53,7 @@ impl Endpoint<'_> {
                 limits: self.limits.to_vec(),
                 authenticate: At { value: Authenticate::Public, place: self.place.clone() },
                 authorize: config::Authorize::default(),
-                forward: config::Forward { headers: Vec::new(), token: config::Token::Strip, audience: None },
+                forward: config::Forward::of(config::Token::Strip),
             })),
             rewrite: None,
             upstream: at(OAUTH.into()),

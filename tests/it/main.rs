@@ -19,6 +19,7 @@ mod cli;
 mod client_certificate;
 mod direct;
 mod dpop;
+mod exchange;
 mod external;
 mod introspection;
 mod issuer;

@@ -3,60 +3,36 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode, Uri};
+use http::StatusCode;
 use serde_json::{Map, Value};
 
 use crate::authenticators::claims::ClaimPaths;
-use crate::authenticators::oauth_client::OauthClient;
+use crate::authenticators::oauth_client::{Ask, OauthEndpoint};
 use crate::config::{self, Problem};
 use crate::jose::jws::fingerprint;
 use crate::jose::{Claims, json};
 use crate::live::answers::Answer;
 use crate::live::introspected::Introspected;
-use crate::net::http::{Client, Limits};
 use crate::request::{Identity, Method, Now};
-
-/// The longest answer that is read, in bytes.
-const MAX_BODY: usize = 64 * 1024;
-
-/// Something that can be asked: the real client, or the script of a test.
-#[async_trait::async_trait]
-pub(super) trait Ask: std::fmt::Debug + Send + Sync {
-    /// One exchange without redirects; the error is for the log.
-    async fn ask(&self, request: Request<Bytes>, deadline: Duration) -> Result<Response<Bytes>, String>;
-}
-
-#[async_trait::async_trait]
-impl Ask for Client {
-    async fn ask(&self, request: Request<Bytes>, deadline: Duration) -> Result<Response<Bytes>, String> {
-        self.send(request, Limits { deadline, body: MAX_BODY }).await.map_err(|error| error.to_string())
-    }
-}
 
 /// Where one authenticator asks, as whom, and how it reads what is said.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     authenticator: Arc<str>,
-    uri: Uri,
-    client: OauthClient,
-    ask: Arc<dyn Ask>,
+    server: OauthEndpoint,
     claims: ClaimPaths,
-    timeout: Duration,
     ttl: Duration,
     negative_ttl: Duration,
 }
 
 impl Endpoint {
     pub(super) fn new(authenticator: &Arc<str>, config: &config::Introspection, ask: Arc<dyn Ask>) -> Result<Self, Problem> {
+        // An issuer's own name is what a proof should be made out to: a URL that somebody names could be another server's.
+        let audience = config.issuer.as_ref().unwrap_or(&config.url.value);
         Ok(Self {
             authenticator: Arc::clone(authenticator),
-            uri: config.url.value.parse().map_err(|_| Problem::at(&config.url.place, "not a URL"))?,
-            // An issuer's own name is what a proof should be made out to: a URL that somebody names could be another server's.
-            client: OauthClient::new(&config.client, config.issuer.as_ref().unwrap_or(&config.url.value))?,
-            ask,
+            server: OauthEndpoint::new(ask, &config.url, (&config.client, audience), config.timeout)?,
             claims: ClaimPaths::new(&config.claims),
-            timeout: config.timeout,
             ttl: config.cache.ttl,
             negative_ttl: config.cache.negative_ttl,
         })
@@ -64,13 +40,9 @@ impl Endpoint {
 
     /// Asks about a token. The error says nothing of it.
     pub(super) async fn introspect(self: Arc<Self>, token: String, now: Now) -> Result<Answer<Introspected>, String> {
-        let request = self.client.request(&self.uri, &[("token", &token), ("token_type_hint", "access_token")], now)?;
-        let response = self.ask.ask(request, self.timeout).await?;
+        let response = self.server.post(&[("token", &token), ("token_type_hint", "access_token")], now).await?;
         if response.status() != StatusCode::OK {
             return Err(format!("status {}", response.status().as_u16()));
-        }
-        if response.body().len() > MAX_BODY {
-            return Err(format!("the body is longer than {MAX_BODY} bytes"));
         }
         let said = read(response.body()).ok_or("the answer is not a JSON object")?;
         Ok(self.answer(said, fingerprint(&token), response.body().len(), now))
