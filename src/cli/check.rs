@@ -11,8 +11,10 @@ use serde_json::json;
 use super::{ConfigFile, print};
 use crate::config::{self, Accepted, Authenticate, Authenticator, Config, KeySource, OnFailure, Principals, RoutePolicy, System};
 use crate::live::LiveState;
+use crate::live::revocations::Source;
 use crate::metrics::Metrics;
 use crate::reload::Candidate;
+use crate::snapshot::revocation_source;
 
 #[derive(Debug, Args)]
 pub(crate) struct Check {
@@ -180,6 +182,7 @@ fn dependencies(config: &Config) -> Vec<String> {
             ));
         }
     }
+    plans.extend(revocation_plan(config));
     plans.extend(limits::dependencies(config));
     for (name, upstream) in &config.upstreams {
         let plan = match (&upstream.builtin, &upstream.health) {
@@ -192,6 +195,20 @@ fn dependencies(config: &Config) -> Vec<String> {
         plans.push(format!("{}: {plan}", name.value));
     }
     plans
+}
+
+fn revocation_plan(config: &Config) -> Option<String> {
+    let (source, most) = revocation_source(config)?;
+    let away = match &source {
+        Source::Database(path) => {
+            format!("in {}; while it cannot be read the last known ones hold; a start or a reload that cannot read it is refused", path.display())
+        }
+        Source::Redis { server, name } => format!(
+            "in redis {server} as {name}; while that is away the last known ones hold and none is added; a node that starts meanwhile answers \
+             503 until it has read them, and a reload that brings them is refused"
+        ),
+    };
+    Some(format!("revocations: at most {most} {away}"))
 }
 
 fn introspection_plan(name: &str, introspection: &config::Introspection) -> String {

@@ -47,7 +47,7 @@ pub use limit::{Allowance, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, 
 pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};
 pub use problem::{At, Place, Problem, nearest};
 pub use redis::{Redis, RedisUrl};
-pub use revocation::Revocation;
+pub use revocation::{REVOCATIONS, Revocation, RevocationStore};
 pub use route::{Route, RoutePolicy, RouteTimeouts};
 pub use server::{
     AccessLog, Admin, Certificate, ClientCertificateMode, ClientCertificates, ForwardedCertificates, Listener, ListenerTls, Server,
@@ -156,7 +156,7 @@ grammar! {
         admin: Option<Admin> = absent,
         /// The services behind the gateway, by name.
         upstreams: Named<Upstream> as Map<Name, Upstream> = "{}",
-        /// Redis, for what says `store: redis` or `hybrid`.
+        /// Redis, for limits with `store: redis` or `hybrid` and for `revocation: {redis: NAME}`.
         redis: Option<Redis> = absent,
         /// Limits, by name.
         limits: Named<Limit> as Map<Name, Limit> = "{}",
@@ -170,7 +170,7 @@ grammar! {
         authenticators: Named<Authenticator> as Map<policy::AuthenticatorName, Authenticator> = "{}",
         /// Who may enter, by name.
         policies: Named<Policy> as Map<Name, Policy> = "{}",
-        /// Which credentials are refused before their time. Absent: none.
+        /// Which credentials are refused before their time. Absent: those that this gateway's own issuer was told of.
         revocation: Option<Revocation> = absent,
         /// Which requests go where.
         routes: Vec<Route> as NonEmpty<Vec<Route>>,
@@ -190,6 +190,9 @@ fn check_config(config: &Config, _: &Fields<'_>, context: &mut Context<'_>) {
         }
     }
     check_limits(config, context);
+    if let (Some(Revocation { store: RevocationStore::Redis(name), .. }), None) = (&config.revocation, &config.redis) {
+        context.report(Problem::at(&name.place, "there is no Redis").expected("`redis: {url: ...}` beside `revocation`"));
+    }
     let mut sockets = HashMap::new();
     // Port 0 is another port each time.
     let listeners = config.listeners.iter().map(|listener| &listener.address);

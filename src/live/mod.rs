@@ -53,8 +53,8 @@ pub struct LiveState {
     pub decisions: Registry<decisions::AuthorizerId, decisions::Decisions>,
     /// What may be used once, by the name of the authenticator.
     pub replays: Registry<Arc<str>, replays::Replays>,
-    /// What was revoked, by the database.
-    pub revocations: Registry<PathBuf, revocations::Revocations>,
+    /// What was revoked, by where it is kept.
+    pub revocations: Registry<revocations::Source, revocations::Revocations>,
     /// What is known of opaque tokens, by the endpoint that said it.
     pub introspected: Registry<introspected::EndpointId, introspected::TokenAnswers>,
     /// The keys that edgeward signs with, by their folder.

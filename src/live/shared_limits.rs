@@ -141,7 +141,7 @@ impl SharedLimits {
         timeout: Duration,
     ) -> Result<(u64, Vec<(u64, State)>), Unavailable> {
         let timer = self.metrics.time.start_timer();
-        let answer = self.redis.run(script, keys, numbers, timeout).await;
+        let answer: Result<Vec<i64>, _> = self.redis.run(script, keys, numbers, timeout).await;
         match &answer {
             // A call that was never made says nothing of how long one takes.
             Err(CallError::Away) => drop(timer.stop_and_discard()),
