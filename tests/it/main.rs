@@ -28,6 +28,7 @@ mod redis;
 mod reload;
 mod request;
 mod revocation;
+mod revocation_fleet;
 mod route;
 mod server;
 mod signature;

@@ -153,10 +153,16 @@ impl Shared {
 
     /// Takes a revocation back, everywhere and in this table, and says whether there was one.
     pub(super) async fn remove(&self, revocation: &Revocation) -> Result<bool, StoreError> {
-        let _held = self.position.lock().await;
+        let mut slot = self.position.lock().await;
         let removed: u64 = self.change(&REMOVE, &[id(revocation), TOLD.to_string().into_bytes()]).await?;
+        let mut existed = removed > 0;
+        if let Some(position) = &mut *slot {
+            let owed = position.owed.len();
+            position.owed.retain(|owed| id(owed) != id(revocation));
+            existed |= position.owed.len() < owed;
+        }
         self.apply(Change::Remove(revocation.clone()));
-        Ok(removed > 0)
+        Ok(existed)
     }
 
     /// Forgets what could only meet credentials that ended before a second, and in Redis what is over by its clock.
@@ -349,7 +355,7 @@ mod tests {
         assert_eq!((next.len, sorted(next.list())[2].before), (5, None), "narrowed: {next:?}");
         // Of another table nothing counts but what it revokes.
         let (changes, owed) = reconcile(news(2), Some((1, 5)), Some(&held), 10);
-        assert_eq!(sorted(owed), [a, b, c, d]);
+        assert_eq!(sorted(owed), [&a, &b, &c, &d].map(Clone::clone));
         assert_eq!(held.with(changes).len, 6);
         // The first reading takes it as it is.
         let (changes, owed) = reconcile(news(1), None, None, 10);
