@@ -205,7 +205,7 @@ impl Shared {
         for page in 0.. {
             let (born, revision, changes): (u64, u64, Vec<Vec<u8>>) = self.call(&READ, &[last, PAGE as u64]).await?;
             if page > 0 && born != news.born {
-                return Err(StoreError::Foreign);
+                return Err(StoreError::Interrupted(std::io::Error::other("Redis was emptied while it was read")));
             }
             (news.born, news.revision) = (born, revision);
             let (changes, []) = changes.as_chunks::<3>() else { return Err(StoreError::Foreign) };

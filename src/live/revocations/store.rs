@@ -34,10 +34,10 @@ pub enum StoreError {
     /// Redis was told, and did not say whether it was done.
     #[error("Redis did not confirm it: {0}; whether it was done is unknown, and doing it again does no harm")]
     Unconfirmed(CallError),
-    /// What stands in Redis is nothing that this version writes, or was replaced while it was read.
+    /// What stands in Redis is nothing that this version writes.
     #[error("Redis holds revocations that no edgeward of this version writes")]
     Foreign,
-    /// The system.
+    /// The work ended early.
     #[error("{0}")]
     Interrupted(std::io::Error),
 }
