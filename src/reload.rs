@@ -42,15 +42,30 @@ impl Candidate {
     }
 }
 
+/// For whom a configuration is made ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    /// For a process that serves nobody yet: a Redis that is away may come, and nobody is admitted until then.
+    Start,
+    /// For one that serves: what would admit nobody does not take over.
+    Reload,
+}
+
 /// Opens the stores that must have been read before anybody is served under this configuration. Blocks.
 ///
 /// # Errors
 /// What could not be opened, as a problem of the configuration that names it.
-pub fn open_stores(config: &Config, live: &LiveState, now: Now) -> Result<(), Vec<Problem>> {
+pub fn open_stores(config: &Config, live: &LiveState, occasion: Occasion, now: Now) -> Result<(), Vec<Problem>> {
     let failed = live.ledgers.living().into_iter().filter_map(|(_, ledger)| ledger.open(now).err());
     let mut problems: Vec<_> = failed.map(|error| Problem::at(&place_in(config, "quotas.database"), error.to_string())).collect();
-    let failed = live.revocations.living().into_iter().filter_map(|(_, revocations)| revocations.open().err());
-    problems.extend(failed.map(|error| Problem::at(&place_in(config, "revocation.database"), error.to_string())));
+    for (_, revocations) in live.revocations.living() {
+        match revocations.open(now) {
+            Err(error) if occasion == Occasion::Reload || !revocations.may_come_later() => {
+                problems.push(Problem::at(&place_in(config, "revocation"), error.to_string()));
+            }
+            _ => {}
+        }
+    }
     if let Some(config) = &config.issuer {
         let keys = issuer::signing_keys(config, live).open(issuer::terms(&config.signing), now);
         problems.extend(keys.err().map(|error| Problem::at(&config.url.place, format!("`signing`: {error}"))));
@@ -127,7 +142,7 @@ impl Reloader {
         let before = fingerprint(&state.files);
         let candidate = Candidate::read(&self.path, &*self.source, &self.live, &self.metrics);
         let result = candidate.result.and_then(|(config, snapshot)| match self.fixed.changed(&config) {
-            changed if changed.is_empty() => open_stores(&config, &self.live, (self.clock)()).map(|()| snapshot),
+            changed if changed.is_empty() => open_stores(&config, &self.live, Occasion::Reload, (self.clock)()).map(|()| snapshot),
             changed => Err(changed),
         });
         match result {

@@ -24,7 +24,7 @@ use crate::live::{LiveState, api_keys, backends, key_set};
 use crate::metrics::Metrics;
 use crate::net::redis::Redis;
 use crate::proxy::{self, AccessLog, Gateway, OwnServices, Pool};
-use crate::reload::{Candidate, Reloader, open_stores};
+use crate::reload::{Candidate, Occasion, Reloader, open_stores};
 use crate::request::{Clock, Now};
 use crate::snapshot::Slot;
 use crate::upstream::echo;
@@ -57,7 +57,8 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     let metrics = Arc::new(Metrics::new().map_err(|error| StartError::System("metrics", error.to_string()))?);
     let live = Arc::new(LiveState::default());
     let candidate = Candidate::read(&path, &System, &live, &metrics);
-    let opened = candidate.result.and_then(|(config, snapshot)| open_stores(&config, &live, clock()).map(|()| (config, snapshot)));
+    let opened =
+        candidate.result.and_then(|(config, snapshot)| open_stores(&config, &live, Occasion::Start, clock()).map(|()| (config, snapshot)));
     let (config, snapshot) = opened.map_err(|problems| {
         for problem in &problems {
             eprintln!("{problem}");

@@ -2,6 +2,7 @@
 
 mod limits;
 mod own;
+mod revocation;
 mod slot;
 
 use std::borrow::Cow;
@@ -24,6 +25,7 @@ use crate::live::revocations::Revocations;
 use crate::metrics::{Counter, Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
 use crate::net::client_certificates::{self, ClientAuthorities, ForwardedCertificates, RevocationFile};
+use crate::net::redis::Redis;
 use crate::request::Client;
 use crate::request::cidr::CidrSet;
 use crate::request::message::HeadLimits;
@@ -39,6 +41,7 @@ use crate::route::router::{Entry, Fault, Router};
 use crate::route::{Challenges, Policy, Route};
 use crate::upstream::Upstream;
 use limits::Limits;
+pub use revocation::revocation_source;
 pub use slot::{Serving, Slot};
 
 /// Everything a request meets.
@@ -66,6 +69,8 @@ pub struct Snapshot {
     pub upstreams: Vec<Arc<Upstream>>,
     /// What was revoked; absent where nothing ever is.
     pub revocations: Option<Arc<Revocations>>,
+    /// How many revocations are kept.
+    revocations_at_most: usize,
     /// Who signs tokens; absent where the configuration has no issuer.
     pub issuer: Option<Arc<Issuer>>,
     /// What clients are told of the resources.
@@ -87,6 +92,9 @@ impl Snapshot {
         }
         for server in &self.token_servers {
             server.activate();
+        }
+        if let Some(revocations) = &self.revocations {
+            revocations.keep_at_most(self.revocations_at_most);
         }
     }
 
@@ -152,7 +160,8 @@ impl ServerRules {
 
 /// Compiles a configuration, or says everything that is wrong with it. Live facts are found or made by name; none is changed.
 pub fn compile(config: &Config, live: &LiveState, metrics: &Metrics) -> Result<Snapshot, Vec<Problem>> {
-    let mut compiler = Compiler { config, live, metrics, language: Language::default(), problems: Vec::new() };
+    let language = Language::default();
+    let mut compiler = Compiler { config, live, metrics, language, redis: None, revocations: None, problems: Vec::new() };
     let snapshot = compiler.snapshot();
     match snapshot {
         Some(snapshot) if compiler.problems.is_empty() => Ok(snapshot),
@@ -165,6 +174,8 @@ struct Compiler<'c> {
     live: &'c LiveState,
     metrics: &'c Metrics,
     language: Language,
+    redis: Option<Arc<Redis>>,
+    revocations: Option<Arc<Revocations>>,
     problems: Vec<Problem>,
 }
 
@@ -174,6 +185,9 @@ type Table<T> = HashMap<Arc<str>, Arc<T>>;
 impl Compiler<'_> {
     fn snapshot(&mut self) -> Option<Snapshot> {
         let config = self.config;
+        self.redis = config.redis.as_ref().and_then(|redis| self.redis(redis));
+        let revocations_at_most;
+        (self.revocations, revocations_at_most) = self.revocations().unzip();
         let listeners = config.listeners.iter().map(|listener| self.listener(listener)).collect();
         let forwarded =
             config.server.forwarded_certificates.as_ref().and_then(|forwarded| {
@@ -191,7 +205,7 @@ impl Compiler<'_> {
             Some((Arc::clone(&name.value), Arc::new(policy)))
         });
         let policies: Table<Policy> = policies.collect();
-        let issuer = config.issuer.as_ref().map(|issuer| Issuer::new(issuer, self.live));
+        let issuer = config.issuer.as_ref().map(|issuer| Issuer::new(issuer, self.live, self.revocations.as_ref()));
         let resources = self.resources();
         let own = self.own_routes(issuer.as_ref(), &resources);
         let own_upstream = match (!own.is_empty()).then(|| Upstream::oauth(self.live)).transpose() {
@@ -236,7 +250,8 @@ impl Compiler<'_> {
             in_flight: self.metrics.in_flight.clone(),
             credential_locations,
             limits: config.limits.iter().filter_map(|(name, _)| limits.by_name.get(&name.value).cloned()).collect(),
-            revocations: self.revocations(),
+            revocations: self.revocations.clone(),
+            revocations_at_most: revocations_at_most.unwrap_or_default(),
             issuer: issuer.map(Arc::new),
             documents: Documents::new(resources.iter().map(|described| &described.metadata)),
             upstreams: upstreams.into_values().collect(),
@@ -245,10 +260,15 @@ impl Compiler<'_> {
         })
     }
 
-    /// Opened by whoever serves with them: compiling makes no database.
-    fn revocations(&self) -> Option<Arc<Revocations>> {
-        let path = &self.config.revocation.as_ref()?.database;
-        Some(self.live.revocations.find_or_create(path, || Revocations::new(path)))
+    fn redis(&mut self, redis: &config::Redis) -> Option<Arc<Redis>> {
+        let server = revocation::redis_server(redis);
+        match Redis::new(server.clone()) {
+            Ok(created) => Some(self.live.redis.find_or_create(&server, || created)),
+            Err(message) => {
+                self.problems.push(Problem::at(&redis.url.place, message));
+                None
+            }
+        }
     }
 
     fn table<C, T>(&mut self, named: &Named<C>, mut compile: impl FnMut(&mut Self, &Arc<str>, &C) -> Result<T, Vec<Problem>>) -> Table<T> {
@@ -413,7 +433,7 @@ impl Compiler<'_> {
         let accepted = match &policy.authenticate.value {
             config::Authenticate::Public => Some(None),
             config::Authenticate::By(accepted) => {
-                self.accepted(accepted, authenticators).map(|accepted| Some(Authenticators::new(accepted, self.revocations())))
+                self.accepted(accepted, authenticators).map(|accepted| Some(Authenticators::new(accepted, self.revocations.clone())))
             }
         };
         let limits: Vec<_> = policy.limits.iter().map(|name| Some((name, self.known("limit", name, &config.limits)?))).collect();

@@ -36,6 +36,9 @@ pub(super) fn dependencies(live: &LiveState) -> (Vec<String>, Vec<String>) {
         amiss.extend(ledger.failure().map(|failure| format!("quotas: {}", failure.reason)));
     }
     for (_, revocations) in live.revocations.living() {
+        if !revocations.is_read() {
+            waiting.push("revocations".to_owned());
+        }
         amiss.extend(revocations.failure().map(|failure| format!("revocations: {}", failure.reason)));
     }
     for (server, redis) in live.redis.living() {
@@ -139,9 +142,11 @@ fn key_sets(families: &mut Families<'_>, live: &LiveState, now: Now) {
 fn revocations(families: &mut Families<'_>, live: &LiveState) {
     let living = live.revocations.living();
     let of_each = |value: fn(&Revocations) -> f64| -> Vec<_> {
-        living.iter().map(|(path, revocations)| (labels(&[("database", &path.display().to_string())]), value(revocations))).collect()
+        living.iter().map(|(source, revocations)| (labels(&[("store", &source.to_string())]), value(revocations))).collect()
     };
     families.add("edgeward_revocations", "Revocations in force.", &of_each(|revocations| revocations.len() as f64));
+    let most = of_each(|revocations| revocations.most() as f64);
+    families.add("edgeward_revocations_limit", "Revocations that are kept at most; further ones are refused.", &most);
     let failing = of_each(|revocations| f64::from(u8::from(revocations.failure().is_some())));
     families.add(
         "edgeward_revocations_failing",

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Body;
 use serde_json::{Value, json};
 
-use crate::live::revocations::{Order, Revocations};
+use crate::live::revocations::{Order, Revocations, StoreError};
 use crate::request::Now;
 
 /// The longest order in bytes: one token, and room.
@@ -44,23 +44,19 @@ where
         Ok(revocation) => revocation,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, error),
     };
-    let revocations = Arc::clone(revocations);
-    let work = tokio::task::spawn_blocking(move || {
-        let existed = if revokes { revocations.add(&revocation).map(|()| true) } else { revocations.remove(&revocation) };
-        existed.map(|existed| (existed, revocation.shown()))
-    });
-    match work.await {
-        Ok(Ok((true, shown))) => (StatusCode::OK, shown),
-        Ok(Ok((false, _))) => refuse(StatusCode::NOT_FOUND, "it is not revoked"),
-        Ok(Err(error)) => refuse(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
-        Err(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the work ended early"),
+    let shown = revocation.shown();
+    let existed = if revokes { revocations.add(revocation).await.map(|()| true) } else { revocations.remove(revocation).await };
+    match existed {
+        Ok(true) => (StatusCode::OK, shown),
+        Ok(false) => refuse(StatusCode::NOT_FOUND, "it is not revoked"),
+        Err(error @ StoreError::Full(_)) => refuse(StatusCode::INSUFFICIENT_STORAGE, &error.to_string()),
+        Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
     }
 }
 
 fn list(revocations: &Revocations) -> Value {
-    let mut all = revocations.list();
-    all.sort_by_key(|revocation| std::cmp::Reverse(revocation.revoked));
-    let shown: Vec<Value> = all.iter().take(LISTED).map(|revocation| revocation.shown()).collect();
+    let all = revocations.list();
+    let shown: Vec<Value> = all.iter().rev().take(LISTED).map(|revocation| revocation.shown()).collect();
     json!({"count": all.len(), "revocations": shown})
 }
 

@@ -335,11 +335,11 @@ impl Keys {
         Ok(holds)
     }
 
-    /// Refuses what our own issuer has given and taken back.
+    /// Refuses what our own issuer has given to a client that it has revoked.
     fn check_revoked(&self, claims: &serde_json::Map<String, serde_json::Value>) -> Result<(), Rejection> {
         let Self::Own { clients: Some(clients), .. } = self else { return Ok(()) };
-        let text = |name| claims.get(name).and_then(serde_json::Value::as_str);
-        if clients.is_revoked(text("jti"), text("client_id")) { Err(Rejection::CredentialRevoked) } else { Ok(()) }
+        let client = claims.get("client_id").and_then(serde_json::Value::as_str);
+        if client.is_some_and(|client| clients.is_revoked(client)) { Err(Rejection::CredentialRevoked) } else { Ok(()) }
     }
 
     /// The key that signed, and the generation of the set that held it.

@@ -11,8 +11,10 @@ use serde_json::json;
 use super::{ConfigFile, print};
 use crate::config::{self, Accepted, Authenticate, Authenticator, Config, KeySource, OnFailure, Principals, System};
 use crate::live::LiveState;
+use crate::live::revocations::Source;
 use crate::metrics::Metrics;
 use crate::reload::Candidate;
+use crate::snapshot::revocation_source;
 
 #[derive(Debug, Args)]
 pub(crate) struct Check {
@@ -184,6 +186,7 @@ fn dependencies(config: &Config) -> Vec<String> {
             ));
         }
     }
+    plans.extend(revocation_plan(config));
     plans.extend(limits::dependencies(config));
     for (name, upstream) in &config.upstreams {
         let plan = match (&upstream.builtin, &upstream.health) {
@@ -209,6 +212,23 @@ fn exchange_plan(name: &str, exchange: &config::Exchange) -> String {
         breaker.failures,
         config::duration(breaker.open)
     )
+}
+
+fn revocation_plan(config: &Config) -> Option<String> {
+    let (source, most) = revocation_source(config)?;
+    let away = match &source {
+        Source::Database(path) => {
+            format!(
+                "in {}; while it cannot be read the last known ones hold; a start or a reload that cannot read it is refused",
+                path.display()
+            )
+        }
+        Source::Redis { server, name } => format!(
+            "in redis {server} as {name}; while that is away the last known ones hold and none is added; a node that starts meanwhile answers \
+             503 until it has read them, and a reload that brings them is refused"
+        ),
+    };
+    Some(format!("revocations: at most {most} {away}"))
 }
 
 fn introspection_plan(name: &str, introspection: &config::Introspection) -> String {

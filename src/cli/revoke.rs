@@ -1,9 +1,8 @@
-//! `edgeward revoke`: refuses credentials before their time, in the database that the gateways of the configuration follow.
+//! `edgeward revoke`: refuses credentials before their time, in the store that the gateways of the configuration follow.
 
 use std::io::{Read, Write, stderr, stdin, stdout};
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use serde_json::Value;
@@ -12,15 +11,15 @@ use zeroize::Zeroizing;
 use super::ConfigFile;
 use super::keys::{Failure, problems};
 use crate::config::{self, System};
-use crate::live::database::Opening;
-use crate::live::revocations::{Order, RevocationStore};
+use crate::live::revocations::{Order, Source};
+use crate::snapshot::revocation_source;
 
 /// Which credentials.
 #[derive(Debug, Args)]
 pub(crate) struct Revoke {
     #[command(flatten)]
     config: ConfigFile,
-    /// One credential, as it is presented; `-` reads it from standard input, where no list of processes shows it
+    /// One credential, as it is presented, or a certificate in PEM; `-` reads it from standard input, where no list of processes shows it
     #[arg(long)]
     token: Option<String>,
     /// The id of a token
@@ -32,7 +31,7 @@ pub(crate) struct Revoke {
     /// An `OAuth2` client
     #[arg(long)]
     client: Option<String>,
-    /// The public id of a key
+    /// The public id of a key, or the SHA-256 fingerprint of a client certificate in lower-case hexadecimal
     #[arg(long)]
     key_id: Option<String>,
     /// All tokens of an issuer; with --jti, --subject or --client: the issuer that is meant [default: any]
@@ -48,9 +47,6 @@ pub(crate) struct Revoke {
     #[arg(long, conflicts_with_all = ["token", "jti", "subject", "client", "key_id", "issuer", "before", "undo"])]
     list: bool,
 }
-
-/// Long enough for a gateway that reads very many revocations.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Revoke {
     /// 0 when it was done, 1 when not.
@@ -68,14 +64,15 @@ impl Revoke {
 
     fn run_at(&self, now: u64) -> Result<(), Failure> {
         if self.list {
-            let revoked = RevocationStore::open(&self.database()?, Opening::Existing, PATIENCE)?.read_all()?;
+            let mut revoked = self.source()?.0.read_all()?;
+            revoked.sort_by_key(|revocation| revocation.revoked);
             return Ok(revoked.iter().try_for_each(|revocation| writeln!(stdout(), "{}", revocation.shown()))?);
         }
         let revocation = self.order()?.revocation(now).map_err(failure)?;
-        let mut store = RevocationStore::open(&self.database()?, Opening::Create, PATIENCE)?;
+        let (source, most) = self.source()?;
         if !self.undo {
-            store.add(&revocation)?;
-        } else if !store.remove(&revocation)? {
+            source.add(&revocation, most)?;
+        } else if !source.remove(&revocation)? {
             return Err(failure("it is not revoked"));
         }
         let shown: Value = revocation.shown();
@@ -103,11 +100,11 @@ impl Revoke {
         })
     }
 
-    fn database(&self) -> Result<PathBuf, Failure> {
+    /// Where they are kept, and how many at most.
+    fn source(&self) -> Result<(Source, usize), Failure> {
         let path = self.config.path();
         let config = config::load(&path, &System).config.map_err(problems)?;
-        let missing = || failure(&format!("{} has no `revocation: {{database: PATH}}`", path.display()));
-        Ok(config.revocation.ok_or_else(missing)?.database)
+        revocation_source(&config).ok_or_else(|| failure(&format!("{} has no `revocation`", path.display())))
     }
 }
 

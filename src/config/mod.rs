@@ -51,7 +51,7 @@ pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals,
 pub use problem::{At, Place, Problem, nearest};
 pub use redis::{Redis, RedisUrl};
 pub use resource::{Resource, ResourceUrl, is_issuer_url};
-pub use revocation::Revocation;
+pub use revocation::{REVOCATIONS, Revocation, RevocationStore};
 pub use route::{Route, RoutePolicy, RouteTimeouts};
 pub use server::{
     AccessLog, Admin, Certificate, ClientCertificateMode, ClientCertificates, ForwardedCertificates, Listener, ListenerTls, Server,
@@ -160,7 +160,7 @@ grammar! {
         admin: Option<Admin> = absent,
         /// The services behind the gateway, by name.
         upstreams: Named<Upstream> as Map<Name, Upstream> = "{}",
-        /// Redis, for what says `store: redis` or `hybrid`.
+        /// Redis, for limits with `store: redis` or `hybrid` and for `revocation: {redis: NAME}`.
         redis: Option<Redis> = absent,
         /// Limits, by name.
         limits: Named<Limit> as Map<Name, Limit> = "{}",
@@ -176,7 +176,7 @@ grammar! {
         exchanges: Named<Exchange> as Map<Name, Exchange> = "{}",
         /// Who may enter, by name.
         policies: Named<Policy> as Map<Name, Policy> = "{}",
-        /// Which credentials are refused before their time. Absent: none.
+        /// Which credentials are refused before their time. Absent: those that this gateway's own issuer was told of.
         revocation: Option<Revocation> = absent,
         /// Which requests go where.
         routes: Vec<Route> as NonEmpty<Vec<Route>>,
@@ -206,6 +206,9 @@ fn check_config(config: &Config, _: &Fields<'_>, context: &mut Context<'_>) {
         }
     }
     check_limits(config, context);
+    if let (Some(Revocation { store: RevocationStore::Redis(name), .. }), None) = (&config.revocation, &config.redis) {
+        context.report(Problem::at(&name.place, "there is no Redis").expected("`redis: {url: ...}` beside `revocation`"));
+    }
     let mut sockets = HashMap::new();
     // Port 0 is another port each time.
     let listeners = config.listeners.iter().map(|listener| &listener.address);

@@ -20,6 +20,7 @@ use crate::jose::Algorithm;
 use crate::live::LiveState;
 use crate::live::identity_tokens::{IdentityTokens, MintId};
 use crate::live::oauth_clients::OauthClients;
+use crate::live::revocations::Revocations;
 use crate::live::signing_keys::{SigningKeys, Terms};
 use crate::net::serve;
 use crate::request::Now;
@@ -54,8 +55,8 @@ enum Endpoint {
 }
 
 impl Issuer {
-    /// Compiles an issuer. Its keys and clients are found or made, not opened.
-    pub fn new(config: &config::Issuer, live: &LiveState) -> Self {
+    /// Compiles an issuer, which takes its tokens back by `revocations`. Its keys and clients are found or made, not opened.
+    pub fn new(config: &config::Issuer, live: &LiveState, revocations: Option<&Arc<Revocations>>) -> Self {
         let keys = signing_keys(config, live);
         let id = MintId { issuer: config.url.value.clone(), directory: config.signing.directory.clone(), ttl: config.identity_token.ttl };
         let identity_tokens = live.identity_tokens.find_or_create(&id, || IdentityTokens::new(id.clone(), keys.clone()));
@@ -66,7 +67,7 @@ impl Issuer {
             (format!("/.well-known/oauth-authorization-server{path}").into(), Endpoint::Discovery),
             (format!("{path}/.well-known/jwks.json").into(), Endpoint::Keys),
         ];
-        let oauth2 = config.oauth2.as_ref().map(|oauth2| {
+        let oauth2 = config.oauth2.as_ref().zip(revocations).map(|(oauth2, revocations)| {
             for (word, endpoint) in [("token", Endpoint::Token), ("introspect", Endpoint::Introspect), ("revoke", Endpoint::Revoke)] {
                 endpoints.push((format!("{}/{word}", oauth2.path).into(), endpoint));
             }
@@ -75,6 +76,7 @@ impl Issuer {
                 ttl: oauth2.token_ttl,
                 clients: clients(&oauth2.clients.database, live),
                 keys: keys.clone(),
+                revocations: Arc::clone(revocations),
             }
         });
         let max_age = (config.signing.overlap / 4).min(Duration::from_secs(3600));

@@ -14,10 +14,11 @@ use serde_json::{Map, Value, json};
 
 use super::answer;
 use super::form::{self, Form};
-use crate::jose::{Claims, Jws};
+use crate::jose::{Claims, Jws, jws};
 use crate::live::oauth_clients::{ClientRecord, OauthClients};
+use crate::live::revocations::{Revocation, Revocations};
 use crate::live::signing_keys::SigningKeys;
-use crate::request::Now;
+use crate::request::{Identity, Method, Now, Rejection};
 
 /// The `typ` of an access token.
 const AT_JWT: &str = "at+jwt";
@@ -31,6 +32,7 @@ pub(super) struct Oauth2 {
     pub(super) ttl: Duration,
     pub(super) clients: Arc<OauthClients>,
     pub(super) keys: Arc<SigningKeys>,
+    pub(super) revocations: Arc<Revocations>,
 }
 
 /// Why a request is refused: the words of RFC 6749 section 5.2 and RFC 8707.
@@ -81,7 +83,7 @@ impl Oauth2 {
         let found = async {
             let (_, form) = self.client(headers, body, now).await?;
             let token = form.value("token").ok_or(Refusal::InvalidRequest)?;
-            Ok(self.read(token, now))
+            self.read(token, now)
         };
         match found.await {
             Ok(Some(mut claims)) => {
@@ -99,19 +101,18 @@ impl Oauth2 {
             let (client, form) = self.client(headers, body, now).await?;
             let token = form.value("token").ok_or(Refusal::InvalidRequest)?;
             // RFC 7009 section 2.2: a token that is good for nothing needs no revocation.
-            let Some(claims) = self.read(token, now) else { return Ok(()) };
+            let Some(claims) = self.read(token, now)? else { return Ok(()) };
             let text = |name| claims.get(name).and_then(Value::as_str);
             if text("client_id") != Some(&*client.id) {
                 return Err(Refusal::UnauthorizedClient);
             }
-            let jti = text("jti").ok_or(Refusal::InvalidRequest)?.to_owned();
+            let jti = text("jti").ok_or(Refusal::InvalidRequest)?;
             let expires = claims.get("exp").and_then(Value::as_u64).ok_or(Refusal::InvalidRequest)?;
-            let clients = self.clients.clone();
-            let written = tokio::task::spawn_blocking(move || clients.revoke_token(&jti, expires, now)).await;
-            match written {
-                Ok(Ok(())) => Ok(()),
-                _ => Err(Refusal::Unavailable),
-            }
+            let revocation = Revocation::of_id(jti, &self.issuer, expires, now.unix.as_secs());
+            self.revocations.add(revocation).await.map_err(|error| {
+                tracing::error!(%error, "a token was not revoked");
+                Refusal::Unavailable
+            })
         };
         match revoked.await {
             Ok(()) => answer(StatusCode::OK, &json!({})),
@@ -179,7 +180,19 @@ impl Oauth2 {
     }
 
     /// What an access token of ours says, if it is good now.
-    fn read(&self, token: &str, now: Now) -> Option<Map<String, Value>> {
+    fn read(&self, token: &str, now: Now) -> Result<Option<Map<String, Value>>, Refusal> {
+        let Some(claims) = self.verify(token, now) else { return Ok(None) };
+        let text = |name| claims.get(name).and_then(Value::as_str).map(Arc::from);
+        let mut identity = Identity::new(Method::Jwt, Arc::clone(&self.issuer), jws::fingerprint(token));
+        (identity.subject, identity.client, identity.claims) = (text("sub"), text("client_id"), claims);
+        match self.revocations.check(&identity) {
+            Ok(()) => Ok(Some(identity.claims)),
+            Err(Rejection::DependencyUnavailable { .. }) => Err(Refusal::Unavailable),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn verify(&self, token: &str, now: Now) -> Option<Map<String, Value>> {
         let jws = Jws::parse(token).ok()?;
         let signature = jws.signature().ok()?;
         let held = self.keys.current();
@@ -192,7 +205,7 @@ impl Oauth2 {
         let text = |name| all.get(name).and_then(Value::as_str);
         let good = registered.issuer.as_deref() == Some(&*self.issuer)
             && registered.expires.is_some_and(|expires| now.unix < expires)
-            && !self.clients.is_revoked(text("jti"), text("client_id"));
+            && !text("client_id").is_some_and(|client| self.clients.is_revoked(client));
         good.then_some(all)
     }
 }

@@ -55,8 +55,8 @@ pub struct LiveState {
     pub decisions: Registry<decisions::AuthorizerId, decisions::Decisions>,
     /// What may be used once, by the name of the authenticator.
     pub replays: Registry<Arc<str>, replays::Replays>,
-    /// What was revoked, by the database.
-    pub revocations: Registry<PathBuf, revocations::Revocations>,
+    /// What was revoked, by where it is kept.
+    pub revocations: Registry<revocations::Source, revocations::Revocations>,
     /// What is known of opaque tokens, by the endpoint that said it.
     pub introspected: Registry<oauth_endpoint::EndpointId, introspected::TokenAnswers>,
     /// Tokens that were issued in exchange for callers' own, by the endpoint that issued them.

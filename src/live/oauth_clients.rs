@@ -1,7 +1,8 @@
-//! The clients of the token endpoint and the tokens that were revoked: tables beside the API keys, in one SQLite file for every process.
+//! The clients of the token endpoint: a table beside the API keys, in one SQLite file for every process.
 //!
 //! A client is looked up where it is kept, so that a revocation on the command line holds from the next request on; it costs no route anything.
-//! What routes ask with every request, whether a token or its client was revoked, is held in memory and read again when the file changes.
+//! What routes ask with every request, whether a token's client was revoked, is held in memory and read again when the file changes. Tokens
+//! are taken back by [`revocations`](super::revocations).
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -60,10 +61,6 @@ const SCHEMA: &str = "
         created         INTEGER NOT NULL,
         revoked         INTEGER,
         CHECK ((previous_sha256 IS NULL) = (previous_ends IS NULL))
-    ) STRICT, WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS oauth_revoked_token (
-        jti     TEXT PRIMARY KEY NOT NULL,
-        expires INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
 ";
 
@@ -133,22 +130,10 @@ impl ClientStore {
         Ok(client)
     }
 
-    fn revoke_token(&mut self, jti: &str, expires: u64, now: u64) -> Result<(), StoreError> {
-        let connection = &self.0.connection;
-        // A token that has expired by any clock needs no entry.
-        connection.execute("DELETE FROM oauth_revoked_token WHERE expires < ?1", [integer(now.saturating_sub(86_400))])?;
-        connection.execute("INSERT OR REPLACE INTO oauth_revoked_token (jti, expires) VALUES (?1, ?2)", params![jti, integer(expires)])?;
-        Ok(())
-    }
-
-    fn revoked(&self) -> Result<Revoked, StoreError> {
-        let names = |sql: &str| -> rusqlite::Result<HashSet<Box<str>>> {
-            self.0.connection.prepare_cached(sql)?.query_map([], |row| row.get::<_, String>(0).map(Into::into))?.collect()
-        };
-        Ok(Revoked {
-            tokens: names("SELECT jti FROM oauth_revoked_token")?,
-            clients: names("SELECT id FROM oauth_client WHERE revoked IS NOT NULL")?,
-        })
+    fn revoked(&self) -> Result<HashSet<Box<str>>, StoreError> {
+        let mut statement = self.0.connection.prepare_cached("SELECT id FROM oauth_client WHERE revoked IS NOT NULL")?;
+        let rows = statement.query_map([], |row| row.get::<_, String>(0).map(Into::into))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     fn data_version(&self) -> Result<i64, StoreError> {
@@ -200,18 +185,13 @@ fn record(row: &Row<'_>) -> rusqlite::Result<ClientRecord> {
     })
 }
 
-#[derive(Debug, Default)]
-struct Revoked {
-    tokens: HashSet<Box<str>>,
-    clients: HashSet<Box<str>>,
-}
-
 /// The clients of one database, as a running gateway uses them.
 #[derive(Debug)]
 pub struct OauthClients {
     path: PathBuf,
     store: Mutex<Option<(ClientStore, i64)>>,
-    revoked: ArcSwap<Revoked>,
+    /// The ids of those that were revoked.
+    revoked: ArcSwap<HashSet<Box<str>>>,
 }
 
 impl OauthClients {
@@ -238,22 +218,9 @@ impl OauthClients {
         Ok(found.filter(|client| client.admits(&presented, now.unix.as_secs())))
     }
 
-    /// Revokes a token, in force here at once. Blocks.
-    ///
-    /// # Errors
-    /// When it cannot be written down.
-    pub fn revoke_token(&self, jti: &str, expires: u64, now: Now) -> Result<(), StoreError> {
-        self.with(|store| {
-            store.revoke_token(jti, expires, now.unix.as_secs())?;
-            self.revoked.store(Arc::new(store.revoked()?));
-            Ok(())
-        })
-    }
-
-    /// Whether a token was revoked, or the client that it was given to.
-    pub fn is_revoked(&self, jti: Option<&str>, client: Option<&str>) -> bool {
-        let revoked = self.revoked.load();
-        jti.is_some_and(|jti| revoked.tokens.contains(jti)) || client.is_some_and(|client| revoked.clients.contains(client))
+    /// Whether a client was revoked, and every token with it that it was given.
+    pub fn is_revoked(&self, id: &str) -> bool {
+        self.revoked.load().contains(id)
     }
 
     /// Reads what others have revoked, until nobody uses the clients.
@@ -335,7 +302,7 @@ mod tests {
         assert!(admitted("one") && admitted("two"));
         let later = Now { unix: NOW.unix + Duration::from_secs(1), ..NOW };
         assert!(clients.authenticate("app", "one", later).unwrap().is_none());
-        assert!(!clients.is_revoked(None, Some("app")));
+        assert!(!clients.is_revoked("app"));
         store
             .update("app", |client| {
                 client.revoked = Some(2);
@@ -343,26 +310,26 @@ mod tests {
             })
             .unwrap();
         assert!(!admitted("two"));
-        assert!(clients.is_revoked(None, Some("app")));
+        assert!(clients.is_revoked("app"));
         assert_eq!(store.list().unwrap().len(), 1);
     }
 
     #[test]
-    fn a_revoked_token_is_known_at_once_after_a_restart_and_to_other_processes() {
+    fn a_revoked_client_stays_so_after_a_restart_and_without_its_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys.db");
-        let (one, two) = (OauthClients::new(path.clone()), OauthClients::new(path.clone()));
-        two.open().unwrap();
-        one.revoke_token("t1", NOW.unix.as_secs() + 900, NOW).unwrap();
-        assert!(one.is_revoked(Some("t1"), None) && !one.is_revoked(Some("t2"), Some("app")));
-        two.open().unwrap();
-        assert!(two.is_revoked(Some("t1"), None));
-        let restarted = OauthClients::new(path);
+        let clients = OauthClients::new(path.clone());
+        clients.open().unwrap();
+        let revoked = ClientRecord { revoked: Some(2), ..client("app", "one") };
+        ClientStore::open(&path, Opening::Existing).unwrap().insert(&revoked).unwrap();
+        clients.open().unwrap();
+        assert!(clients.is_revoked("app") && !clients.is_revoked("other"));
+        let restarted = OauthClients::new(path.clone());
         restarted.open().unwrap();
-        assert!(restarted.is_revoked(Some("t1"), None));
+        assert!(restarted.is_revoked("app"));
         // A file that goes away takes nothing back.
-        std::fs::rename(folder.path().join("keys.db"), folder.path().join("away.db")).unwrap();
-        assert!(two.open().is_err() && two.open().is_err());
-        assert!(two.is_revoked(Some("t1"), None));
+        std::fs::rename(&path, folder.path().join("away.db")).unwrap();
+        assert!(clients.open().is_err() && clients.open().is_err());
+        assert!(clients.is_revoked("app"));
     }
 }

@@ -1,27 +1,33 @@
-//! Credentials that were withdrawn before their time, as every request meets them: an exact table in memory that follows its database.
+//! Credentials that were withdrawn before their time, as every request meets them: an exact table in memory that follows its store.
 //!
 //! A request that proves an identity asks here each time, cached or not, without a lock: one load and a branch while nothing is revoked, a
-//! few look-ups otherwise. Nothing is admitted before the database was read; when it fails later, what is known stays in force.
+//! few look-ups otherwise. Nothing is admitted before the store was read; when it fails later, what is known stays in force.
 
+mod local;
+mod order;
+mod shared;
 mod store;
+mod table;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+pub use order::Order;
 pub use store::{RevocationStore, StoreError};
 
-use self::store::Progress;
+use self::local::Local;
+use self::shared::Shared;
+use self::table::Table;
 use super::api_keys::Failure;
 use super::database::Opening;
-use crate::jose::{Claims, Jws, jws};
+use crate::net::redis::{Redis, Server};
 use crate::request::{Clock, Identity, Method, Now, Rejection};
 
 /// What a revocation goes by.
@@ -80,6 +86,23 @@ pub struct Revocation {
 }
 
 impl Revocation {
+    /// The id of a token of this issuer, until it can meet nothing any more.
+    pub fn of_id(jti: &str, issuer: &str, token_ends: u64, now: u64) -> Self {
+        let expires = Some(token_ends.saturating_add(1 + order::MARGIN));
+        Self { kind: Kind::Jti, value: jti.as_bytes().into(), issuer: Some(issuer.into()), before: None, expires, revoked: now }
+    }
+
+    /// Whether everything that it could meet ended before a second.
+    fn is_over(&self, second: u64) -> bool {
+        self.expires.is_some_and(|expires| expires <= second)
+    }
+
+    /// Whether one of the same id adds nothing to this one.
+    fn covers(&self, other: &Self) -> bool {
+        let covers = |ours: Option<u64>, theirs: Option<u64>| ours.is_none_or(|ours| theirs.is_some_and(|theirs| theirs <= ours));
+        covers(self.before, other.before) && covers(self.expires, other.expires)
+    }
+
     /// For people and programs: times in RFC 3339, what is not set left out. A token is shown by its hash.
     pub fn shown(&self) -> Value {
         let time = |time: u64| OffsetDateTime::from_unix_timestamp(i64::try_from(time).ok()?).ok()?.format(&Rfc3339).ok();
@@ -103,114 +126,130 @@ impl Revocation {
     }
 }
 
-/// What an operator asks to be revoked: one of the six, and where it fits the issuer and the time beside it.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Order {
-    /// A credential as it is presented. Of a signed token the signed part counts: anybody can make a second signature that is as good.
-    pub token: Option<String>,
-    /// The id of a token.
-    pub jti: Option<String>,
-    /// An end user or service.
-    pub subject: Option<String>,
-    /// An OAuth2 client.
-    pub client: Option<String>,
-    /// The public id of a key.
-    pub key_id: Option<String>,
-    /// An issuer; beside `jti`, `subject` or `client`: whose.
-    pub issuer: Option<String>,
-    /// Only what was issued before this RFC 3339 time; `now` includes the current second, since tokens tell no more.
-    pub before: Option<String>,
+/// Where revocations are kept. It names the live fact.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The embedded store, for the processes of one host.
+    Database(PathBuf),
+    /// Redis, for a fleet.
+    Redis {
+        /// Where it is.
+        server: Server,
+        /// What tells these from others there.
+        name: Arc<str>,
+    },
 }
 
-/// How long a revocation outlasts the token: longer than any leeway that an operator can give, and than clocks usually jump.
-const MARGIN: u64 = 86_400;
-/// The longest value in bytes: no identity has a longer one.
-const MAX_VALUE: usize = 4 * 1024;
-
-impl Order {
-    /// The revocation that is asked for.
-    ///
-    /// # Errors
-    /// When it is not clear what is meant, in words for the operator that hold nothing of a token.
-    pub fn revocation(&self, now: u64) -> Result<Revocation, &'static str> {
-        let Self { token, jti, subject, client, key_id, issuer, before } = self;
-        let named = [(Kind::Token, token), (Kind::Jti, jti), (Kind::Subject, subject), (Kind::Client, client), (Kind::KeyId, key_id)];
-        let mut named = named.into_iter().filter_map(|(kind, value)| Some((kind, value.as_deref()?)));
-        let (kind, value, issuer) = match (named.next(), named.next(), issuer.as_deref()) {
-            (Some((kind @ (Kind::Jti | Kind::Subject | Kind::Client), value)), None, issuer) => (kind, value, issuer),
-            (Some((kind, value)), None, None) => (kind, value, None),
-            (Some(_), None, Some(_)) => return Err("an issuer stands alone, or beside a jti, a subject or a client"),
-            (None, _, Some(issuer)) => (Kind::Issuer, issuer, None),
-            (Some(_), Some(_), _) => return Err("more than one of token, jti, subject, client and key_id"),
-            (None, _, None) => return Err("none of token, jti, subject, client, key_id and issuer"),
-        };
-        let longest = if kind == Kind::Token { jws::MAX_TOKEN } else { MAX_VALUE };
-        if [Some(value), issuer].into_iter().flatten().any(|text| text.is_empty() || text.len() > longest) {
-            return Err("a value is empty or too long");
+/// As logs and metrics name it.
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Database(path) => write!(f, "{}", path.display()),
+            Self::Redis { server, name } => write!(f, "redis {server} {name}"),
         }
-        let before = match (before.as_deref(), kind) {
-            (None, _) => None,
-            (Some(_), Kind::Token | Kind::Jti | Kind::KeyId) => return Err("a time goes with a subject, a client or an issuer"),
-            (Some("now"), _) => Some(now + 1),
-            (Some(time), _) => {
-                let time = OffsetDateTime::parse(time, &Rfc3339).map_err(|_| "the time is neither RFC 3339 nor `now`")?;
-                Some(u64::try_from(time.unix_timestamp()).map_err(|_| "the time is before 1970")?)
-            }
-        };
-        let (value, expires) = match kind {
-            Kind::Token => (jws::fingerprint(value).into(), end_of(value)),
-            _ => (value.as_bytes().into(), None),
-        };
-        Ok(Revocation { kind, value, issuer: issuer.map(Into::into), before, expires, revoked: now })
     }
 }
 
-/// When a token and its revocation are over. Nobody vouches for the claim, and nobody need: with another one it is another token.
-fn end_of(token: &str) -> Option<u64> {
-    let claims = Claims::parse(&Jws::parse(token).ok()?.payload().ok()?).ok()?;
-    Some(claims.registered.expires?.as_secs() + 1 + MARGIN)
+impl Source {
+    /// Revokes from outside a gateway. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written down, or more than `most` would be revoked.
+    pub fn add(&self, revocation: &Revocation, most: usize) -> Result<(), StoreError> {
+        match self {
+            Self::Database(path) => RevocationStore::open(path, Opening::Create, PATIENCE)?.add(revocation, most),
+            Self::Redis { server, name } => Shared::once(server, name, async |shared| shared.add(revocation, most).await),
+        }
+    }
+
+    /// Takes a revocation back from outside a gateway, and says whether there was one. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub fn remove(&self, revocation: &Revocation) -> Result<bool, StoreError> {
+        match self {
+            Self::Database(path) => RevocationStore::open(path, Opening::Create, PATIENCE)?.remove(revocation),
+            Self::Redis { server, name } => Shared::once(server, name, async |shared| shared.remove(revocation).await),
+        }
+    }
+
+    /// Everything that is revoked, in no order. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read_all(&self) -> Result<Vec<Revocation>, StoreError> {
+        match self {
+            Self::Database(path) => RevocationStore::open(path, Opening::Existing, PATIENCE)?.read_all(),
+            Self::Redis { server, name } => Shared::once(server, name, async |shared| shared.read_all().await),
+        }
+    }
 }
 
-/// The revocations of one database; outlives every snapshot that asks for them.
+/// The revocations of one store; outlives every snapshot that asks for them.
 #[derive(Debug)]
 pub struct Revocations {
-    path: PathBuf,
-    /// `None` until the database was read.
-    table: ArcSwapOption<Table>,
-    follower: Mutex<Option<Follower>>,
+    source: Source,
+    backing: Backing,
+    /// `None` until the store was read.
+    table: Arc<ArcSwapOption<Table>>,
+    /// How many may be kept.
+    most: AtomicUsize,
     failure: Mutex<Option<Failure>>,
 }
 
-/// The open store and how far it was read.
+/// What keeps them and changes the table.
 #[derive(Debug)]
-struct Follower {
-    store: RevocationStore,
-    data_version: Option<i64>,
-    read: Option<Progress>,
+enum Backing {
+    Database(Arc<Local>),
+    Redis(Shared),
 }
 
-/// How often the database is asked for news: what another process revokes holds within a second.
+/// How often the store is asked for news: what another process revokes holds within a second.
 const POLL: Duration = Duration::from_millis(250);
 /// A database that failed is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often what is over is forgotten.
 const FORGET: Duration = Duration::from_secs(600);
-/// How long another process that writes is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a command waits for another process that writes: long enough for a gateway that reads very many revocations.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// From which part on it is told that there is little room left.
+const NEARLY_FULL: (usize, usize) = (9, 10);
 
 impl Revocations {
-    /// Revocations that are still to be [opened](Self::open).
-    pub fn new(path: &Path) -> Self {
-        Self { path: path.to_path_buf(), table: ArcSwapOption::empty(), follower: Mutex::default(), failure: Mutex::default() }
+    /// Revocations in a database, at most so many, that are still to be [opened](Self::open).
+    pub fn in_database(path: &Path, most: usize) -> Self {
+        let local = Local::new(path.into());
+        let table = Arc::clone(&local.table);
+        Self::new(Source::Database(path.into()), Backing::Database(Arc::new(local)), table, most)
     }
 
-    /// Opens the database, or makes it, and reads it. Blocks; done once, before anybody is admitted.
+    /// Revocations of a name in Redis, at most so many, that are still to be [opened](Self::open).
+    pub fn in_redis(redis: Arc<Redis>, name: &Arc<str>, most: usize) -> Self {
+        let source = Source::Redis { server: redis.server().clone(), name: Arc::clone(name) };
+        let shared = Shared::new(redis, name);
+        let table = Arc::clone(&shared.table);
+        Self::new(source, Backing::Redis(shared), table, most)
+    }
+
+    fn new(source: Source, backing: Backing, table: Arc<ArcSwapOption<Table>>, most: usize) -> Self {
+        Self { source, backing, table, most: AtomicUsize::new(most), failure: Mutex::default() }
+    }
+
+    /// Opens the store, a database being made when it is missing, and reads it. Blocks; done once, before anybody is admitted.
     ///
     /// # Errors
-    /// When the database cannot be made, opened or read, or is not ours: then nobody is admitted.
-    pub fn open(&self) -> Result<(), StoreError> {
-        if self.table.load().is_some() { Ok(()) } else { self.refresh() }
+    /// When the store cannot be made, opened or read, or is not ours: then nobody is admitted.
+    pub fn open(&self, now: Now) -> Result<(), StoreError> {
+        match &self.backing {
+            _ if self.is_read() => Ok(()),
+            Backing::Database(local) => local.follow(),
+            Backing::Redis(shared) => shared.open(self.most(), now.unix.as_secs()),
+        }
+    }
+
+    /// Whether a store that cannot be read may be there later: then nobody is admitted until it is.
+    pub fn may_come_later(&self) -> bool {
+        matches!(self.backing, Backing::Redis(..))
     }
 
     /// Whether a proven identity was revoked, in any of its parts.
@@ -231,35 +270,68 @@ impl Revocations {
         })
     }
 
-    /// Revokes: in force here at once, elsewhere as soon as the database is read. Blocks.
+    /// Revokes: in force here at once, elsewhere as soon as the store is read.
     ///
     /// # Errors
-    /// When it cannot be written down; then it is not in force.
-    pub fn add(&self, revocation: &Revocation) -> Result<(), StoreError> {
-        self.write(|store| store.add(revocation))
+    /// When it cannot be written down, or there is no room for it; then it is not in force here.
+    pub async fn add(&self, revocation: Revocation) -> Result<(), StoreError> {
+        let most = self.most();
+        let added = match &self.backing {
+            Backing::Redis(shared) => shared.add(&revocation, most).await,
+            Backing::Database(local) => blocking(local, move |local| local.write(|store| store.add(&revocation, most))).await,
+        };
+        if let Err(error @ StoreError::Full(_)) = &added {
+            tracing::error!(store = %self.source, %error, "a revocation was refused");
+        }
+        added
     }
 
-    /// Takes a revocation back, and says whether there was one. Blocks.
+    /// Takes a revocation back, and says whether there was one.
     ///
     /// # Errors
     /// When it cannot be written down; then the revocation stays in force.
-    pub fn remove(&self, revocation: &Revocation) -> Result<bool, StoreError> {
-        self.write(|store| store.remove(revocation))
+    pub async fn remove(&self, revocation: Revocation) -> Result<bool, StoreError> {
+        match &self.backing {
+            Backing::Redis(shared) => shared.remove(&revocation).await,
+            Backing::Database(local) => blocking(local, move |local| local.write(|store| store.remove(&revocation))).await,
+        }
     }
 
-    /// Everything that is in force here.
+    /// Everything that is in force here, the latest last.
     pub fn list(&self) -> Vec<Revocation> {
-        self.table.load().as_ref().map(|table| table.list()).unwrap_or_default()
+        let mut list = self.table.load().as_ref().map(|table| table.list()).unwrap_or_default();
+        list.sort_by(|one, other| (one.revoked, &one.value, &one.issuer).cmp(&(other.revoked, &other.value, &other.issuer)));
+        list
     }
 
-    /// How many values are revoked.
+    /// How many there are.
     pub fn len(&self) -> usize {
         self.table.load().as_ref().map_or(0, |table| table.len)
     }
 
-    /// Whether nothing is.
+    /// Whether nothing is revoked.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How many may be kept.
+    pub fn most(&self) -> usize {
+        self.most.load(Ordering::Relaxed)
+    }
+
+    /// Keeps at most so many from now on. Those that are there stay.
+    pub fn keep_at_most(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
+    }
+
+    /// Whether the store was read. Until then nobody is admitted.
+    pub fn is_read(&self) -> bool {
+        self.table.load().is_some()
+    }
+
+    /// Where they are kept.
+    pub fn source(&self) -> &Source {
+        &self.source
     }
 
     /// Why revocations may be missing that others have written, if so.
@@ -267,79 +339,37 @@ impl Revocations {
         lock(&self.failure).clone()
     }
 
-    /// Follows the database and forgets what is over, until nobody asks any more.
+    /// Follows the store and forgets what is over, until nobody asks any more.
     pub async fn maintain(this: Weak<Self>, clock: Clock) {
-        let mut next_forget = Duration::ZERO;
+        let (mut next_forget, mut warned) = (Duration::ZERO, false);
         while let Some(revocations) = this.upgrade() {
             let now = clock();
             let forget = now.monotonic >= next_forget;
             if forget {
                 next_forget = now.monotonic + FORGET;
             }
-            let round = tokio::task::spawn_blocking(move || {
-                let done = revocations.refresh().and_then(|()| if forget { revocations.forget(now.unix.as_secs()) } else { Ok(()) });
-                let followed = done.is_ok();
-                revocations.report(done, now);
-                followed
-            });
-            let followed = round.await.unwrap_or(false);
-            tokio::time::sleep(if followed { POLL } else { RETRY }).await;
+            let round = revocations.round(forget, now).await;
+            // Asking a Redis that is known to be away costs nothing; opening a damaged database again and again does.
+            let pause = if round.is_ok() || revocations.may_come_later() { POLL } else { RETRY };
+            revocations.report(round, now);
+            revocations.warn_when_nearly_full(&mut warned);
+            drop(revocations);
+            tokio::time::sleep(pause).await;
         }
     }
 
-    /// Reads what changed since the last time. The first time, a database that is missing is made, empty.
-    ///
-    /// # Errors
-    /// When it cannot be opened or read; what is known stays in force.
-    pub fn refresh(&self) -> Result<(), StoreError> {
-        let mut slot = lock(&self.follower);
-        // Only the first time: a database that vanishes under a running gateway is a fault, not a wish to revoke nothing.
-        let opening = if self.table.load().is_some() { Opening::Existing } else { Opening::Create };
-        // What cannot be read is opened anew the next time.
-        let mut follower = match slot.take() {
-            Some(follower) if follower.store.is_in_place() => follower,
-            _ => Follower { store: RevocationStore::open(&self.path, opening, PATIENCE)?, data_version: None, read: None },
-        };
-        self.follow(&mut follower)?;
-        *slot = Some(follower);
-        Ok(())
-    }
-
-    fn write<T>(&self, work: impl FnOnce(&mut RevocationStore) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let mut slot = lock(&self.follower);
-        let follower = slot.as_mut().filter(|follower| follower.store.is_in_place());
-        let follower = follower.ok_or_else(|| StoreError::Replaced(self.path.clone()))?;
-        let done = work(&mut follower.store)?;
-        // SQLite tells a connection of what others wrote only.
-        follower.data_version = None;
-        self.follow(follower)?;
-        Ok(done)
-    }
-
-    fn follow(&self, follower: &mut Follower) -> Result<(), StoreError> {
-        // Asked before reading: what is written in between is news again the next time.
-        let data_version = follower.store.data_version()?;
-        if follower.data_version == Some(data_version) {
-            return Ok(());
+    async fn round(&self, forget: bool, now: Now) -> Result<(), StoreError> {
+        let second = now.unix.as_secs();
+        match &self.backing {
+            Backing::Redis(shared) => {
+                shared.follow(self.most(), second).await?;
+                if forget { shared.forget(second).await } else { Ok(()) }
+            }
+            Backing::Database(local) => {
+                let work = move |local: &Local| local.follow().and_then(|()| if forget { local.forget(second) } else { Ok(()) });
+                blocking(local, work).await
+            }
         }
-        let progress = follower.store.progress()?;
-        let known = follower.read.filter(|read| read.revision <= progress.revision && read.taken_back == progress.taken_back);
-        let changes = follower.store.read_since(known.map_or(-1, |read| read.revision))?;
-        let taken_back = follower.read.is_some_and(|read| read.taken_back < progress.taken_back);
-        // Nothing else forgets: of a database that was replaced or restored nobody knows what it lacks.
-        let before = if taken_back { None } else { self.table.load_full() };
-        self.table.store(Some(Arc::new(before.as_deref().unwrap_or(&Table::default()).with(changes))));
-        follower.data_version = Some(data_version);
-        follower.read = Some(progress);
-        Ok(())
-    }
-
-    fn forget(&self, second: u64) -> Result<(), StoreError> {
-        let slot = lock(&self.follower);
-        if let Some(table) = self.table.load_full() {
-            self.table.store(Some(Arc::new(table.without_expired(second))));
-        }
-        slot.as_ref().map_or(Ok(()), |follower| follower.store.forget(second))
     }
 
     fn report(&self, round: Result<(), StoreError>, now: Now) {
@@ -347,163 +377,38 @@ impl Revocations {
         match (round, &*failure) {
             (Ok(()), None) => {}
             (Ok(()), Some(_)) => {
-                tracing::info!(database = %self.path.display(), "revocations are followed again");
+                tracing::info!(store = %self.source, "revocations are followed again");
                 *failure = None;
             }
             (Err(error), known) => {
                 let since = known.as_ref().map_or(now.unix, |known| known.since);
                 if known.is_none() {
-                    tracing::error!(database = %self.path.display(), %error, "revocations are not followed; the last known ones stay in force");
+                    let meanwhile =
+                        if self.is_read() { "the last known ones stay in force" } else { "nobody is admitted until they were read" };
+                    tracing::error!(store = %self.source, %error, "revocations are not followed; {meanwhile}");
                 }
                 *failure = Some(Failure { reason: error.to_string().into(), since });
             }
         }
     }
-}
 
-/// What is revoked. The many that were there before are shared by one table and the next, so that one more costs the same whatever there is.
-#[derive(Debug, Default)]
-struct Table {
-    settled: Arc<Entries>,
-    /// Replaces what is settled, value by value.
-    recent: Entries,
-    /// How many values are revoked.
-    len: usize,
-}
-
-/// The recent ones before they settle: copied with each change.
-const RECENT: usize = if cfg!(test) { 8 } else { 1024 };
-
-/// What is said of one value. The whole value is compared: a filter with false positives would refuse the innocent.
-type Values = HashMap<Box<[u8]>, Vec<Terms>, ahash::RandomState>;
-
-#[derive(Debug, Default, Clone)]
-struct Entries {
-    tokens: Values,
-    jtis: Values,
-    subjects: Values,
-    clients: Values,
-    key_ids: Values,
-    issuers: Values,
-}
-
-#[derive(Debug, Clone)]
-struct Terms {
-    issuer: Option<Box<str>>,
-    before: Option<u64>,
-    expires: Option<u64>,
-    revoked: u64,
-}
-
-impl Table {
-    fn revokes(&self, identity: &Identity) -> bool {
-        let claim = |name: &str| identity.claims.get(name).and_then(Value::as_str);
-        let issuer = claim("iss");
-        let meets = |terms: &Terms| {
-            let of_issuer = terms.issuer.as_deref().is_none_or(|of| issuer == Some(of));
-            // A credential that does not say when it was issued may have been before.
-            let issued = || identity.claims.get("iat").and_then(Value::as_f64);
-            of_issuer && terms.before.is_none_or(|before| issued().is_none_or(|issued| issued < before as f64))
-        };
-        let revoked = |kind: Kind, value: &[u8]| self.find(kind, value).iter().any(meets);
-        let named = |kind: Kind, value: Option<&str>| value.is_some_and(|value| revoked(kind, value.as_bytes()));
-        revoked(Kind::Token, &identity.credential)
-            || named(Kind::Jti, claim("jti"))
-            || named(Kind::Subject, identity.subject.as_deref())
-            || named(Kind::Client, identity.client.as_deref())
-            || named(Kind::KeyId, identity.key_id.as_deref())
-            || named(Kind::Issuer, issuer)
-    }
-
-    fn find(&self, kind: Kind, value: &[u8]) -> &[Terms] {
-        let found = self.recent.of(kind).get(value).or_else(|| self.settled.of(kind).get(value));
-        found.map(Vec::as_slice).unwrap_or_default()
-    }
-
-    fn with(&self, changes: Vec<Revocation>) -> Self {
-        let mut recent = self.recent.clone();
-        for Revocation { kind, value, issuer, before, expires, revoked } in changes {
-            let known = recent.of_mut(kind).remove(&value);
-            let mut all = known.or_else(|| self.settled.of(kind).get(&value).cloned()).unwrap_or_default();
-            match all.iter_mut().find(|terms| terms.issuer == issuer) {
-                // `None` is the widest, and nothing that is added narrows what there is.
-                Some(known) => {
-                    known.before = known.before.zip(before).map(|(one, other)| one.max(other));
-                    known.expires = known.expires.zip(expires).map(|(one, other)| one.max(other));
-                }
-                None => all.push(Terms { issuer, before, expires, revoked }),
-            }
-            recent.of_mut(kind).insert(value, all);
+    fn warn_when_nearly_full(&self, warned: &mut bool) {
+        let (kept, most, (part, whole)) = (self.len(), self.most(), NEARLY_FULL);
+        let nearly_full = kept.saturating_mul(whole) >= most.saturating_mul(part);
+        if nearly_full && !*warned {
+            tracing::warn!(store = %self.source, kept, entries = most, "there is little room left for revocations; none is dropped, further ones are refused");
         }
-        if recent.len() <= RECENT {
-            return Self::new(Arc::clone(&self.settled), recent);
-        }
-        let mut settled = Entries::clone(&self.settled);
-        for kind in Kind::ALL {
-            settled.of_mut(kind).extend(std::mem::take(recent.of_mut(kind)));
-        }
-        Self::new(Arc::new(settled), recent)
-    }
-
-    fn without_expired(&self, second: u64) -> Self {
-        let over = |revocation: &Revocation| revocation.expires.is_some_and(|expires| expires <= second);
-        Self::default().with(self.list().into_iter().filter(|revocation| !over(revocation)).collect())
-    }
-
-    fn list(&self) -> Vec<Revocation> {
-        let all = |kind: Kind| {
-            let recent = self.recent.of(kind);
-            recent.iter().chain(self.settled.of(kind).iter().filter(|(value, _)| !recent.contains_key(*value)))
-        };
-        let shown = |kind: Kind, value: &[u8], Terms { issuer, before, expires, revoked }: &Terms| Revocation {
-            kind,
-            value: value.into(),
-            issuer: issuer.clone(),
-            before: *before,
-            expires: *expires,
-            revoked: *revoked,
-        };
-        let listed = |kind| all(kind).flat_map(move |(value, terms)| terms.iter().map(move |terms| shown(kind, value, terms)));
-        let mut list: Vec<_> = Kind::ALL.into_iter().flat_map(listed).collect();
-        // The order of the tables is another in each process.
-        list.sort_by(|one, other| (one.revoked, &one.value, &one.issuer).cmp(&(other.revoked, &other.value, &other.issuer)));
-        list
-    }
-
-    fn new(settled: Arc<Entries>, recent: Entries) -> Self {
-        let hidden: usize =
-            Kind::ALL.into_iter().map(|kind| recent.of(kind).keys().filter(|value| settled.of(kind).contains_key(*value)).count()).sum();
-        let len = settled.len() + recent.len() - hidden;
-        Self { settled, recent, len }
+        *warned = nearly_full;
     }
 }
 
-impl Entries {
-    fn of(&self, kind: Kind) -> &Values {
-        match kind {
-            Kind::Token => &self.tokens,
-            Kind::Jti => &self.jtis,
-            Kind::Subject => &self.subjects,
-            Kind::Client => &self.clients,
-            Kind::KeyId => &self.key_ids,
-            Kind::Issuer => &self.issuers,
-        }
-    }
-
-    fn of_mut(&mut self, kind: Kind) -> &mut Values {
-        match kind {
-            Kind::Token => &mut self.tokens,
-            Kind::Jti => &mut self.jtis,
-            Kind::Subject => &mut self.subjects,
-            Kind::Client => &mut self.clients,
-            Kind::KeyId => &mut self.key_ids,
-            Kind::Issuer => &mut self.issuers,
-        }
-    }
-
-    fn len(&self) -> usize {
-        Kind::ALL.into_iter().map(|kind| self.of(kind).len()).sum()
-    }
+/// Works with a database off the threads that serve.
+async fn blocking<T: Send + 'static>(
+    local: &Arc<Local>,
+    work: impl FnOnce(&Local) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let local = Arc::clone(local);
+    tokio::task::spawn_blocking(move || work(&local)).await.map_err(|error| StoreError::Interrupted(error.into()))?
 }
 
 /// A panic while one of these was held has left nothing half done that the next change would not set right.
@@ -514,94 +419,37 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jose::{Algorithm, SigningKey};
-    use proptest::prelude::*;
 
-    const NOW: u64 = 1_800_000_000;
+    const NOW: Now = Now { monotonic: Duration::ZERO, unix: Duration::from_secs(1_800_000_000) };
 
-    fn identity(subject: &str, claims: Value) -> Identity {
-        let mut identity = Identity::new(Method::Jwt, "customers".into(), [1; 32]);
-        identity.subject = Some(subject.into());
-        identity.client = Some("shop".into());
-        identity.claims = claims.as_object().unwrap().clone();
-        identity
+    fn identity(subject: &str) -> Identity {
+        Identity { subject: Some(subject.into()), ..Identity::new(Method::Jwt, "customers".into(), [1; 32]) }
     }
 
-    fn order(json: Value) -> Result<Revocation, &'static str> {
-        serde_json::from_value::<Order>(json).unwrap().revocation(NOW)
+    fn order(json: Value) -> Revocation {
+        serde_json::from_value::<Order>(json).unwrap().revocation(NOW.unix.as_secs()).unwrap()
+    }
+
+    fn at(folder: &tempfile::TempDir) -> PathBuf {
+        folder.path().join("revoked.db")
     }
 
     fn opened(folder: &tempfile::TempDir) -> Revocations {
-        let revocations = Revocations::new(&folder.path().join("revoked.db"));
-        revocations.open().unwrap();
+        let revocations = Revocations::in_database(&at(folder), 100);
+        revocations.open(NOW).unwrap();
         revocations
     }
 
-    #[test]
-    fn each_kind_meets_what_it_names_and_nothing_else() {
-        let alice = identity("alice", json!({"iss": "https://a.test", "jti": "7", "iat": NOW}));
-        let untimed = identity("alice", json!({"iss": "https://a.test"}));
-        let elsewhere = identity("alice", json!({"iss": "https://b.test", "jti": "7", "iat": NOW}));
-        for (asked, refused) in [
-            (json!({"subject": "alice"}), [true, true, true]),
-            (json!({"subject": "alic"}), [false, false, false]),
-            (json!({"client": "alice"}), [false, false, false]),
-            (json!({"client": "shop"}), [true, true, true]),
-            (json!({"subject": "alice", "issuer": "https://b.test"}), [false, false, true]),
-            (json!({"jti": "7"}), [true, false, true]),
-            (json!({"jti": "7", "issuer": "https://a.test"}), [true, false, false]),
-            (json!({"issuer": "https://a.test"}), [true, true, false]),
-            // Not before: a credential that does not say when it was issued is refused.
-            (json!({"subject": "alice", "before": "2027-01-15T08:00:00Z"}), [false, true, false]),
-            (json!({"subject": "alice", "before": "2027-01-15T08:00:01Z"}), [true, true, true]),
-            (json!({"issuer": "https://a.test", "before": "now"}), [true, true, false]),
-            (json!({"key_id": "7"}), [false, false, false]),
-        ] {
-            let table = Table::default().with(vec![order(asked.clone()).unwrap()]);
-            assert_eq!([&alice, &untimed, &elsewhere].map(|identity| table.revokes(identity)), refused, "{asked}");
-        }
+    fn follow(revocations: &Revocations) -> Result<(), StoreError> {
+        let Backing::Database(local) = &revocations.backing else { panic!("not a database") };
+        local.follow()
     }
 
-    #[test]
-    fn what_is_not_clear_is_not_guessed() {
-        for (asked, expected) in [
-            (json!({}), "none of"),
-            (json!({"before": "now"}), "none of"),
-            (json!({"subject": "a", "jti": "b"}), "more than one"),
-            (json!({"token": "a", "issuer": "b"}), "an issuer stands alone"),
-            (json!({"key_id": "a", "issuer": "b"}), "an issuer stands alone"),
-            (json!({"subject": ""}), "empty or too long"),
-            (json!({"subject": "a", "issuer": ""}), "empty or too long"),
-            (json!({"subject": "x".repeat(5000)}), "empty or too long"),
-            (json!({"jti": "a", "before": "now"}), "a time goes with"),
-            (json!({"subject": "a", "before": "yesterday"}), "neither RFC 3339"),
-            (json!({"subject": "a", "before": "1969-01-01T00:00:00Z"}), "before 1970"),
-        ] {
-            let refused = order(asked.clone()).unwrap_err();
-            assert!(refused.contains(expected), "{asked}: {refused}");
-        }
-        assert!(serde_json::from_value::<Order>(json!({"subjct": "alice"})).is_err());
-    }
-
-    #[test]
-    fn a_token_is_the_same_under_another_signature_and_forgotten_after_its_end() {
-        let claims = json!({"exp": NOW + 60});
-        let token = SigningKey::generate(Algorithm::Es256, "k").unwrap().sign(claims.as_object().unwrap()).unwrap();
-        let (signed, _) = token.rsplit_once('.').unwrap();
-        let revoked = order(json!({"token": token})).unwrap();
-        assert_eq!(*revoked.value, openssl::sha::sha256(signed.as_bytes()));
-        assert_eq!(order(json!({"token": format!("{signed}.AAAA")})).unwrap(), revoked);
-        assert_eq!(revoked.expires, Some(NOW + 61 + MARGIN));
-        assert_eq!(*order(json!({"token": "opaque"})).unwrap().value, openssl::sha::sha256(b"opaque"));
-        let table = Table::default().with(vec![revoked]);
-        assert_eq!((table.without_expired(NOW + 60 + MARGIN).len, table.without_expired(NOW + 61 + MARGIN).len), (1, 0));
-    }
-
-    #[test]
-    fn the_answer_tells_nobody_whether_a_key_was_ever_known() {
+    #[tokio::test]
+    async fn the_answer_tells_nobody_whether_a_key_was_ever_known() {
         let folder = tempfile::tempdir().unwrap();
         let revocations = opened(&folder);
-        revocations.add(&order(json!({"key_id": "7"})).unwrap()).unwrap();
+        revocations.add(order(json!({"key_id": "7"}))).await.unwrap();
         for (method, expected) in [
             (Method::Jwt, Rejection::CredentialRevoked),
             (Method::Introspection, Rejection::CredentialRevoked),
@@ -618,102 +466,74 @@ mod tests {
     #[test]
     fn nobody_is_admitted_before_the_database_was_read() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("revoked.db");
+        let path = at(&folder);
         std::fs::write(&path, "no database".repeat(100)).unwrap();
-        let revocations = Revocations::new(&path);
-        assert!(revocations.open().is_err());
-        let refused = revocations.check(&identity("alice", json!({}))).unwrap_err();
+        let revocations = Revocations::in_database(&path, 100);
+        assert!(revocations.open(NOW).is_err() && !revocations.is_read());
+        let refused = revocations.check(&identity("alice")).unwrap_err();
         assert_eq!((refused.code(), refused.reason()), ("dependency_unavailable", Some("revocations")));
         std::fs::remove_file(&path).unwrap();
-        revocations.open().unwrap();
-        assert_eq!(revocations.check(&identity("alice", json!({}))), Ok(()));
+        revocations.open(NOW).unwrap();
+        assert_eq!(revocations.check(&identity("alice")), Ok(()));
     }
 
-    #[test]
-    fn what_others_write_is_followed_and_what_is_known_outlasts_a_database_that_vanishes() {
+    #[tokio::test]
+    async fn what_others_write_is_followed_and_what_is_known_outlasts_a_database_that_vanishes() {
         let folder = tempfile::tempdir().unwrap();
         let (one, other) = (opened(&folder), opened(&folder));
-        let (alice, bob) = (order(json!({"subject": "alice"})).unwrap(), order(json!({"subject": "bob", "before": "now"})).unwrap());
-        one.add(&alice).unwrap();
-        one.add(&bob).unwrap();
+        let (alice, bob) = (order(json!({"subject": "alice"})), order(json!({"subject": "bob", "before": "now"})));
+        one.add(alice.clone()).await.unwrap();
+        one.add(bob.clone()).await.unwrap();
         assert_eq!((one.len(), other.len()), (2, 0));
-        other.refresh().unwrap();
+        follow(&other).unwrap();
         assert_eq!(other.list(), one.list());
-        assert!(other.remove(&bob).unwrap() && !other.remove(&bob).unwrap());
-        one.refresh().unwrap();
+        assert!(other.remove(bob.clone()).await.unwrap() && !other.remove(bob.clone()).await.unwrap());
+        follow(&one).unwrap();
         assert_eq!((one.list(), other.list()), (vec![alice.clone()], vec![alice.clone()]));
         // What is added to something does not narrow it.
-        one.add(&Revocation { before: Some(5), ..alice.clone() }).unwrap();
+        one.add(Revocation { before: Some(5), ..alice.clone() }).await.unwrap();
         assert_eq!(one.list(), std::slice::from_ref(&alice));
-        other.refresh().unwrap();
+        follow(&other).unwrap();
         assert_eq!(other.list(), one.list());
-        assert_eq!(RevocationStore::open(&one.path, Opening::Existing, PATIENCE).unwrap().read_all().unwrap(), one.list());
+        assert_eq!(one.source().read_all().unwrap(), one.list());
 
-        std::fs::rename(folder.path().join("revoked.db"), folder.path().join("away.db")).unwrap();
-        assert!(one.refresh().is_err() && one.add(&bob).is_err());
-        assert_eq!(one.check(&identity("alice", json!({}))), Err(Rejection::CredentialRevoked));
+        std::fs::rename(at(&folder), folder.path().join("away.db")).unwrap();
+        assert!(follow(&one).is_err() && one.add(bob.clone()).await.is_err());
+        assert_eq!(one.check(&identity("alice")), Err(Rejection::CredentialRevoked));
         // Another database in its place adds what it knows; what it lacks nobody has taken back.
-        RevocationStore::open(&one.path, Opening::Create, PATIENCE).unwrap().add(&bob).unwrap();
-        one.refresh().unwrap();
+        one.source().add(&bob, 100).unwrap();
+        follow(&one).unwrap();
         assert_eq!(one.len(), 2);
     }
 
-    #[test]
-    fn a_row_that_nobody_writes_is_an_error() {
+    #[tokio::test]
+    async fn beyond_the_bound_a_revocation_is_refused_and_none_is_dropped() {
         let folder = tempfile::tempdir().unwrap();
-        opened(&folder).add(&order(json!({"subject": "alice"})).unwrap()).unwrap();
-        let path = folder.path().join("revoked.db");
-        rusqlite::Connection::open(&path).unwrap().execute("UPDATE revocation SET kind = 'planet'", []).unwrap();
-        assert!(Revocations::new(&path).open().is_err());
-    }
-
-    fn any_revocation() -> impl Strategy<Value = Revocation> {
-        let word = prop_oneof![Just("a"), Just("b"), Just("c")];
-        let issuer = prop_oneof![Just(None), Just(Some("a")), Just(Some("b"))];
-        (0..6_usize, word, issuer, proptest::option::of(0..4_u64), proptest::option::of(0..9_u64)).prop_map(
-            |(kind, word, issuer, before, expires)| Revocation {
-                kind: Kind::ALL[kind],
-                value: if kind == 0 { Box::new([word.as_bytes()[0]; 32]) } else { word.as_bytes().into() },
-                issuer: issuer.map(Into::into),
-                before,
-                expires,
-                revoked: NOW,
-            },
-        )
-    }
-
-    proptest! {
-        #[test]
-        fn the_table_says_what_a_list_of_all_revocations_says(
-            batches in proptest::collection::vec(proptest::collection::vec(any_revocation(), 0..6), 0..8),
-            words in proptest::collection::vec(proptest::option::of(prop_oneof![Just("a"), Just("b"), Just("c"), Just("d")]), 6),
-            iat in proptest::option::of(0..4_u64),
-        ) {
-            let mut identity = Identity::new(Method::Jwt, "x".into(), [words[0].unwrap_or("d").as_bytes()[0]; 32]);
-            (identity.subject, identity.client, identity.key_id) = (words[1].map(Into::into), words[2].map(Into::into), words[3].map(Into::into));
-            for (name, value) in [("jti", words[4].map(Value::from)), ("iss", words[5].map(Value::from)), ("iat", iat.map(Value::from))] {
-                identity.claims.extend(value.map(|value| (name.to_owned(), value)));
-            }
-            let is = |revocation: &Revocation| {
-                let value = match revocation.kind {
-                    Kind::Token => Some(identity.credential.to_vec()),
-                    Kind::Subject => words[1].map(Into::into),
-                    Kind::Client => words[2].map(Into::into),
-                    Kind::KeyId => words[3].map(Into::into),
-                    Kind::Jti => words[4].map(Into::into),
-                    Kind::Issuer => words[5].map(Into::into),
-                };
-                value.is_some_and(|value| *value == *revocation.value)
-                    && (revocation.issuer.is_none() || revocation.issuer.as_deref() == words[5])
-                    && (revocation.before.is_none() || iat.is_none() || iat < revocation.before)
-            };
-            let mut table = Table::default();
-            for batch in &batches {
-                table = table.with(batch.clone());
-                prop_assert!(table.recent.len() <= RECENT);
-            }
-            prop_assert_eq!(table.revokes(&identity), batches.iter().flatten().any(is));
-            prop_assert_eq!(table.len == 0, batches.iter().flatten().next().is_none());
+        let revocations = opened(&folder);
+        revocations.keep_at_most(2);
+        let over = Revocation { expires: Some(NOW.unix.as_secs() + 5), ..order(json!({"jti": "over soon"})) };
+        for revocation in [order(json!({"subject": "alice", "before": "now"})), over] {
+            revocations.add(revocation).await.unwrap();
         }
+        let refused = revocations.add(order(json!({"subject": "bob"}))).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Full(2)) && refused.to_string().contains("`revocation.entries`"), "{refused}");
+        assert!(matches!(revocations.source().add(&order(json!({"subject": "bob"})), 2), Err(StoreError::Full(2))));
+        assert_eq!((revocations.len(), revocations.check(&identity("bob"))), (2, Ok(())));
+        // What is there can be made wider, whatever the bound is by now.
+        revocations.keep_at_most(1);
+        revocations.add(order(json!({"subject": "alice"}))).await.unwrap();
+        // What is over makes room.
+        revocations.keep_at_most(2);
+        let later = Revocation { revoked: NOW.unix.as_secs() + 5, ..order(json!({"subject": "bob"})) };
+        revocations.add(later).await.unwrap();
+        assert_eq!(revocations.check(&identity("bob")), Err(Rejection::CredentialRevoked));
+    }
+
+    #[tokio::test]
+    async fn a_row_that_nobody_writes_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        opened(&folder).add(order(json!({"subject": "alice"}))).await.unwrap();
+        rusqlite::Connection::open(at(&folder)).unwrap().execute("UPDATE revocation SET kind = 'planet'", []).unwrap();
+        assert!(Revocations::in_database(&at(&folder), 100).open(NOW).is_err());
     }
 }

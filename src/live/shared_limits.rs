@@ -142,7 +142,7 @@ impl SharedLimits {
     ) -> Result<(u64, Vec<(u64, State)>), Unavailable> {
         // For the histogram alone; no decision reads it.
         let asked = tokio::time::Instant::now();
-        let answer = self.redis.run(script, keys, numbers, timeout).await;
+        let answer: Result<Vec<i64>, _> = self.redis.run(script, keys, numbers, timeout).await;
         // A call that was never made says nothing of how long one takes.
         if !matches!(answer, Err(CallError::Away)) {
             self.metrics.time.observe(asked.elapsed());

@@ -6,7 +6,7 @@
 
 use std::hash::{Hash, Hasher};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use hyper_openssl::SslStream;
 use hyper_util::rt::TokioIo;
 use openssl::ssl::SslConnector;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, RedisError, ServerErrorKind, Value};
+use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo, RedisError, ServerErrorKind, ToRedisArgs, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
@@ -79,7 +79,7 @@ impl Hash for Server {
     }
 }
 
-/// A Lua script, run by its digest. It answers with integers.
+/// A Lua script, run by its digest.
 #[derive(Debug)]
 pub struct Script {
     text: &'static str,
@@ -94,9 +94,9 @@ impl Script {
         Self { text, digest }
     }
 
-    fn command(&self, verb: &str, keys: &[Vec<u8>], numbers: &[u64]) -> Cmd {
+    fn command(&self, verb: &str, keys: &[Vec<u8>], arguments: &[impl ToRedisArgs]) -> Cmd {
         let mut command = redis::cmd(verb);
-        command.arg(if verb == "EVALSHA" { self.digest.as_str() } else { self.text }).arg(keys.len()).arg(keys).arg(numbers);
+        command.arg(if verb == "EVALSHA" { self.digest.as_str() } else { self.text }).arg(keys.len()).arg(keys).arg(arguments);
         command
     }
 }
@@ -139,6 +139,7 @@ pub struct Redis {
     /// Wakes the upkeep: the connection has to prove itself before anybody uses it again.
     doubt: Arc<Notify>,
     standing: watch::Sender<Standing>,
+    connections: AtomicU64,
 }
 
 /// How a Redis stands.
@@ -196,34 +197,41 @@ impl Redis {
         if server.password.as_ref().is_some_and(|password| std::str::from_utf8(password.expose()).is_err()) {
             return Err("the password of Redis is not UTF-8".to_owned());
         }
-        Ok(Self { server, tls, line: ArcSwapOption::empty(), doubt: Arc::default(), standing: watch::Sender::default() })
+        let (line, doubt, standing) = (ArcSwapOption::empty(), Arc::default(), watch::Sender::default());
+        Ok(Self { server, tls, line, doubt, standing, connections: AtomicU64::new(0) })
     }
 
-    /// Runs a script once and answers its integers. Fails at once while Redis is known to be away, and otherwise by the deadline.
+    /// Runs a script once and hands over its answer. Fails at once while Redis is known to be away, and otherwise by the deadline.
     ///
     /// After an error the script may have run all the same, but when [`CallError::Away`] is it.
-    pub async fn run(&self, script: &Script, keys: &[Vec<u8>], numbers: &[u64], deadline: Duration) -> Result<Vec<i64>, CallError> {
+    pub async fn run<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        keys: &[Vec<u8>],
+        arguments: &[impl ToRedisArgs],
+        deadline: Duration,
+    ) -> Result<T, CallError> {
         let until = Instant::now() + deadline;
         let line = match self.line.load_full() {
             Some(line) => line,
             None => self.first_line(until).await.ok_or(CallError::Away)?,
         };
         let exchange = async {
-            match send(&line.connection, script.command("EVALSHA", keys, numbers)).await {
+            match send(&line.connection, script.command("EVALSHA", keys, arguments)).await {
                 // Redis was restarted, or its scripts were flushed: the text brings it back for everybody.
                 Err(error) if kind(&error) == Some(ServerErrorKind::NoScript) => {
-                    send(&line.connection, script.command("EVAL", keys, numbers)).await
+                    send(&line.connection, script.command("EVAL", keys, arguments)).await
                 }
                 answered => answered,
             }
         };
         match tokio::time::timeout_at(until, exchange).await {
-            Ok(Ok(integers)) => {
+            Ok(Ok(answer)) => {
                 // Read before it is written: the line is shared by all cores.
                 if line.strikes.load(Ordering::Relaxed) > 0 {
                     line.strikes.store(0, Ordering::Relaxed);
                 }
-                Ok(integers)
+                Ok(answer)
             }
             Ok(Err(error)) if error.is_connection_dropped() || error.is_io_error() => {
                 let error = error.to_string();
@@ -261,6 +269,11 @@ impl Redis {
         self.standing.borrow().clone()
     }
 
+    /// How many connections were made: over another one, another server may answer, or the same one without what it had.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
     /// Where it is.
     pub fn server(&self) -> &Server {
         &self.server
@@ -279,6 +292,7 @@ impl Redis {
             let fault = match opened {
                 Ok((connection, driver)) => {
                     (pause, hops) = (FIRST_PAUSE, 0);
+                    redis.connections.fetch_add(1, Ordering::Relaxed);
                     redis.publish(&connection);
                     let doubt = Arc::clone(&redis.doubt);
                     drop(redis);
@@ -417,14 +431,14 @@ async fn keep(this: &Weak<Redis>, connection: MultiplexedConnection, doubt: &Not
 async fn prove(connection: &MultiplexedConnection) -> Result<(), Fault> {
     let mut command = redis::cmd("EVAL");
     command.arg(PROOF).arg(1).arg(format!("{TAG}proof")).arg(1);
-    match send(connection, command).await {
+    match send::<Vec<i64>>(connection, command).await {
         Ok(answer) if answer.len() == 2 => Ok(()),
         Ok(_) => Err(Fault::Wrong("an answer that Redis would not give".to_owned())),
         Err(error) => Err(error.into()),
     }
 }
 
-async fn send(connection: &MultiplexedConnection, command: Cmd) -> Result<Vec<i64>, RedisError> {
+async fn send<T: FromRedisValue>(connection: &MultiplexedConnection, command: Cmd) -> Result<T, RedisError> {
     let answer: Value = connection.clone().send_packed_command(&command).await?.extract_error()?;
     Ok(redis::from_redis_value(answer)?)
 }

@@ -5,8 +5,6 @@ use std::sync::Arc;
 use super::{Compiler, Table};
 use crate::config::{self, Limit, LimitKey, LimitOn, Problem, WhenMissing};
 use crate::live::shared_limits::SharedLimits;
-use crate::net::http::Tls;
-use crate::net::redis::{Redis, Server};
 use crate::route::limit::{RateLimit, Stores};
 use crate::route::plans::Plans;
 
@@ -19,7 +17,10 @@ pub(super) struct Limits {
 impl Compiler<'_> {
     pub(super) fn limits(&mut self) -> Limits {
         let config = self.config;
-        let redis = config.redis.as_ref().and_then(|redis| self.redis(redis));
+        let redis = self.redis.clone().zip(config.redis.as_ref()).map(|(redis, asked)| {
+            let limits = SharedLimits::new(Arc::clone(&redis), asked.timeout, self.metrics.redis.clone());
+            (redis, limits)
+        });
         let stores = Stores { live: self.live, quotas: &config.quotas.database, redis };
         let by_name = self.table(&config.limits, |compiler, name, limit| {
             RateLimit::compile(name, limit, &stores, compiler.metrics)
@@ -33,23 +34,6 @@ impl Compiler<'_> {
             }
         }
         Limits { by_name, plans: Arc::new(plans) }
-    }
-
-    fn redis(&mut self, redis: &config::Redis) -> Option<(Arc<Redis>, SharedLimits)> {
-        let config::RedisUrl { tls, host, port, user, password, database } = redis.url.value.clone();
-        let ca = redis.ca.as_ref().map(|file| file.bytes.to_vec());
-        let server = Server { host, port, user, password, database, tls: tls.then(|| Tls { ca, ..Tls::default() }) };
-        match Redis::new(server.clone()) {
-            Ok(created) => {
-                let redis = (self.live.redis.find_or_create(&server, || created), redis.timeout);
-                let limits = SharedLimits::new(Arc::clone(&redis.0), redis.1, self.metrics.redis.clone());
-                Some((redis.0, limits))
-            }
-            Err(message) => {
-                self.problems.push(Problem::at(&redis.url.place, message));
-                None
-            }
-        }
     }
 
     /// A limit of a plan, unless it could never be checked there.

@@ -99,6 +99,31 @@ fn ask(gateway: &Gateway, listener: usize, name: &str, certificate: Option<&Cert
 }
 
 #[test]
+fn one_certificate_is_revoked_by_its_fingerprint_or_by_itself() {
+    let origin = Origin::start();
+    let gateway = Gateway::start_in(folder(), &(config(&origin) + "revocation: {database: data/revoked.db}\n"));
+    let code = |name: &str, path: &str| {
+        let answer = ask(&gateway, WITHOUT_LISTS, "mtls.gw.test", Some(&client(name)), path).unwrap();
+        if answer.status == 200 { "ok".to_owned() } else { answer.code() }
+    };
+    let api = |method: &str, body: &Value| {
+        let headers = [("Content-Type", "application/json")];
+        let request = request(method, "/api/v1/revocations", &headers, body.to_string().as_bytes());
+        assert_eq!(crate::harness::client::ask(gateway.admin(), request).status, 200);
+    };
+    let hexadecimal: String = fingerprint(&client("ok")).iter().map(|byte| format!("{byte:02x}")).collect();
+    let alone = String::from_utf8(X509::from_pem(fixture("ok.pem").as_bytes()).unwrap().to_pem().unwrap()).unwrap();
+    for by in [json!({"key_id": hexadecimal}), json!({"token": alone})] {
+        assert_eq!((code("ok", "/anybody"), code("not-revoked", "/anybody")), ("ok".to_owned(), "ok".to_owned()));
+        api("POST", &by);
+        assert_eq!((code("ok", "/anybody"), code("not-revoked", "/anybody")), ("credential_revoked".to_owned(), "ok".to_owned()), "{by}");
+        // Where nobody is proven by it, nobody asks.
+        assert_eq!(code("ok", "/open"), "ok");
+        api("DELETE", &by);
+    }
+}
+
+#[test]
 fn each_certificate_of_the_collection_gets_the_verdict_of_its_row() {
     let origin = Origin::start();
     let gateway = Gateway::start_in(folder(), &config(&origin));

@@ -1,12 +1,15 @@
 //! edgeward as an issuer: a token from its endpoint opens a route, is introspected and revoked; upstreams get identity tokens that verify.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 
-use super::harness::client::{Answer, request};
+use super::harness::client::{self, Answer, request};
 use super::harness::gateway::{Folder, Gateway, command};
+use super::harness::redis::Redis;
 use super::harness::until;
 
 const CONFIG: &str = "
@@ -245,4 +248,35 @@ fn limits_hold_for_the_endpoints_and_a_reload_keeps_the_keys() {
     assert_eq!(orders(&gateway, &second).status, 401, "another issuer's token");
     assert!(gateway.get("/.well-known/jwks.json", &[]).json().get("keys").is_none());
     assert_eq!(gateway.get("/.well-known/jwks.json", &[("Host", "elsewhere.test")]).json(), keys);
+}
+
+#[test]
+fn a_token_that_its_client_takes_back_is_revoked_on_every_node_and_route_of_a_fleet() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let config = CONFIG.replace("data/", &format!("{}/data/", folder.path().display()))
+        + &format!("revocation: {{redis: fleet}}\nredis: {{url: \"{}\"}}\n", redis.url());
+    folder.write("edgeward.yaml", &config);
+    let (id, secret) = create(&folder, "app");
+    let (one, other) = (Gateway::start_in(folder, &config), Gateway::start(&config));
+    let [bad, good] = [(); 2].map(|()| token(&one, &id, &secret, "&audience=orders"));
+    for node in [&one, &other] {
+        assert_eq!((orders(node, &bad).status, orders(node, &good).status), (200, 200));
+    }
+    assert_eq!(post(&one, "/oauth2/revoke", Some(&basic(&id, &secret)), &format!("token={bad}")).status, 200);
+    assert_eq!(orders(&one, &bad).json()["code"], "credential_revoked", "at once");
+    let began = Instant::now();
+    until("the other node refuses it", || orders(&other, &bad).status == 401);
+    assert!(began.elapsed() < Duration::from_secs(1), "after {:?}", began.elapsed());
+    let introspected = post(&other, "/oauth2/introspect", Some(&basic(&id, &secret)), &format!("token={bad}"));
+    assert_eq!(introspected.json(), json!({"active": false}));
+    assert_eq!((orders(&one, &good).status, orders(&other, &good).status), (200, 200));
+    let listed = client::get(other.admin(), "/api/v1/revocations", &[]).json();
+    assert_eq!((&listed["count"], &listed["revocations"][0]["issuer"]), (&json!(1), &json!("https://edgeward.test")));
+
+    // What an operator revokes is inactive for those who ask, too.
+    let line = ["revoke", "-c", "edgeward.yaml", "--client", "app"];
+    assert!(command(&line).current_dir(one.folder().path()).status().unwrap().success());
+    until("its tokens are refused", || orders(&other, &good).status == 401);
+    let introspected = post(&other, "/oauth2/introspect", Some(&basic(&id, &secret)), &format!("token={good}"));
+    assert_eq!(introspected.json(), json!({"active": false}));
 }

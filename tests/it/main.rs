@@ -31,6 +31,7 @@ mod reload;
 mod request;
 mod resource;
 mod revocation;
+mod revocation_fleet;
 mod route;
 mod server;
 mod signature;

@@ -456,7 +456,7 @@ fn the_script_admits_exactly_what_one_node_would() {
             let (kind, capacity, wait) = numbers;
             let numbers = [kind, terms.limit, 1 << 20, capacity, wait, cost, now / 1_000_000, now % 1_000_000];
             let keys = [format!("{{edgeward}}:case:{}", case.get()).into_bytes()];
-            let answer = node.runtime.block_on(node.connection.run(&script, &keys, &numbers, 10 * SECOND)).unwrap();
+            let answer = node.runtime.block_on(node.connection.run::<Vec<i64>>(&script, &keys, &numbers, 10 * SECOND)).unwrap();
             prop_assert_eq!(answer[1] == 1, expected, "{:?} at {} for {}", terms, now, cost);
         }
         Ok(())
@@ -475,7 +475,7 @@ fn a_clock_that_is_set_back_gives_nothing_away_and_locks_nobody_out() {
             (0..20)
                 .filter(|_| {
                     let numbers = [kind, 10, 10_000_000, capacity, 0, 1, seconds, 0];
-                    node.runtime.block_on(node.connection.run(&script, &keys, &numbers, 10 * SECOND)).unwrap()[1] == 1
+                    node.runtime.block_on(node.connection.run::<Vec<i64>>(&script, &keys, &numbers, 10 * SECOND)).unwrap()[1] == 1
                 })
                 .count()
         };

@@ -8,6 +8,7 @@ use rusqlite::{Row, Transaction, TransactionBehavior, params};
 
 use super::{Kind, Revocation};
 use crate::live::database::{self, Database, OpenError, Opening, integer, natural};
+use crate::net::redis::CallError;
 
 /// Why a store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,24 @@ pub enum StoreError {
     /// SQLite.
     #[error("{0}")]
     Sqlite(#[from] rusqlite::Error),
+    /// There is no room for another one.
+    #[error("nothing was revoked: {0} revocations are kept, which is all that `revocation.entries` allows")]
+    Full(usize),
+    /// Redis cannot be asked; nothing was changed.
+    #[error("Redis is away: {0}")]
+    Away(String),
+    /// Redis was asked, and did not say.
+    #[error("Redis: {0}")]
+    Redis(CallError),
+    /// Redis was told, and did not say whether it was done.
+    #[error("Redis did not confirm it: {0}; whether it was done is unknown, and doing it again does no harm")]
+    Unconfirmed(CallError),
+    /// What stands in Redis is nothing that this version writes.
+    #[error("Redis holds revocations that no edgeward of this version writes")]
+    Foreign,
+    /// The work ended early.
+    #[error("{0}")]
+    Interrupted(std::io::Error),
 }
 
 /// An open store. Every call blocks.
@@ -48,6 +67,8 @@ const KIND: database::Kind = database::Kind {
         INSERT INTO revocation_change VALUES (0, 0);
     ",
 };
+
+const FORGET: &str = "DELETE FROM revocation WHERE expires <= ?1";
 
 /// How far a store has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,11 +99,19 @@ impl RevocationStore {
     /// Revokes, in addition to what is revoked: what was stays at least as wide.
     ///
     /// # Errors
-    /// When the store cannot be written; then nothing was.
-    pub fn add(&mut self, revocation: &Revocation) -> Result<(), StoreError> {
+    /// When there would be more than `most`, or the store cannot be written; then nothing was.
+    pub fn add(&mut self, revocation: &Revocation, most: usize) -> Result<(), StoreError> {
         self.change(|transaction, revision| {
             let Revocation { kind, value, issuer, before, expires, revoked } = revocation;
             let issuer = issuer.as_deref().unwrap_or_default();
+            let sql = "SELECT EXISTS (SELECT 1 FROM revocation WHERE kind = ?1 AND value = ?2 AND issuer = ?3)";
+            if !transaction.query_row(sql, params![kind.label(), value, issuer], |row| row.get::<_, bool>(0))? {
+                transaction.execute(FORGET, [integer(*revoked)])?;
+                let held: i64 = transaction.query_row("SELECT count(*) FROM revocation", [], |row| row.get(0))?;
+                if natural(held) >= most as u64 {
+                    return Err(StoreError::Full(most));
+                }
+            }
             // max() of anything and NULL is NULL, which is the widest: whatever its time, and never forgotten.
             transaction.execute(
                 "INSERT INTO revocation (kind, value, issuer, before, expires, revoked, revision) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
@@ -112,7 +141,7 @@ impl RevocationStore {
 
     /// Deletes what could only meet credentials that ended before a second. Every reader forgets these by itself.
     pub(super) fn forget(&self, second: u64) -> Result<(), StoreError> {
-        self.0.connection.execute("DELETE FROM revocation WHERE expires <= ?1", [integer(second)])?;
+        self.0.connection.execute(FORGET, [integer(second)])?;
         Ok(())
     }
 

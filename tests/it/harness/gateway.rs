@@ -73,6 +73,14 @@ impl Gateway {
     /// The same, with variables in its environment.
     #[track_caller]
     pub fn start_with(folder: Folder, yaml: &str, environment: &[(&str, &str)]) -> Self {
+        let gateway = Self::launch(folder, yaml, environment);
+        until("the gateway is ready", || client::get(gateway.admin, "/readyz", &[]).status == 200);
+        gateway
+    }
+
+    /// A gateway that serves, and need not be ready: a dependency may be away.
+    #[track_caller]
+    pub fn launch(folder: Folder, yaml: &str, environment: &[(&str, &str)]) -> Self {
         folder.write(CONFIG, yaml);
         let mut command = command(&["run", "-c", CONFIG]);
         command.current_dir(folder.path()).envs(environment.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -84,12 +92,10 @@ impl Gateway {
             assert!(gateway.child.try_wait().unwrap().is_none(), "the gateway ended at its start");
             gateway.listening("admin").first().map(|address| gateway.admin = *address).is_some()
         });
-        let open = |address: &SocketAddr| TcpStream::connect(address).is_ok();
-        until("the gateway is ready", || {
+        until("the gateway says what it serves", || {
             assert!(gateway.child.try_wait().unwrap().is_none(), "the gateway ended at its start");
-            open(&gateway.admin) && client::get(gateway.admin, "/readyz", &[]).status == 200
+            gateway.log().iter().any(|line| line["message"] == "serving") && TcpStream::connect(gateway.admin).is_ok()
         });
-        until("the gateway says what it serves", || gateway.log().iter().any(|line| line["message"] == "serving"));
         gateway.data = gateway.listening("data");
         gateway
     }

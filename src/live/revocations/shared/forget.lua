@@ -1,0 +1,2 @@
+-- Forgets what is over. ARGV: how many at most. Answers how many there were.
+return forget(tonumber(ARGV[1]))
