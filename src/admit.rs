@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use http::HeaderValue;
+
 use crate::authenticators::Proof;
 use crate::request::{BodyDigest, HeaderChange, Identity, LimitState, Now, Rejection, Request};
 use crate::route::rate_limits::{Charge, Held, Turn};
@@ -23,6 +25,11 @@ impl Admission {
     /// What the authenticator decided of the upstream's headers.
     pub fn headers(&self) -> &[HeaderChange] {
         self.proof.as_ref().and_then(|proof| proof.headers.as_deref()).unwrap_or_default()
+    }
+
+    /// What the caller's next proof shall have as its nonce.
+    pub fn nonce(&self) -> Option<&HeaderValue> {
+        self.proof.as_ref().and_then(|proof| proof.nonce.as_ref())
     }
 
     /// What the body must hash to before any of it is forwarded.
@@ -123,7 +130,7 @@ mod tests {
     use crate::request::Client;
     use crate::route::router::ParametersBuffer;
     use crate::snapshot::{Snapshot, compile};
-    use http::{HeaderMap, HeaderName, HeaderValue, Method};
+    use http::{HeaderMap, HeaderName, Method};
     use std::time::Duration;
 
     fn key(authenticator: &str, consumer: &str) -> String {

@@ -638,11 +638,13 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
         };
         let bearer = has_scheme("bearer");
         let fixed = HeaderValue::from_static;
-        if matches!(&**authenticator, Authenticator::Jwt(_)) && has_scheme("dpop") {
-            // RFC 9449 section 7.1.
+        if matches!(&**authenticator, Authenticator::Jwt(_) | Authenticator::Introspection(_)) && has_scheme("dpop") {
+            // RFC 9449 sections 7.1 and 9.
             challenges.missing.push(fixed("DPoP realm=\"edgeward\", algs=\"ES256 EdDSA RS256 PS256\""));
             challenges.invalid.push(fixed("DPoP realm=\"edgeward\", error=\"invalid_token\", algs=\"ES256 EdDSA RS256 PS256\""));
-            if !bearer {
+            challenges.unproven.push(fixed("DPoP realm=\"edgeward\", error=\"invalid_dpop_proof\", algs=\"ES256 EdDSA RS256 PS256\""));
+            challenges.nonce.push(fixed("DPoP realm=\"edgeward\", error=\"use_dpop_nonce\", algs=\"ES256 EdDSA RS256 PS256\""));
+            if !bearer || authenticator.requires_binding() {
                 continue;
             }
         }
@@ -667,6 +669,8 @@ fn challenges(authenticators: &Authenticators) -> Challenges {
             }
         };
         if !challenges.missing.contains(&missing) {
+            challenges.unproven.push(missing.clone());
+            challenges.nonce.push(missing.clone());
             challenges.missing.push(missing);
             challenges.invalid.push(invalid);
         }

@@ -259,5 +259,5 @@ fn join(first: Proof, second: Proof) -> Proof {
         (Some(first), Some(second)) => Some(first.iter().chain(&*second).cloned().collect()),
         (first, second) => first.or(second),
     };
-    Proof { identity: Arc::new(identity), body, headers }
+    Proof { identity: Arc::new(identity), body, headers, nonce: first.nonce.or(second.nonce) }
 }

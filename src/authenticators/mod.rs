@@ -20,6 +20,8 @@ use std::sync::Arc;
 
 pub use combination::{Accepted, Authenticators};
 
+use http::HeaderValue;
+
 use crate::config::Location;
 use crate::request::{BodyDigest, HeaderChange, Identity, Method, Now, Rejection, Request};
 
@@ -43,11 +45,13 @@ pub struct Proof {
     pub body: Vec<BodyDigest>,
     /// What becomes of the upstream's headers beside.
     pub headers: Option<Arc<[HeaderChange]>>,
+    /// What the caller's next proof shall have in place of the nonce of this one (RFC 9449 section 8.2).
+    pub nonce: Option<HeaderValue>,
 }
 
 impl From<Arc<Identity>> for Proof {
     fn from(identity: Arc<Identity>) -> Self {
-        Self { identity, body: Vec::new(), headers: None }
+        Self { identity, body: Vec::new(), headers: None, nonce: None }
     }
 }
 
@@ -133,6 +137,15 @@ impl Authenticator {
             Self::Basic(basic) => basic.locations(),
             Self::External(external) => external.locations(),
             Self::Introspection(introspection) => introspection.locations(),
+        }
+    }
+
+    /// Whether a token that no key of its holder binds is refused.
+    pub fn requires_binding(&self) -> bool {
+        match self {
+            Self::Jwt(jwt) => jwt.proofs().required,
+            Self::Introspection(introspection) => introspection.proofs().required,
+            _ => false,
         }
     }
 

@@ -12,6 +12,7 @@ pub mod key_set;
 pub mod key_store;
 pub mod leases;
 pub mod limits;
+pub mod nonce_key;
 pub mod oauth_clients;
 pub mod passwords;
 pub mod quotas;
@@ -53,6 +54,8 @@ pub struct LiveState {
     pub decisions: Registry<decisions::AuthorizerId, decisions::Decisions>,
     /// What may be used once, by the name of the authenticator.
     pub replays: Registry<Arc<str>, replays::Replays>,
+    /// What nonces are made with, where no secret is configured.
+    pub nonce_key: nonce_key::NonceKey,
     /// What was revoked, by the database.
     pub revocations: Registry<PathBuf, revocations::Revocations>,
     /// What is known of opaque tokens, by the endpoint that said it.

@@ -75,4 +75,8 @@ pub struct Challenges {
     pub missing: Vec<http::HeaderValue>,
     /// When one came and was not good.
     pub invalid: Vec<http::HeaderValue>,
+    /// When the proof that came with a token was not good (RFC 9449 section 7.1).
+    pub unproven: Vec<http::HeaderValue>,
+    /// When the proof lacked a nonce (RFC 9449 section 9).
+    pub nonce: Vec<http::HeaderValue>,
 }
