@@ -11,7 +11,6 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderName, HeaderValue, header};
 use openssl::sha::{Sha256, sha256};
-use serde_json::Value;
 
 use self::nonces::Nonces;
 use crate::config::{self, Location};
@@ -143,7 +142,7 @@ mod tests {
     use crate::jose::{Algorithm, SigningKey};
     use crate::request::Client;
     use http::{HeaderMap, HeaderValue, Method};
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     const NOW: u64 = 1_700_000_000;
     const TOKEN: &str = "header.payload.signature";
@@ -185,7 +184,12 @@ mod tests {
             self.key.sign_parts(header.to_string().as_bytes(), claims.to_string().as_bytes()).unwrap()
         }
 
-        fn ask(&self, scheme: &str, proofs: &[String], target: (&'static str, &str, Option<&str>)) -> Result<Option<HeaderValue>, Rejection> {
+        fn ask(
+            &self,
+            scheme: &str,
+            proofs: &[String],
+            target: (&'static str, &str, Option<&str>),
+        ) -> Result<Option<HeaderValue>, Rejection> {
             let mut headers = HeaderMap::new();
             headers.insert("authorization", HeaderValue::from_str(&format!("{scheme} {TOKEN}")).unwrap());
             for proof in proofs {

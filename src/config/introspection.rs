@@ -136,7 +136,11 @@ fn check_introspection(introspection: &Introspection, fields: &Fields<'_>, conte
         && let Some(node) = fields.written("on_failure")
     {
         context.key("on_failure", |context| {
-            context.refuse::<()>(node, "nobody knows the key of a token that was not asked about", "another word, or no `dpop: {required: true}`")
+            context.refuse::<()>(
+                node,
+                "nobody knows the key of a token that was not asked about",
+                "another word, or no `dpop: {required: true}`",
+            )
         });
     }
 }

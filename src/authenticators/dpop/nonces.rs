@@ -13,14 +13,14 @@ use crate::live::nonce_key::NonceKey;
 use crate::request::{Now, Rejection};
 
 /// What gives nonces and knows them again. There is a new one for each half of their lifetime, and it counts for that half and the next.
-pub struct Nonces {
+pub(super) struct Nonces {
     key: Option<[u8; 32]>,
     half: Duration,
 }
 
 impl Nonces {
     /// Made with the secret of the configuration, else with the process's own.
-    pub fn new(config: &config::DpopNonce, own: &NonceKey) -> Self {
+    pub(super) fn new(config: &config::DpopNonce, own: &NonceKey) -> Self {
         let key = match &config.secret {
             Some(secret) => Some(sha256(secret.expose())),
             None => own.0,
@@ -32,11 +32,12 @@ impl Nonces {
     ///
     /// # Errors
     /// It is none that counts now; the rejection has one that does.
-    pub fn check(&self, given: Option<&str>, now: Now) -> Result<Option<HeaderValue>, Rejection> {
+    pub(super) fn check(&self, given: Option<&str>, now: Now) -> Result<Option<HeaderValue>, Rejection> {
         let key = self.key.as_ref().ok_or(Rejection::Internal("no_randomness"))?;
         let turn = u64::try_from(now.unix.as_millis() / self.half.as_millis().max(1)).unwrap_or(u64::MAX);
         let current = self.nonce(key, turn);
-        let is = |nonce: &str| given.is_some_and(|given| given.len() == nonce.len() && openssl::memcmp::eq(given.as_bytes(), nonce.as_bytes()));
+        let is =
+            |nonce: &str| given.is_some_and(|given| given.len() == nonce.len() && openssl::memcmp::eq(given.as_bytes(), nonce.as_bytes()));
         if is(&current) {
             return Ok(None);
         }

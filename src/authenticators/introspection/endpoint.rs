@@ -122,7 +122,9 @@ pub fn read(body: &[u8]) -> Option<Said> {
     }
     // Of whose key such a token asks a proof must be said (RFC 9449 section 6.2): without it nobody could be asked for one.
     let bound = members.get("cnf").is_some_and(|confirmation| confirmation.get("jkt").is_some());
-    if !bound && KINDS.iter().any(|(name, _)| members.get(*name).and_then(Value::as_str).is_some_and(|kind| kind.eq_ignore_ascii_case(DPOP))) {
+    if !bound
+        && KINDS.iter().any(|(name, _)| members.get(*name).and_then(Value::as_str).is_some_and(|kind| kind.eq_ignore_ascii_case(DPOP)))
+    {
         return Some(Said::Inactive("token_type"));
     }
     Some(match Claims::of(members) {
