@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 
 use crate::authenticators::{
     Accepted, Authenticator, Authenticators, api_key, basic, client_certificate, credential, external, introspection, jwt, signature, sigv4,
@@ -460,7 +460,7 @@ impl Compiler<'_> {
             filters,
             ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
             rate_limits: RateLimits::new(limits.collect(), Arc::clone(&compiled.plans)),
-            challenges: accepted.as_ref().map(challenges).unwrap_or_default(),
+            challenges: accepted.as_ref().map(Challenges::new).unwrap_or_default(),
             authenticators: accepted,
             authorizers: Authorizers::compile(&policy.authorize, when),
             forward: Forward::compile(&policy.forward, credentials, Arc::clone(identity_headers)),
@@ -625,57 +625,6 @@ fn takes(pattern: &str, host: &str) -> bool {
 /// The names of a path pattern's parameters.
 fn parameters(pattern: &str) -> Vec<&str> {
     pattern.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}')).map(|name| name.trim_start_matches('*')).collect()
-}
-
-/// One challenge per accepted method (RFC 9110 section 11.6.1), with RFC 6750's error code only when something was presented.
-fn challenges(authenticators: &Authenticators) -> Challenges {
-    let mut challenges = Challenges::default();
-    for authenticator in authenticators.iter() {
-        let has_scheme = |wanted: &str| {
-            let mut locations = authenticator.locations().iter();
-            locations
-                .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case(wanted)))
-        };
-        let bearer = has_scheme("bearer");
-        let fixed = HeaderValue::from_static;
-        if matches!(&**authenticator, Authenticator::Jwt(_) | Authenticator::Introspection(_)) && has_scheme("dpop") {
-            // RFC 9449 sections 7.1 and 9.
-            challenges.missing.push(fixed("DPoP realm=\"edgeward\", algs=\"ES256 EdDSA RS256 PS256\""));
-            challenges.invalid.push(fixed("DPoP realm=\"edgeward\", error=\"invalid_token\", algs=\"ES256 EdDSA RS256 PS256\""));
-            challenges.unproven.push(fixed("DPoP realm=\"edgeward\", error=\"invalid_dpop_proof\", algs=\"ES256 EdDSA RS256 PS256\""));
-            challenges.nonce.push(fixed("DPoP realm=\"edgeward\", error=\"use_dpop_nonce\", algs=\"ES256 EdDSA RS256 PS256\""));
-            if !bearer || authenticator.requires_binding() {
-                continue;
-            }
-        }
-        let (missing, invalid) = match &**authenticator {
-            // No scheme of HTTP asks for one: it says why this request is refused, and what a handshake must bring.
-            Authenticator::ClientCertificate(_) => {
-                (fixed("ClientCertificate realm=\"edgeward\""), fixed("ClientCertificate realm=\"edgeward\""))
-            }
-            Authenticator::Sigv4(_) => (fixed("AWS4-HMAC-SHA256 realm=\"edgeward\""), fixed("AWS4-HMAC-SHA256 realm=\"edgeward\"")),
-            // RFC 9421 has no scheme of its own; its predecessors' drafts had this one.
-            Authenticator::Signature(_) => (fixed("Signature realm=\"edgeward\""), fixed("Signature realm=\"edgeward\"")),
-            Authenticator::Basic(basic) => {
-                let challenge = HeaderValue::try_from(format!("Basic realm=\"{}\", charset=\"UTF-8\"", basic.realm()));
-                // The grammar takes no realm that cannot stand in a header.
-                let challenge = challenge.unwrap_or(fixed("Basic realm=\"edgeward\", charset=\"UTF-8\""));
-                (challenge.clone(), challenge)
-            }
-            Authenticator::ApiKey(_) if !bearer => (fixed("ApiKey realm=\"edgeward\""), fixed("ApiKey realm=\"edgeward\"")),
-            Authenticator::External(_) if !bearer => (fixed("External realm=\"edgeward\""), fixed("External realm=\"edgeward\"")),
-            Authenticator::Jwt(_) | Authenticator::ApiKey(_) | Authenticator::Introspection(_) | Authenticator::External(_) => {
-                (fixed("Bearer realm=\"edgeward\""), fixed("Bearer realm=\"edgeward\", error=\"invalid_token\""))
-            }
-        };
-        if !challenges.missing.contains(&missing) {
-            challenges.unproven.push(missing.clone());
-            challenges.nonce.push(missing.clone());
-            challenges.missing.push(missing);
-            challenges.invalid.push(invalid);
-        }
-    }
-    challenges
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Verdict;
 use super::credential::{self, Found};
 use super::key_format;
+use super::{Challenge, Verdict};
 use crate::config::{self, KeyEntry, KeyStore, Location};
 use crate::live::LiveState;
 use crate::live::api_keys::{ApiKeys, Key, KeyHash, Previous, Record, Source, Table};
@@ -83,6 +83,14 @@ impl ApiKey {
     /// Where the key is looked for.
     pub fn locations(&self) -> &[Location] {
         &self.from
+    }
+
+    /// What a caller is told to present: keys have no scheme of their own, but where they stand in that of tokens.
+    pub fn challenge(&self) -> Challenge {
+        match self.from.iter().any(|location| location.has_scheme("Bearer")) {
+            true => Challenge::token("Bearer"),
+            false => Challenge::new("ApiKey"),
+        }
     }
 
     /// Whether what was found stands where tokens of other kinds stand too, so that one without our prefix may be another's to judge.

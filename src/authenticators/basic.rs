@@ -12,8 +12,8 @@ use http::header;
 use openssl::sha::sha256;
 use zeroize::Zeroizing;
 
-use super::Verdict;
 use super::credential::{self, Found};
+use super::{Challenge, Verdict};
 use crate::config::{self, Location, PasswordHash};
 use crate::live::LiveState;
 use crate::live::passwords::{Busy, Passwords};
@@ -88,14 +88,14 @@ impl Basic {
         &self.name
     }
 
-    /// What the challenge calls the place.
-    pub fn realm(&self) -> &str {
-        &self.realm
-    }
-
     /// Where the user and the password are looked for.
     pub fn locations(&self) -> &[Location] {
         &self.from
+    }
+
+    /// What a caller is told to present (RFC 7617 section 2.1).
+    pub fn challenge(&self) -> Challenge {
+        Challenge::new("Basic").of_realm(&self.realm).with("charset", "UTF-8")
     }
 }
 

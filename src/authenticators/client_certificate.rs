@@ -8,7 +8,7 @@ use openssl::sha::sha256;
 use quick_cache::sync::Cache;
 use serde_json::{Map, Value, json};
 
-use super::Verdict;
+use super::{Challenge, Verdict};
 use crate::config::{self, AllowedCertificate, CertificateName, Problem};
 use crate::net::client_certificates::authorities;
 use crate::request::{Identity, Method, Rejection, Request};
@@ -89,6 +89,11 @@ impl ClientCertificate {
     /// The name in the configuration.
     pub fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// What a caller is told: no scheme of HTTP asks for a certificate, but this says why the request is refused, and what a handshake must bring.
+    pub fn challenge(&self) -> Challenge {
+        Challenge::new("ClientCertificate")
     }
 
     /// Exactly one name of the chosen kind must be accepted: of two, neither we nor the upstream could say who calls.

@@ -13,6 +13,7 @@ use http::{HeaderName, HeaderValue, header};
 use openssl::sha::{Sha256, sha256};
 
 use self::nonces::Nonces;
+use super::Challenge;
 use crate::config::{self, Location};
 use crate::jose::{Claims, Jws, json, jwk};
 use crate::live::LiveState;
@@ -20,16 +21,21 @@ use crate::live::replays::{Replays, Use};
 use crate::request::{Now, Rejection, Request};
 
 const DPOP: HeaderName = HeaderName::from_static("dpop");
+/// The authentication scheme of bound tokens.
+pub const SCHEME: &str = "DPoP";
+
+/// The algorithms of proofs, as callers are told.
+pub const ALGORITHMS: [&str; 4] = ["ES256", "EdDSA", "RS256", "PS256"];
 
 /// Whether the request presents its token as one that is bound (RFC 9449 section 7.1).
 pub fn is_claimed(request: &Request<'_>) -> bool {
     let scheme = request.headers.get(header::AUTHORIZATION).and_then(|line| line.as_bytes().split(|byte| *byte == b' ').next());
-    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"dpop"))
+    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(SCHEME.as_bytes()))
 }
 
 /// Where a token is, and where its proof.
 pub fn locations(from: &[Location]) -> Vec<Location> {
-    let proof = from.iter().any(Location::is_dpop).then_some(Location::Header { name: DPOP, scheme: None });
+    let proof = from.iter().any(|location| location.has_scheme(SCHEME)).then_some(Location::Header { name: DPOP, scheme: None });
     from.iter().cloned().chain(proof).collect()
 }
 
@@ -56,6 +62,14 @@ impl Proofs {
             nonces: config.nonce.as_ref().map(|nonce| Nonces::new(nonce, &live.nonce_key)),
             seen: live.replays.find_or_create(name, Replays::default),
         }
+    }
+
+    /// What a caller is told to present: a bound token (RFC 9449 section 7.1), any other, or either.
+    pub fn challenges(&self, from: &[Location]) -> Vec<Challenge> {
+        let takes = |scheme| from.iter().any(|location| location.has_scheme(scheme));
+        let bound = takes(SCHEME).then(|| Challenge::token(SCHEME).with("algs", ALGORITHMS.join(" ")));
+        let bearer = (bound.is_none() || takes("Bearer") && !self.required).then(|| Challenge::token("Bearer"));
+        bound.into_iter().chain(bearer).collect()
     }
 
     /// Checks the proof of a request by all of RFC 9449 section 4.3, and answers with the nonce for the next one, where that is another. The

@@ -17,7 +17,7 @@ use openssl::sha::{Sha256, sha256};
 use serde_json::{Map, Value};
 
 use super::credential::{self, Found};
-use super::{Proof, Verdict};
+use super::{Challenge, Proof, Verdict};
 use crate::config::{self, DecisionKey, ExternalResponse, Location, OnFailure, Problem, WhenAbsent};
 use crate::live::LiveState;
 use crate::live::answers::{Answer, Question, Terms};
@@ -172,6 +172,14 @@ impl External {
     /// Where the credential may be.
     pub fn locations(&self) -> &[Location] {
         &self.from
+    }
+
+    /// What a caller is told to present, where the authorizer does not say so itself.
+    pub fn challenge(&self) -> Challenge {
+        match self.from.iter().any(|location| location.has_scheme("Bearer")) {
+            true => Challenge::token("Bearer"),
+            false => Challenge::new("External"),
+        }
     }
 
     /// Keeps as many decisions as this configuration says.

@@ -15,7 +15,7 @@ pub use endpoint::{Said, read};
 use self::endpoint::{Ask, Endpoint};
 use super::credential::{self, Found};
 use super::dpop::{self, Proofs};
-use super::{Proof, Verdict, confirmation};
+use super::{Challenge, Proof, Verdict, confirmation};
 use crate::config::{self, Location, OnFailure, Problem};
 use crate::jose::claims::Registered;
 use crate::jose::jws::{MAX_TOKEN, fingerprint};
@@ -128,9 +128,9 @@ impl Introspection {
         &self.locations
     }
 
-    /// What judges the proofs that come with its tokens.
-    pub fn proofs(&self) -> &Proofs {
-        &self.proofs
+    /// What a caller is told to present.
+    pub fn challenges(&self) -> Vec<Challenge> {
+        self.proofs.challenges(&self.from)
     }
 
     /// The whole token, the endpoint, the client, and how an answer is read.

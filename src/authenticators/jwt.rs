@@ -12,7 +12,7 @@ use openssl::sha::sha256;
 use super::claims::ClaimPaths;
 use super::credential::{self, Found};
 use super::dpop::{self, Proofs};
-use super::{Proof, Verdict, confirmation};
+use super::{Challenge, Proof, Verdict, confirmation};
 use crate::config::{self, KeySource, Location, Problem};
 use crate::jose::claims::Registered;
 use crate::jose::jws::{Header, MAX_TOKEN};
@@ -155,9 +155,9 @@ impl Jwt {
         &self.locations
     }
 
-    /// What judges the proofs that come with its tokens.
-    pub fn proofs(&self) -> &Proofs {
-        &self.proofs
+    /// What a caller is told to present.
+    pub fn challenges(&self) -> Vec<Challenge> {
+        self.proofs.challenges(&self.from)
     }
 
     async fn judge(&self, token: &str, request: &Request<'_>, now: Now) -> Result<Option<Proof>, Rejection> {

@@ -2,6 +2,7 @@
 
 pub mod api_key;
 pub mod basic;
+pub mod challenge;
 pub mod claims;
 pub mod client_certificate;
 mod combination;
@@ -18,6 +19,7 @@ pub mod sigv4;
 
 use std::sync::Arc;
 
+pub use challenge::Challenge;
 pub use combination::{Accepted, Authenticators};
 
 use http::HeaderValue;
@@ -140,12 +142,17 @@ impl Authenticator {
         }
     }
 
-    /// Whether a token that no key of its holder binds is refused.
-    pub fn requires_binding(&self) -> bool {
+    /// What a caller is told to present here.
+    pub fn challenges(&self) -> Vec<Challenge> {
         match self {
-            Self::Jwt(jwt) => jwt.proofs().required,
-            Self::Introspection(introspection) => introspection.proofs().required,
-            _ => false,
+            Self::Jwt(jwt) => jwt.challenges(),
+            Self::ApiKey(api_key) => vec![api_key.challenge()],
+            Self::ClientCertificate(client_certificate) => vec![client_certificate.challenge()],
+            Self::Sigv4(sigv4) => vec![sigv4.challenge()],
+            Self::Signature(signature) => vec![signature.challenge()],
+            Self::Basic(basic) => vec![basic.challenge()],
+            Self::External(external) => vec![external.challenge()],
+            Self::Introspection(introspection) => introspection.challenges(),
         }
     }
 

@@ -15,7 +15,7 @@ use openssl::sha::sha256;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 
 use self::fields::{Covered, Item, Parameters};
-use super::{Proof, Verdict};
+use super::{Challenge, Proof, Verdict};
 use crate::config::{self, Location, Replay, SignatureAlgorithm};
 use crate::jose::Key;
 use crate::live::LiveState;
@@ -92,6 +92,11 @@ impl Signature {
     /// Where a signature is.
     pub fn locations(&self) -> &[Location] {
         &self.locations
+    }
+
+    /// What a caller is told to present. RFC 9421 has no scheme of its own; its predecessors' drafts had this one.
+    pub fn challenge(&self) -> Challenge {
+        Challenge::new("Signature")
     }
 
     /// The one signature that is ours: the only one, or the only one by a key that we know. Which of two would count is nothing to guess.

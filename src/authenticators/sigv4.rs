@@ -17,7 +17,7 @@ use percent_encoding::percent_decode_str;
 use time::{Date, Month, PrimitiveDateTime, Time};
 
 use self::canonical::{ALGORITHM, Escapes, SIGNATURE, Signed};
-use super::{Proof, Verdict, credential};
+use super::{Challenge, Proof, Verdict, credential};
 use crate::config::{self, Location, Replay, SigningKeyEntry};
 use crate::live::LiveState;
 use crate::live::replays::{Replays, Use};
@@ -99,6 +99,11 @@ impl Sigv4 {
     /// Where a signature and its parts may be.
     pub fn locations(&self) -> &[Location] {
         &self.locations
+    }
+
+    /// What a caller is told to present.
+    pub fn challenge(&self) -> Challenge {
+        Challenge::new(ALGORITHM)
     }
 
     fn presented<'r>(&self, request: &Request<'r>) -> Result<Option<Presented<'r>>, Rejection> {

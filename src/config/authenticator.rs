@@ -310,9 +310,9 @@ pub enum Location {
 }
 
 impl Location {
-    /// Whether tokens come here with a proof (RFC 9449 section 7.1).
-    pub fn is_dpop(&self) -> bool {
-        matches!(self, Self::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("dpop"))
+    /// Whether the credential stands behind this scheme.
+    pub fn has_scheme(&self, wanted: &str) -> bool {
+        matches!(self, Self::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case(wanted))
     }
 }
 

@@ -40,7 +40,7 @@ fn check_nonce(nonce: &DpopNonce, fields: &Fields<'_>, context: &mut Context<'_>
 /// Refuses what is said of proofs where no token is taken that has one.
 pub(crate) fn check(from: &[Location], fields: &Fields<'_>, context: &mut Context<'_>) {
     if let Some(node) = fields.written("dpop")
-        && !from.iter().any(Location::is_dpop)
+        && !from.iter().any(|location| location.has_scheme("DPoP"))
     {
         context.key("dpop", |context| {
             context.refuse::<()>(node, "no token with a proof is taken here", "`{header: Authorization, scheme: DPoP}` in `from`")

@@ -105,7 +105,7 @@ fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<Respons
         Rejection::ProofInvalid(_) => challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.unproven))?,
         Rejection::NonceWanted(nonce) => {
             header.insert_header(&DPOP_NONCE, nonce.clone())?;
-            challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.nonce))?;
+            challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.nonce_wanted))?;
         }
         Rejection::InsufficientScope(scopes) => {
             header.append_header(header::WWW_AUTHENTICATE, format!("Bearer error=\"insufficient_scope\", scope=\"{scopes}\""))?;

@@ -14,7 +14,7 @@ pub mod statement;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::authenticators::Authenticators;
+use crate::authenticators::{Authenticators, Challenge};
 use crate::authorizers::Authorizers;
 use crate::metrics::RouteMetrics;
 use crate::upstream::Upstream;
@@ -78,5 +78,23 @@ pub struct Challenges {
     /// When the proof that came with a token was not good (RFC 9449 section 7.1).
     pub unproven: Vec<http::HeaderValue>,
     /// When the proof lacked a nonce (RFC 9449 section 9).
-    pub nonce: Vec<http::HeaderValue>,
+    pub nonce_wanted: Vec<http::HeaderValue>,
+}
+
+impl Challenges {
+    /// One per accepted method (RFC 9110 section 11.6.1), and none twice.
+    pub fn new(accepted: &Authenticators) -> Self {
+        let mut challenges: Vec<Challenge> = Vec::new();
+        for challenge in accepted.iter().flat_map(|authenticator| authenticator.challenges()) {
+            if !challenges.contains(&challenge) {
+                challenges.push(challenge);
+            }
+        }
+        Self {
+            missing: challenges.iter().map(Challenge::missing).collect(),
+            invalid: challenges.iter().map(Challenge::invalid).collect(),
+            unproven: challenges.iter().map(Challenge::unproven).collect(),
+            nonce_wanted: challenges.iter().map(Challenge::nonce_wanted).collect(),
+        }
+    }
 }
