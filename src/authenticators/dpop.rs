@@ -18,7 +18,7 @@ use crate::config::{self, Location};
 use crate::jose::{Claims, Jws, json, jwk};
 use crate::live::LiveState;
 use crate::live::replays::{Replays, Use};
-use crate::request::{Now, Rejection, Request};
+use crate::request::{Now, Rejection, Request, host, path};
 
 const DPOP: HeaderName = HeaderName::from_static("dpop");
 /// The authentication scheme of bound tokens.
@@ -134,14 +134,17 @@ impl Proofs {
     }
 }
 
-/// Whether `htu` is the URL of the request in its canonical form, query and fragment aside (RFC 9449 section 4.3, RFC 3986 section 6.2).
+/// Whether `htu` is the URL of the request, query and fragment aside: both in the one form that we have for URLs (RFC 9449 section 4.3, RFC
+/// 3986 section 6.2).
 fn is_target(htu: &str, request: &Request<'_>) -> bool {
     let whole = htu.split(['?', '#']).next().unwrap_or_default();
     let Some((scheme, rest)) = whole.split_once("://") else { return false };
     let (authority, path) = rest.find('/').and_then(|at| rest.split_at_checked(at)).unwrap_or((rest, "/"));
-    let default = if request.scheme == "https" { ":443" } else { ":80" };
-    let bare = |authority: &str| authority.strip_suffix(default).unwrap_or(authority).to_ascii_lowercase();
-    scheme.eq_ignore_ascii_case(request.scheme) && bare(authority) == bare(&request.authority()) && path == request.path
+    let default = if request.scheme == "https" { "443" } else { "80" };
+    scheme.eq_ignore_ascii_case(request.scheme)
+        && host::canonical(authority).is_ok_and(|host| host == request.host)
+        && host::port(authority).unwrap_or(default) == request.port.unwrap_or(default)
+        && path::canonical(path.as_bytes()).is_ok_and(|canonical| canonical.path == request.path)
 }
 
 fn refuse<T>(reason: &'static str) -> Result<T, Rejection> {
@@ -301,15 +304,18 @@ mod tests {
             ("https://[2001:db8::1]/a/b", ("https", "[2001:db8::1]", None), "ok"),
             ("https://[2001:db8::1]:8443/a/b", ("https", "[2001:db8::1]", Some("8443")), "ok"),
             ("https://API.TEST/a/b", ("https", "api.test", None), "ok"),
-            ("https://api.test./a/b", ("https", "api.test", None), "dpop_url"),
+            ("https://api.test./a/b", ("https", "api.test", None), "ok"),
             ("https://user@api.test/a/b", ("https", "api.test", None), "dpop_url"),
             ("https://api.test\\@evil.test/a/b", ("https", "api.test", None), "dpop_url"),
             ("https://evil.test/https://api.test/a/b", ("https", "api.test", None), "dpop_url"),
             ("https://api.test/A/b", ("https", "api.test", None), "dpop_url"),
             ("https://api.test/a/b/", ("https", "api.test", None), "dpop_url"),
-            ("https://api.test/a/./b", ("https", "api.test", None), "dpop_url"),
+            ("https://api.test//a/./x/../%62", ("https", "api.test", None), "ok"),
+            ("https://api.test/a/%62%2562", ("https", "api.test", None), "dpop_url"),
             ("https://api.test/a%2Fb", ("https", "api.test", None), "dpop_url"),
             ("https://api.test", ("https", "api.test", None), "dpop_url"),
+            ("https://api.test:/a/b", ("https", "api.test", None), "dpop_url"),
+            ("https://api.test:0443/a/b", ("https", "api.test", None), "dpop_url"),
             ("https:///a/b", ("https", "api.test", None), "dpop_url"),
             ("https://?/a/b", ("https", "api.test", None), "dpop_url"),
             ("", ("https", "api.test", None), "dpop_url"),

@@ -294,6 +294,7 @@ fn the_url_of_a_proof_is_the_one_that_the_caller_asked_for() {
         for (host, authority, works) in [
             ("api.test", "api.test", true),
             ("API.test.", "api.test", true),
+            ("api.test", "api.test.", true),
             ("api.test:8443", "api.test:8443", true),
             ("api.test:8443", "api.test", false),
             ("api.test", "api.test:8443", false),

@@ -132,7 +132,7 @@ def a_library_answers_our_nonces_by_itself(stage):
         nonces.add(claims(answer["sent"][0]["dpop"])["nonce"])
         return len(nonces) == 4
 
-    within(10, "nonces follow each other", next_one)
+    within(20, "nonces follow each other", next_one)
 
 
 def refused_for(response, error):
