@@ -1,6 +1,7 @@
 //! The frozen whole: what the operator wants, compiled once, swapped in one store, kept by each request until its end.
 
 mod limits;
+mod slot;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -8,7 +9,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName};
 
 use crate::authenticators::{
@@ -20,7 +20,7 @@ use crate::config::{self, At, Config, KeySource, Location, Named, Problem};
 use crate::issuer::{self, Issuer};
 use crate::live::LiveState;
 use crate::live::revocations::Revocations;
-use crate::metrics::{Metrics, RouteMetrics};
+use crate::metrics::{Counter, Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
 use crate::net::client_certificates::{self, ClientAuthorities, ForwardedCertificates, RevocationFile};
 use crate::request::Client;
@@ -36,28 +36,9 @@ use crate::route::rewrite::Rewrite;
 use crate::route::router::{Entry, Fault, Router};
 use crate::route::{Challenges, Policy, Route};
 use crate::upstream::{ISSUER, Upstream};
+
 use limits::Limits;
-
-/// The snapshot that serves.
-#[derive(Debug)]
-pub struct Slot(ArcSwap<Snapshot>);
-
-impl Slot {
-    /// A slot with its first snapshot.
-    pub fn new(snapshot: Snapshot) -> Self {
-        Self(ArcSwap::from_pointee(snapshot))
-    }
-
-    /// The snapshot that serves now.
-    pub fn load(&self) -> Arc<Snapshot> {
-        self.0.load_full()
-    }
-
-    /// Serves another one from the next request on.
-    pub fn store(&self, snapshot: Snapshot) {
-        self.0.store(Arc::new(snapshot));
-    }
-}
+pub use slot::{Serving, Slot};
 
 /// Everything a request meets.
 #[derive(Debug)]
@@ -74,6 +55,8 @@ pub struct Snapshot {
     pub access_log_sample: f64,
     /// Counters of requests that matched no route.
     pub unrouted: RouteMetrics,
+    /// Requests being served, of this snapshot and all others.
+    pub in_flight: Counter,
     /// Every place of a credential, to be kept out of the log.
     credential_locations: Vec<Location>,
     /// Every limit, whether a policy names it or not.
@@ -241,6 +224,7 @@ impl Compiler<'_> {
             listeners,
             access_log_sample: config.telemetry.access_log.sample,
             unrouted: self.metrics.route("", std::iter::empty()),
+            in_flight: self.metrics.in_flight.clone(),
             credential_locations,
             limits: config.limits.iter().filter_map(|(name, _)| limits.by_name.get(&name.value).cloned()).collect(),
             revocations: self.revocations(),

@@ -167,9 +167,14 @@ mod tests {
 
     fn ask(text: &str, identity: Option<&Identity>) -> Result<bool, &'static str> {
         let mut headers = HeaderMap::new();
-        for (name, value) in
-            [("user-agent", &b"curl/8"[..]), ("x-role", b"user"), ("x-role", b"admin"), ("x-bytes", b"caf\xe9"), ("content-length", b"12")]
-        {
+        for (name, value) in [
+            ("user-agent", &b"curl/8"[..]),
+            ("x-role", b"user"),
+            ("x-role", b"admin"),
+            ("x-bytes", b"caf\xe9"),
+            ("x_other", b"other"),
+            ("content-length", b"12"),
+        ] {
             headers.append(HeaderName::from_static(name), HeaderValue::from_bytes(value).unwrap());
         }
         let client = Client { address: "::ffff:10.1.2.3".parse().unwrap(), through_trusted_proxy: false };
@@ -206,6 +211,7 @@ mod tests {
             ("has(identity.consumer)", Ok(false)),
             ("request.method == 'POST' && request.host == 'api.test' && request.path == '/t/acme' && request.route == 'orders'", Ok(true)),
             ("request.headers['user-agent'][0].contains('curl') && 'admin' in request.headers['X-Role']", Ok(true)),
+            ("'other' in request.headers['x-other'] && 'x-other' in request.headers && size(request.headers['x.other']) == 1", Ok(true)),
             ("request.headers['x-none'] == [] && size(request.headers['x-none']) == 0", Ok(true)),
             ("'x-role' in request.headers && !('x-none' in request.headers)", Ok(true)),
             ("request.headers['x-bytes'][0].startsWith('caf')", Ok(true)),

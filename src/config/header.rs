@@ -1,5 +1,7 @@
 //! Headers that are edgeward's own or the transport's, which no credential or limit may use.
 
+use crate::request::header::folds_to;
+
 /// Who the caller was proven to be: a caller can bring none of them, a policy may fill them otherwise.
 const IDENTITY: [&str; 12] = [
     "x-user-id",
@@ -42,14 +44,14 @@ const TRANSPORT: [&str; 22] = [
     "via",
 ];
 
-/// Whether a caller's word in this header is never heard, in any spelling that a server behind us may take for it (`_` for `-`).
+/// Whether a caller's word in this header is never heard, in any spelling that a server behind us may take for it.
 pub(crate) fn is_reserved(name: &http::HeaderName) -> bool {
-    is_transport(name) || IDENTITY.contains(&folded(name).as_str())
+    is_transport(name) || IDENTITY.iter().any(|own| folds_to(name.as_str(), own))
 }
 
 /// Whether a header belongs to the transport of the request, in any such spelling.
 pub(crate) fn is_transport(name: &http::HeaderName) -> bool {
-    TRANSPORT.contains(&folded(name).as_str())
+    TRANSPORT.iter().any(|own| folds_to(name.as_str(), own))
 }
 
 /// A header's name as CGI-like servers see it: `X_Tenant` and `X-Tenant` are one.

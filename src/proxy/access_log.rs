@@ -35,9 +35,9 @@ impl AccessLog {
     pub(super) fn record(&self, metrics: &Metrics, session: &Session, context: &Context) {
         let times = Times::of(context, (self.clock)().monotonic);
         let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
-        metrics.own_time.observe(times.own.as_secs_f64());
+        metrics.own_time.observe(times.own);
         if let Some(upstream) = times.upstream {
-            metrics.upstream_time.observe(upstream.as_secs_f64());
+            metrics.upstream_time.observe(upstream);
         }
         let counters = context.route.as_ref().map_or(&context.snapshot.unrouted, |route| &route.metrics);
         match &context.rejection {

@@ -12,7 +12,7 @@ use crate::admit::Admission;
 use crate::request::message::Message;
 use crate::request::{Client, ClientCertificate, Identity, Now, Parameters, Rejection};
 use crate::route::Route;
-use crate::snapshot::Snapshot;
+use crate::snapshot::Serving;
 use crate::upstream::Chosen;
 
 /// The state of one request.
@@ -20,7 +20,7 @@ pub struct Context {
     /// When the request head had been read. Times are since the start of the process.
     pub started: Duration,
     /// The configuration that this request keeps, whatever is applied meanwhile.
-    pub snapshot: Arc<Snapshot>,
+    pub snapshot: Serving,
     /// Ours, unless a trusted proxy sent one.
     pub request_id: RequestId,
     /// The caller's end of the connection.
@@ -53,11 +53,34 @@ pub struct Context {
     pub asked: Option<Duration>,
     /// When the head of its answer came.
     pub answered: Option<Duration>,
-    /// Counts this request as being served until it is dropped, a panic included.
-    pub in_flight: InFlight,
 }
 
 impl Context {
+    /// A request that has just begun.
+    pub fn new(snapshot: Serving, started: Duration) -> Self {
+        snapshot.in_flight.inc();
+        Self {
+            started,
+            snapshot,
+            request_id: RequestId::random(),
+            client: None,
+            certificate: None,
+            route: None,
+            admission: None,
+            refused: None,
+            shadowed: Vec::new(),
+            queued: Duration::ZERO,
+            target: None,
+            rejection: None,
+            backend: None,
+            tried: Vec::new(),
+            body: Body::default(),
+            body_received: 0,
+            asked: None,
+            answered: None,
+        }
+    }
+
     /// Ends a request whose body is not the one that was proven, and the permit that was given in expectation of it.
     pub fn refuse_body(&mut self, rejection: Rejection) -> BError {
         self.refused = self.admission.take().and_then(Admission::withdraw);
@@ -65,14 +88,19 @@ impl Context {
         self.rejection = Some(rejection);
         Error::new_down(ErrorType::HTTPStatus(status))
     }
-}
 
-impl Context {
     /// Counts the request as in flight no longer.
     pub fn land(&mut self) {
         if let Some(admission) = &mut self.admission {
             admission.land();
         }
+    }
+}
+
+/// Served, or given up: a panic included.
+impl Drop for Context {
+    fn drop(&mut self) {
+        self.snapshot.in_flight.dec();
     }
 }
 
@@ -146,23 +174,6 @@ impl RequestId {
     /// For the log and the body.
     pub fn as_str(&self) -> &str {
         self.0.to_str().unwrap_or("")
-    }
-}
-
-/// One request being served.
-pub struct InFlight(prometheus::IntGauge);
-
-impl InFlight {
-    /// Counts one more until dropped.
-    pub fn enter(gauge: &prometheus::IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 

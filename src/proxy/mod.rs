@@ -49,7 +49,7 @@ use crate::snapshot::Slot;
 use crate::upstream::{Chosen, Service, Upstream};
 
 pub use access_log::AccessLog;
-use context::{Context, InFlight, RequestId, Target};
+use context::{Context, RequestId, Target};
 
 /// The proxy: one per process, shared by every listener.
 pub struct Gateway {
@@ -159,27 +159,7 @@ impl ProxyHttp for Gateway {
     type CTX = Context;
 
     fn new_ctx(&self) -> Context {
-        Context {
-            started: (self.clock)().monotonic,
-            snapshot: self.slot.load(),
-            request_id: RequestId::random(),
-            client: None,
-            certificate: None,
-            route: None,
-            admission: None,
-            refused: None,
-            shadowed: Vec::new(),
-            queued: Duration::ZERO,
-            target: None,
-            rejection: None,
-            backend: None,
-            tried: Vec::new(),
-            body: body::Body::default(),
-            body_received: 0,
-            asked: None,
-            answered: None,
-            in_flight: InFlight::enter(&self.metrics.in_flight),
-        }
+        Context::new(self.slot.load(), (self.clock)().monotonic)
     }
 
     /// None: the compression module that Pingora would add costs every request and serves none of ours.

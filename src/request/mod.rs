@@ -5,6 +5,7 @@ pub mod cidr;
 pub mod client;
 pub mod digest;
 pub mod framing;
+pub mod header;
 pub mod host;
 pub mod identity;
 pub mod message;

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use prometheus::IntCounter;
-
 use super::rate_limits::Charge;
 use crate::authorizers::expression::Expression;
 use crate::config::FilterAction;
+use crate::metrics::Counter;
 use crate::request::{Identity, Rejection, Request};
 
 /// The filters of one policy.
@@ -22,12 +21,12 @@ pub struct Filter {
     name: Arc<str>,
     when: Expression,
     action: FilterAction,
-    matches: IntCounter,
+    matches: Counter,
 }
 
 impl Filter {
     /// A filter by its name, with the counter of the requests that it meets.
-    pub fn new(name: &Arc<str>, when: Expression, action: FilterAction, matches: IntCounter) -> Self {
+    pub fn new(name: &Arc<str>, when: Expression, action: FilterAction, matches: Counter) -> Self {
         Self { name: Arc::clone(name), when, action, matches }
     }
 }

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::authenticators::credential;
 use crate::config::{self, Location, TemplatePart, Token};
+use crate::request::header::folds_to;
 use crate::request::{ClientCertificate, HeaderChange, Identity, Method};
 
 /// The head of an upstream's request.
@@ -303,12 +304,6 @@ impl Reserved {
 
 fn length_bit(name: &str) -> u64 {
     1 << name.len().min(63)
-}
-
-/// CGI, WSGI and their like see one name where only the characters between the letters and digits differ (CVE-2025-64484).
-fn folds_to(name: &str, reserved: &str) -> bool {
-    let fold = |byte: u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' };
-    name.len() == reserved.len() && name.bytes().map(fold).eq(reserved.bytes().map(fold))
 }
 
 /// The value of `X-Forwarded-For`: what trusted proxies wrote and the one we heard, or only whom we heard.

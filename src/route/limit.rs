@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::IntCounter;
 use serde_json::Value;
 
 use crate::config::{self, Allowance, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, WhenMissing};
@@ -15,7 +14,7 @@ use crate::live::limits::concurrency::{Concurrency, Permit};
 use crate::live::limits::{Algorithm, Key, KeyBuilder, Limits, Standing, Terms};
 use crate::live::quotas::{Ledger, Period, QuotaTerms, Quotas};
 use crate::live::shared_limits::SharedLimits;
-use crate::metrics::Metrics;
+use crate::metrics::{Counter, Metrics};
 use crate::net::redis::Redis;
 use crate::request::{Identity, LimitState, Now, Rejection, Request};
 
@@ -29,7 +28,7 @@ pub struct RateLimit {
     pub(super) on_refused: bool,
     pub(super) holder: Holder,
     /// What it refused, or would have.
-    pub(super) refusals: IntCounter,
+    pub(super) refusals: Counter,
     pub(super) per: Box<[LimitKey]>,
     ipv6_prefix: u8,
     when_missing: WhenMissing,

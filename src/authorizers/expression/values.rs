@@ -16,6 +16,7 @@ use regex::Regex;
 use serde_json::Value;
 
 use crate::config;
+use crate::request::header::folds_to;
 use crate::request::{Identity, Request};
 
 /// The names that an expression may begin with.
@@ -169,15 +170,18 @@ impl<'a> Mapping<'a> {
             (Self::Request(request), "headers") => Some(Box::new(Mapping::Headers(request))),
             (Self::Request(request), "query") => Some(Box::new(Mapping::Query(request))),
             // Each line is judged on its own: joined, two of them could be a third that no rule speaks of (CVE-2026-26308).
-            (Self::Headers(request), _) => {
-                texts(&mut request.headers.get_all(name).into_iter().map(|line| String::from_utf8_lossy(line.as_bytes())))
-            }
+            (Self::Headers(request), _) => texts(&mut lines_of(request, name).map(|line| String::from_utf8_lossy(line.as_bytes()))),
             (Self::Query(request), _) => texts(&mut values_of(request.query.unwrap_or(""), name)),
             (Self::Path(request), _) => request.parameters.value(name).and_then(text),
             (Self::Client(request), "ip") => Some(Box::new(CelString::from(request.client.address.to_canonical().to_string()))),
             _ => None,
         })
     }
+}
+
+/// The lines of a header in every spelling that the service may take for it: a rule against `X-Debug` must not miss `X_Debug`.
+fn lines_of<'a>(request: &'a Request<'a>, name: &str) -> impl Iterator<Item = &'a http::HeaderValue> {
+    request.headers.iter().filter(move |(own, _)| folds_to(own.as_str(), name)).map(|(_, line)| line)
 }
 
 /// The length of the body as announced, in bytes. One of unknown length counts as the longest: a rule against long ones must not miss it.
@@ -260,7 +264,7 @@ impl Container for Mapping<'_> {
         let name = key.downcast_ref::<CelString>().ok_or_else(|| wrong("in"))?;
         // Headers and parameters lead to a list also where there are none.
         match self {
-            Mapping::Headers(request) => Ok(request.headers.contains_key(name.inner())),
+            Mapping::Headers(request) => Ok(lines_of(request, name.inner()).next().is_some()),
             Mapping::Query(request) => Ok(values_of(request.query.unwrap_or(""), name.inner()).next().is_some()),
             _ => self.member(name.inner()).map(|member| member.is_some()),
         }

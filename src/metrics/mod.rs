@@ -1,33 +1,58 @@
 //! Counters and histograms that operators scrape; every label is a word of ours or a name of the operator's, never a caller's.
 
+mod cells;
+mod family;
+
 use std::sync::{Arc, OnceLock};
 
-use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use arc_swap::ArcSwap;
+use prometheus::{Encoder, IntCounter, IntGauge, Registry, TextEncoder};
+
+use cells::Cells;
+pub use cells::{Counter, Histogram};
+use family::{Counters, Gauge, Times};
 
 use crate::request::rejection::CODES;
 
-/// Seconds; from a cached decision to a slow upstream.
-const BUCKETS: &[f64] = &[
-    0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
-    10.0,
+/// Nanoseconds; from a cached decision to a slow upstream.
+const BUCKETS: &[u64] = &[
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    5_000_000_000,
+    10_000_000_000,
 ];
 
 /// The process's metrics, made once in `server` and handed down.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    requests: IntCounterVec,
-    refusals: IntCounterVec,
-    authentications: IntCounterVec,
-    retries: IntCounterVec,
-    limit_refusals: IntCounterVec,
-    filter_matches: IntCounterVec,
+    requests: Counters,
+    refusals: Counters,
+    authentications: Counters,
+    retries: Counters,
+    limit_refusals: Counters,
+    filter_matches: Counters,
     /// Time from the request's first look to its hand-over to the upstream, or to its refusal.
     pub own_time: Histogram,
     /// Time from the hand-over to the head of the upstream's answer.
     pub upstream_time: Histogram,
     /// Requests being served.
-    pub in_flight: IntGauge,
+    pub in_flight: Counter,
     /// Access log lines that were dropped because the reader of the log is slower than the traffic.
     pub access_log_dropped: IntCounter,
     /// Panics that were caught in a decision; each refused its request.
@@ -50,8 +75,9 @@ impl Metrics {
     /// Registers every metric.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
-        let counters = |name: &str, help: &str, labels: &[&str]| -> Result<IntCounterVec, prometheus::Error> {
-            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+        let cells = Arc::new(Cells::default());
+        let counters = |name: &str, help: &str, labels: &'static [&'static str]| -> Result<Counters, prometheus::Error> {
+            let metric = Counters::new(&cells, name, help, labels)?;
             registry.register(Box::new(metric.clone()))?;
             Ok(metric)
         };
@@ -66,10 +92,12 @@ impl Metrics {
             Ok(metric)
         };
         let histogram = |name: &str, help: &str| -> Result<Histogram, prometheus::Error> {
-            let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()))?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
+            let histogram = Histogram::new(&cells, BUCKETS);
+            registry.register(Box::new(Times::new(name, help, &histogram)?))?;
+            Ok(histogram)
         };
+        let in_flight = Counter::new(&cells);
+        registry.register(Box::new(Gauge::new("edgeward_requests_in_flight", "Requests being served.", &in_flight)?))?;
         Ok(Self {
             requests: counters("edgeward_requests_total", "Requests by route, answer code and status class.", &["route", "code", "class"])?,
             refusals: counters(
@@ -91,7 +119,7 @@ impl Metrics {
             )?,
             own_time: histogram("edgeward_own_seconds", "Time edgeward took before the upstream was asked or the request refused.")?,
             upstream_time: histogram("edgeward_upstream_seconds", "Time from asking the upstream to the head of its answer.")?,
-            in_flight: gauge("edgeward_requests_in_flight", "Requests being served.")?,
+            in_flight,
             access_log_dropped: counter(
                 "edgeward_access_log_dropped_total",
                 "Access log lines dropped because stdout was slower than traffic.",
@@ -118,7 +146,7 @@ impl Metrics {
     /// `authenticators` are those that the route accepts, with the label of their method.
     pub fn route(&self, name: &str, authenticators: impl Iterator<Item = (Arc<str>, &'static str)>) -> RouteMetrics {
         let accepted = authenticators.map(|(authenticator, method)| {
-            let counter = self.authentications.with_label_values(&[name, &*authenticator, method]);
+            let counter = self.authentications.of(&[name, &authenticator, method]);
             (authenticator, counter)
         });
         RouteMetrics {
@@ -126,20 +154,21 @@ impl Metrics {
             requests: self.requests.clone(),
             refusals: self.refusals.clone(),
             accepted: accepted.collect(),
-            retries: self.retries.with_label_values(&[name]),
+            retries: self.retries.of(&[name]),
             served: Default::default(),
             refused: std::array::from_fn(|_| OnceLock::new()),
+            reasons: ArcSwap::default(),
         }
     }
 
     /// How often a filter met a request; its name and its action.
-    pub fn filter_matches(&self, filter: &str, action: &str) -> IntCounter {
-        self.filter_matches.with_label_values(&[filter, action])
+    pub fn filter_matches(&self, filter: &str, action: &str) -> Counter {
+        self.filter_matches.of(&[filter, action])
     }
 
     /// How often a limit refused; its name and its mode.
-    pub fn limit_refusals(&self, limit: &str, mode: &str) -> IntCounter {
-        self.limit_refusals.with_label_values(&[limit, mode])
+    pub fn limit_refusals(&self, limit: &str, mode: &str) -> Counter {
+        self.limit_refusals.of(&[limit, mode])
     }
 
     /// Everything in the Prometheus text format.
@@ -155,7 +184,7 @@ impl Metrics {
 /// Calls of Redis; clones count together.
 #[derive(Debug, Clone)]
 pub struct RedisMetrics {
-    calls: IntCounterVec,
+    calls: Counters,
     /// Time from asking to the answer or the deadline.
     pub time: Histogram,
 }
@@ -163,7 +192,7 @@ pub struct RedisMetrics {
 impl RedisMetrics {
     /// Counts a call by why it failed; absent: it did not.
     pub fn count(&self, failure: Option<&'static str>) {
-        self.calls.with_label_values(&[failure.unwrap_or("ok")]).inc();
+        self.calls.of(&[failure.unwrap_or("ok")]).inc();
     }
 }
 
@@ -171,12 +200,14 @@ impl RedisMetrics {
 #[derive(Debug)]
 pub struct RouteMetrics {
     name: String,
-    requests: IntCounterVec,
-    refusals: IntCounterVec,
-    accepted: Box<[(Arc<str>, IntCounter)]>,
-    retries: IntCounter,
-    served: [OnceLock<IntCounter>; 6],
-    refused: [OnceLock<IntCounter>; CODES.len()],
+    requests: Counters,
+    refusals: Counters,
+    accepted: Box<[(Arc<str>, Counter)]>,
+    retries: Counter,
+    served: [OnceLock<Counter>; 6],
+    refused: [OnceLock<Counter>; CODES.len()],
+    /// By code and reason: found without a lock, as a flood of refusals comes on all cores.
+    reasons: ArcSwap<Vec<((&'static str, &'static str), Counter)>>,
 }
 
 impl RouteMetrics {
@@ -185,7 +216,7 @@ impl RouteMetrics {
         const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
         let class = usize::from(status / 100).min(5);
         if let (Some(slot), Some(label)) = (self.served.get(class), CLASSES.get(class)) {
-            slot.get_or_init(|| self.requests.with_label_values(&[self.name.as_str(), "ok", label])).inc();
+            slot.get_or_init(|| self.requests.of(&[self.name.as_str(), "ok", label])).inc();
         }
     }
 
@@ -197,9 +228,21 @@ impl RouteMetrics {
             _ => "5xx",
         };
         if let Some(slot) = CODES.iter().position(|known| *known == code).and_then(|at| self.refused.get(at)) {
-            slot.get_or_init(|| self.requests.with_label_values(&[self.name.as_str(), code, class])).inc();
+            slot.get_or_init(|| self.requests.of(&[self.name.as_str(), code, class])).inc();
         }
-        self.refusals.with_label_values(&[self.name.as_str(), code, reason.unwrap_or("")]).inc();
+        self.count_reason((code, reason.unwrap_or("")));
+    }
+
+    fn count_reason(&self, why: (&'static str, &'static str)) {
+        let known = self.reasons.load();
+        if let Some((_, counter)) = known.iter().find(|(known, _)| *known == why) {
+            return counter.inc();
+        }
+        // The family gives the same counter to all who come at once.
+        let counter = self.refusals.of(&[self.name.as_str(), why.0, why.1]);
+        self.reasons
+            .rcu(|known| known.iter().filter(|(known, _)| *known != why).cloned().chain([(why, counter.clone())]).collect::<Vec<_>>());
+        counter.inc();
     }
 
     /// Counts a try after the first.
