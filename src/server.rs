@@ -74,9 +74,9 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
 
     let echo = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("echo", error.to_string()))?;
     let echo_address = echo.local_addr().map_err(|error| StartError::System("echo", error.to_string()))?;
-    let issuer = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("issuer", error.to_string()))?;
-    let issuer_address = issuer.local_addr().map_err(|error| StartError::System("issuer", error.to_string()))?;
-    let own = OwnServices { echo: echo_address, issuer: issuer_address };
+    let oauth = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("oauth", error.to_string()))?;
+    let oauth_address = oauth.local_addr().map_err(|error| StartError::System("oauth", error.to_string()))?;
+    let own = OwnServices { echo: echo_address, oauth: oauth_address };
     let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock), own);
     let mut service = pingora_proxy::http_proxy_service_with_name(&server.configuration, gateway, "edgeward");
     let mut addresses = Vec::new();
@@ -127,7 +127,7 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
         None => None,
     };
     let mut housekeeper =
-        background_service("housekeeper", Housekeeper { live: Arc::clone(&live), reloader, admin, echo, issuer, slot, addresses, clock });
+        background_service("housekeeper", Housekeeper { live: Arc::clone(&live), reloader, admin, echo, oauth, slot, addresses, clock });
     housekeeper.threads = Some(1);
     let housekeeper = server.add_service(housekeeper);
     // Nobody is served before upkeep has begun.
@@ -206,7 +206,7 @@ struct Housekeeper {
     reloader: Arc<Reloader>,
     admin: Option<(TcpListener, Arc<Admin>)>,
     echo: TcpListener,
-    issuer: TcpListener,
+    oauth: TcpListener,
     slot: Arc<Slot>,
     /// Where callers are listened for.
     addresses: Vec<SocketAddr>,
@@ -300,12 +300,13 @@ impl Housekeeper {
             })?;
         }
         let (slot, clock) = (Arc::clone(&self.slot), Arc::clone(&self.clock));
-        crate::net::serve::spawn(self.issuer.try_clone()?, move |request| {
-            let (issuer, now) = (slot.load().issuer.clone(), clock());
+        crate::net::serve::spawn(self.oauth.try_clone()?, move |request| {
+            let (snapshot, now) = (slot.load(), clock());
             async move {
-                match issuer {
-                    Some(issuer) => issuer.answer(request, now, || fastrand::u128(..)).await,
-                    None => crate::issuer::nobody(),
+                match (snapshot.documents.answer(&request), &snapshot.issuer) {
+                    (Some(document), _) => document,
+                    (None, Some(issuer)) => issuer.answer(request, now, || fastrand::u128(..)).await,
+                    (None, None) => crate::issuer::nobody(),
                 }
             }
         })?;

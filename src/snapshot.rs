@@ -1,6 +1,7 @@
 //! The frozen whole: what the operator wants, compiled once, swapped in one store, kept by each request until its end.
 
 mod limits;
+mod own;
 mod slot;
 
 use std::borrow::Cow;
@@ -16,7 +17,7 @@ use crate::authenticators::{
 };
 use crate::authorizers::Authorizers;
 use crate::authorizers::expression::{Expression, Language};
-use crate::config::{self, At, Config, KeySource, Location, Named, Problem};
+use crate::config::{self, Config, KeySource, Location, Named, Problem};
 use crate::issuer::{self, Issuer};
 use crate::live::LiveState;
 use crate::live::revocations::Revocations;
@@ -32,10 +33,11 @@ use crate::route::forward::{Credentials, Forward};
 use crate::route::ip_rules::IpRules;
 use crate::route::limit::RateLimit;
 use crate::route::rate_limits::RateLimits;
+use crate::route::resource::Documents;
 use crate::route::rewrite::Rewrite;
 use crate::route::router::{Entry, Fault, Router};
 use crate::route::{Challenges, Policy, Route};
-use crate::upstream::{ISSUER, Upstream};
+use crate::upstream::Upstream;
 
 use limits::Limits;
 pub use slot::{Serving, Slot};
@@ -67,6 +69,8 @@ pub struct Snapshot {
     pub revocations: Option<Arc<Revocations>>,
     /// Who signs tokens; absent where the configuration has no issuer.
     pub issuer: Option<Arc<Issuer>>,
+    /// What clients are told of the resources.
+    pub documents: Documents,
     /// Every authenticator, whether a route uses it or not.
     authenticators: Vec<Arc<Authenticator>>,
 }
@@ -183,9 +187,9 @@ impl Compiler<'_> {
         });
         let policies: Table<Policy> = policies.collect();
         let issuer = config.issuer.as_ref().map(|issuer| Issuer::new(issuer, self.live));
-        let own = issuer.as_ref().map(|issuer| self.issuer_routes(issuer)).unwrap_or_default();
-        self.check_issuer_routes(&own);
-        let own_upstream = match issuer.as_ref().map(|_| Upstream::issuer(self.live)).transpose() {
+        let resources = self.resources();
+        let own = self.own_routes(issuer.as_ref(), &resources);
+        let own_upstream = match (!own.is_empty()).then(|| Upstream::oauth(self.live)).transpose() {
             Ok(upstream) => upstream.map(Arc::new),
             Err(problems) => {
                 self.problems.extend(problems);
@@ -229,6 +233,7 @@ impl Compiler<'_> {
             limits: config.limits.iter().filter_map(|(name, _)| limits.by_name.get(&name.value).cloned()).collect(),
             revocations: self.revocations(),
             issuer: issuer.map(Arc::new),
+            documents: Documents::new(resources.iter().map(|described| &described.metadata)),
             upstreams: upstreams.into_values().collect(),
             authenticators: authenticators.into_values().collect(),
         })
@@ -319,52 +324,9 @@ impl Compiler<'_> {
         Ok(jwt::Jwt::of_issuer(Arc::clone(name), jwt, issuer::signing_keys(issuer, self.live), clients, self.live))
     }
 
-    /// The routes of the issuer's own endpoints, as if the operator had written them.
-    fn issuer_routes(&self, issuer: &Issuer) -> Vec<config::Route> {
-        let Some(config) = &self.config.issuer else { return Vec::new() };
-        let at = |value: Arc<str>| At { value, place: config.url.place.clone() };
-        let routes = issuer.paths().map(|(name, path, methods)| config::Route {
-            name: at(format!("{ISSUER}:{name}").into()),
-            hosts: vec![at(config.host().into())],
-            path: at(Arc::clone(path)),
-            methods: methods.to_vec(),
-            policy: config::RoutePolicy::Inline(Box::new(config::Policy {
-                filters: Vec::new(),
-                deny: Vec::new(),
-                allow: None,
-                limits: config.oauth2.as_ref().map(|oauth2| oauth2.limits.clone()).unwrap_or_default(),
-                authenticate: At { value: config::Authenticate::Public, place: config.url.place.clone() },
-                authorize: config::Authorize::default(),
-                forward: config::Forward { headers: Vec::new(), token: config::Token::Strip, audience: None },
-            })),
-            rewrite: None,
-            upstream: at(ISSUER.into()),
-            cost: At { value: 1, place: config.url.place.clone() },
-            websocket: false,
-            timeouts: config::RouteTimeouts::default(),
-        });
-        routes.collect()
-    }
-
-    /// Nobody's route is shadowed in silence: where the issuer answers, no other may be written.
-    fn check_issuer_routes(&mut self, own: &[config::Route]) {
-        for route in &self.config.routes {
-            let taken = own.iter().find(|own| {
-                let host = |ours: &At<Arc<str>>| route.hosts.is_empty() || route.hosts.iter().any(|host| takes(&host.value, &ours.value));
-                own.path.value == route.path.value && own.hosts.iter().any(host)
-            });
-            if taken.is_some() {
-                self.problems.push(Problem::at(&route.path.place, "the `issuer` answers at this path").expected("another path"));
-            }
-        }
-    }
-
     /// What the upstream of a route is told in place of the credential.
     fn exchange(&mut self, route: &config::Route, issuer: Option<&Issuer>) -> Option<Exchange> {
-        let policy = match &route.policy {
-            config::RoutePolicy::Inline(policy) => policy,
-            config::RoutePolicy::Named(name) => &self.config.policies.iter().find(|(known, _)| known.value == name.value)?.1,
-        };
+        let policy = self.config.policy_of(route)?;
         if policy.forward.token != config::Token::Exchange {
             return None;
         }
@@ -444,7 +406,6 @@ impl Compiler<'_> {
             filters,
             ip_rules: IpRules::new(&policy.deny, policy.allow.as_deref()),
             rate_limits: RateLimits::new(limits.collect(), Arc::clone(&compiled.plans)),
-            challenges: accepted.as_ref().map(Challenges::new).unwrap_or_default(),
             authenticators: accepted,
             authorizers: Authorizers::compile(&policy.authorize, when),
             forward: Forward::compile(&policy.forward, credentials, Arc::clone(identity_headers)),
@@ -527,9 +488,12 @@ impl Compiler<'_> {
         let accepted = policy.authenticators.iter().flat_map(Authenticators::iter);
         let accepted = accepted.map(|authenticator| (Arc::clone(authenticator.name()), authenticator.method().label()));
         let metrics = self.metrics.route(&route.name.value, accepted);
+        let described = route.resource.as_ref().map(|resource| (resource.url.metadata_url(), policy.authorizers.scopes()));
+        let challenges = policy.authenticators.as_ref().map(|accepted| Challenges::new(accepted, described)).unwrap_or_default();
         Some(Arc::new(Route {
             name: Arc::clone(&route.name.value),
             policy,
+            challenges,
             rewrite: rewrite.transpose().ok()?,
             cost: *route.cost,
             exchange,
@@ -591,7 +555,7 @@ impl Compiler<'_> {
                 Fault::Path { entry, expected } => {
                     all.get(entry).map(|route| Problem::at(&route.path.place, "is no path pattern").expected(expected))
                 }
-                Fault::Conflict { entry, earlier } => config.get(entry).zip(config.get(earlier)).map(|(route, earlier)| {
+                Fault::Conflict { entry, earlier } => all.get(entry).zip(all.get(earlier)).map(|(route, earlier)| {
                     Problem::at(&route.path.place, format!("route `{}` has this host, path and method already", *earlier.name))
                 }),
             };
@@ -599,11 +563,6 @@ impl Compiler<'_> {
         }
         None
     }
-}
-
-/// Whether a route's host takes requests for this one.
-fn takes(pattern: &str, host: &str) -> bool {
-    pattern.strip_prefix('*').map_or(pattern == host, |suffix| host.ends_with(suffix))
 }
 
 /// The names of a path pattern's parameters.
@@ -717,6 +676,80 @@ mod tests {
         let public = "routes: [{name: r, path: /, policy: {authenticate: public}, upstream: demo}]\n";
         assert_eq!(problems(&format!("{other}{public}")), ["authenticators.a.jwt.keys: there is no `issuer` in this configuration"]);
         assert_eq!(problems(&format!("{other}{issuer}{public}")), ["authenticators.a.jwt.keys: `issuer` is not that of these keys"]);
+    }
+
+    #[test]
+    fn a_resource_is_told_of_where_nobody_else_answers_and_only_what_is_true_of_it() {
+        let head = "authenticators:\n  \
+             a: {jwt: {issuer: \"https://a.test\", audiences: [x], keys: {jwks_url: \"https://a.test/k\"}}}\n  \
+             b: {jwt: {issuer: \"https://b.test\", audiences: [x], keys: {jwks_url: \"https://b.test/k\"}}}\n  \
+             named: {jwt: {issuer: login, audiences: [x], keys: {jwks_url: \"https://a.test/k\"}}}\n  \
+             opaque: {introspection: {url: \"https://a.test/i\", client: {id: x, secret: {env: PATH}}}}\n  \
+             key: {api_key: {from: [{header: Authorization, scheme: Bearer}], keys: {database: k.db}}}\nroutes:\n";
+        let route = |(index, (path, policy, resource)): (usize, &(&str, &str, &str))| {
+            format!("  - {{name: r{index}, path: \"{path}\", policy: {{{policy}}}, upstream: demo, resource: {resource}}}\n")
+        };
+        let found =
+            |routes: &[(&str, &str, &str)]| problems(&format!("{head}{}", routes.iter().enumerate().map(route).collect::<String>()));
+        let (a, url) = ("authenticate: a", "\"https://gw.test/x\"");
+        let cases: [(&[(&str, &str, &str)], &[&str]); 4] = [
+            (
+                &[
+                    ("/x", "authenticate: [a, key], authorize: {scopes: [read]}", url),
+                    ("/x/{id}", "authenticate: [key, a], authorize: {scopes: [write]}", url),
+                    ("/y", a, "\"https://gw.test/y\""),
+                    (
+                        "/z",
+                        "authenticate: {optional: [opaque, named]}",
+                        "{url: \"https://gw.test/z\", authorization_servers: [\"https://c.test\"]}",
+                    ),
+                ],
+                &[][..],
+            ),
+            (
+                &[
+                    ("/a", "authenticate: public", url),
+                    ("/b", "authenticate: key", url),
+                    ("/c", "authenticate: named", "\"https://gw.test/c\""),
+                    ("/d", "authenticate: {all: [a, opaque]}", "\"https://gw.test/d\""),
+                    ("/e", a, "{url: \"https://gw.test/e\", limits: [none]}"),
+                ],
+                &[
+                    "routes[0].resource: no token of an authorization server opens this route",
+                    "routes[1].resource: no token of an authorization server opens this route",
+                    "routes[2].resource: the `issuer` of `named` is no URL that clients could ask",
+                    "routes[3].resource: `opaque` has no `issuer` that clients could be told of",
+                    "routes[4].resource.limits[0]: there is no limit `none`",
+                ],
+            ),
+            (
+                &[
+                    ("/a", a, url),
+                    ("/b", "authenticate: b", url),
+                    ("/c", "authenticate: [b, a]", "{url: \"https://gw.test/x\", authorization_servers: [\"https://a.test\"], name: X}"),
+                    ("/d", a, "{url: \"https://gw.test/x\", name: Y}"),
+                    ("/e", a, "\"https://gw.test:8443/x\""),
+                    ("/f", a, "\"https://other.test/x\""),
+                ],
+                &[
+                    "routes[1].resource: route `r0` is the same resource with other authorization servers",
+                    "routes[3].resource.url: route `r0` is the same resource with another name",
+                    "routes[4].resource: its metadata would be where that of https://gw.test/x is, the resource of route `r0`",
+                ],
+            ),
+            (
+                &[("/.well-known/oauth-protected-resource/x", a, url)],
+                &["routes[0].path: the metadata of the resource https://gw.test/x is at this path"],
+            ),
+        ];
+        for (routes, expected) in cases {
+            assert_eq!(found(routes), expected);
+        }
+        let issuer = "issuer: {url: \"https://gw.test\", signing: {directory: s}, oauth2: {path: /.well-known/oauth-protected-resource, clients: {database: k.db}}}\n";
+        assert_eq!(
+            problems(&format!("{issuer}{head}{}", route((0, &("/x", a, "\"https://gw.test/token\""))))),
+            ["routes[0].resource: route `edgeward:issuer:token` has this host, path and method already"]
+        );
     }
 
     #[test]

@@ -48,6 +48,11 @@ impl Authorizers {
         }
     }
 
+    /// The scopes that are asked for, separated by spaces.
+    pub fn scopes(&self) -> &str {
+        &self.scopes_asked
+    }
+
     /// Refuses an identity that lacks something: with [`Rejection::InsufficientScope`] when it is a scope, as its client can ask for more,
     /// else with [`Rejection::Forbidden`]. Nobody lacks whatever is asked for.
     pub fn authorize(&self, request: &Request<'_>, identity: Option<&Identity>) -> Result<(), Rejection> {

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{ConfigFile, print};
-use crate::config::{self, Accepted, Authenticate, Authenticator, Config, KeySource, OnFailure, Principals, RoutePolicy, System};
+use crate::config::{self, Accepted, Authenticate, Authenticator, Config, KeySource, OnFailure, Principals, System};
 use crate::live::LiveState;
 use crate::metrics::Metrics;
 use crate::reload::Candidate;
@@ -71,10 +71,7 @@ fn routes(config: &Config) -> Vec<String> {
 }
 
 fn sentence(config: &Config, route: &config::Route) -> String {
-    let policy = match &route.policy {
-        RoutePolicy::Named(name) => config.policies.iter().find(|(known, _)| known.value == name.value).map(|(_, policy)| policy),
-        RoutePolicy::Inline(policy) => Some(&**policy),
-    };
+    let policy = config.policy_of(route);
     let methods = if route.methods.is_empty() { "any method".to_owned() } else { join(&route.methods, ", ") };
     let hosts = if route.hosts.is_empty() { "any host".to_owned() } else { join(route.hosts.iter().map(|host| &host.value), ", ") };
     let mut text = format!("{}: {methods} on {hosts} {}", *route.name, *route.path);
@@ -109,6 +106,9 @@ fn sentence(config: &Config, route: &config::Route) -> String {
         if *route.cost > 1 {
             let _ = write!(text, ", at a cost of {}", *route.cost);
         }
+    }
+    if let Some(resource) = &route.resource {
+        let _ = write!(text, "; described at {}", resource.url.metadata_url());
     }
     let _ = write!(text, "; served by {}", *route.upstream);
     text

@@ -191,6 +191,30 @@ impl Decode for Authenticator {
     }
 }
 
+/// The access tokens that an authenticator takes.
+#[derive(Debug, Clone, Copy)]
+pub struct AccessTokens<'c> {
+    /// Who gives them, where that is known.
+    pub issuer: Option<&'c Arc<str>>,
+    /// Where they may sit.
+    pub from: &'c [Location],
+    /// Whether those are refused that no key of their holder binds.
+    pub bound: bool,
+}
+
+impl Authenticator {
+    /// What it takes of what authorization servers give; none for credentials of other kinds.
+    pub fn access_tokens(&self) -> Option<AccessTokens<'_>> {
+        match self {
+            Self::Jwt(jwt) => Some(AccessTokens { issuer: Some(&jwt.issuer), from: &jwt.from, bound: jwt.dpop.required }),
+            Self::Introspection(introspection) => {
+                Some(AccessTokens { issuer: introspection.issuer.as_ref(), from: &introspection.from, bound: introspection.dpop.required })
+            }
+            Self::ApiKey(_) | Self::ClientCertificate(_) | Self::Sigv4(_) | Self::Signature(_) | Self::Basic(_) | Self::External(_) => None,
+        }
+    }
+}
+
 /// Where the keys of an issuer come from.
 #[derive(Debug, Clone)]
 pub enum KeySource {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::At;
 use super::decode::{Context, Fields, grammar, words};
 use super::route::LiteralPath;
-use super::values::{DAY, HOUR, HeaderName, Lasting, MINUTE, Name, SECOND, Url};
+use super::values::{DAY, HOUR, HeaderName, Lasting, MINUTE, Name, SECOND, Url, UrlParts};
 use crate::jose::Algorithm;
 
 grammar! {
@@ -89,24 +89,17 @@ impl From<SigningAlgorithm> for Algorithm {
 impl Issuer {
     /// The host of the URL, as requests name it.
     pub fn host(&self) -> &str {
-        let rest = self.url.value.split_once("://").map_or("", |(_, rest)| rest);
-        let authority = rest.split('/').next().unwrap_or_default();
-        match authority.rsplit_once(':') {
-            Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-            _ => authority,
-        }
+        UrlParts::of(&self.url).host
     }
 
     /// The scheme and the authority of the URL.
     pub fn origin(&self) -> &str {
-        let url = self.url.value.trim_end_matches('/');
-        url.strip_suffix(self.path()).unwrap_or(url)
+        UrlParts::of(&self.url).origin
     }
 
     /// The path of the URL, without a slash at its end.
     pub fn path(&self) -> &str {
-        let rest = self.url.value.split_once("://").map_or("", |(_, rest)| rest);
-        rest.find('/').and_then(|slash| rest.get(slash..)).unwrap_or_default().trim_end_matches('/')
+        UrlParts::of(&self.url).path.trim_end_matches('/')
     }
 }
 

@@ -19,6 +19,7 @@ mod limit;
 mod policy;
 mod problem;
 mod redis;
+mod resource;
 mod revocation;
 mod route;
 mod server;
@@ -34,7 +35,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use authenticator::{ApiKey, Authenticator, ClaimNames, Jwt, KeyFetch, KeySource, KeyStore, Location};
+pub use authenticator::{AccessTokens, ApiKey, Authenticator, ClaimNames, Jwt, KeyFetch, KeySource, KeyStore, Location};
 pub use basic::{Basic, PasswordHash, User};
 pub use client_certificate::{AllowedCertificate, CertificateName, ClientCertificate};
 use decode::{Context, Decode, Fields, Map, NonEmpty, grammar};
@@ -49,6 +50,7 @@ pub use limit::{Allowance, Limit, LimitAlgorithm, LimitKey, LimitMode, LimitOn, 
 pub use policy::{Accepted, Authenticate, Authorize, Forward, Policy, Principals, TemplatePart, Token};
 pub use problem::{At, Place, Problem, nearest};
 pub use redis::{Redis, RedisUrl};
+pub use resource::{Resource, ResourceUrl, is_issuer_url};
 pub use revocation::Revocation;
 pub use route::{Route, RoutePolicy, RouteTimeouts};
 pub use server::{
@@ -180,6 +182,16 @@ grammar! {
         issuer: Option<Issuer> = absent,
         /// What is written down.
         telemetry: Telemetry = "{}",
+    }
+}
+
+impl Config {
+    /// The policy of a route; none where its name stands for nothing.
+    pub fn policy_of<'c>(&'c self, route: &'c Route) -> Option<&'c Policy> {
+        match &route.policy {
+            RoutePolicy::Inline(policy) => Some(policy),
+            RoutePolicy::Named(name) => self.policies.iter().find(|(known, _)| known.value == name.value).map(|(_, policy)| policy),
+        }
     }
 }
 

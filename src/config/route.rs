@@ -8,6 +8,7 @@ use serde_json::{Map as Object, Value, json};
 
 use super::decode::{Context, Decode, Fields, NonEmpty, Scalar, grammar};
 use super::policy::Policy;
+use super::resource::{Resource, ResourceOrUrl};
 use super::values::{self, HOUR, Lasting, Method, Name, Within};
 use super::yaml::{Kind, Node};
 use super::{At, Problem};
@@ -37,6 +38,8 @@ grammar! {
         websocket: bool = "false",
         /// Timeouts that go before the upstream's.
         timeouts: RouteTimeouts = "{}",
+        /// The protected resource that it is, or is a part of: told to clients by its metadata (RFC 9728). Absent: nothing is told.
+        resource: Option<Resource> as Option<ResourceOrUrl> = absent,
     }
 
     /// Timeouts that go before the upstream's.

@@ -445,6 +445,30 @@ impl Scalar for Url {
     }
 }
 
+/// A URL of the grammar, cut where its parts meet, each as it was written.
+pub(crate) struct UrlParts<'u> {
+    /// The scheme and the authority.
+    pub(crate) origin: &'u str,
+    /// The host, an IPv6 address in its brackets.
+    pub(crate) host: &'u str,
+    /// What follows the authority: the path, and the query if there is one.
+    pub(crate) path: &'u str,
+}
+
+impl<'u> UrlParts<'u> {
+    pub(crate) fn of(url: &'u str) -> Self {
+        let start = url.find("://").map_or(0, |at| at + "://".len());
+        let end = url.get(start..).and_then(|rest| rest.find(['/', '?'])).map_or(url.len(), |at| start + at);
+        let (origin, path) = url.split_at_checked(end).unwrap_or((url, ""));
+        let authority = origin.get(start..).unwrap_or_default();
+        let host = match authority.rsplit_once(':') {
+            Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+            _ => authority,
+        };
+        Self { origin, host, path }
+    }
+}
+
 /// The address of a socket that we listen on.
 impl Scalar for SocketAddr {
     type Value = SocketAddr;

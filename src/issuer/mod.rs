@@ -21,6 +21,7 @@ use crate::live::LiveState;
 use crate::live::identity_tokens::{IdentityTokens, MintId};
 use crate::live::oauth_clients::OauthClients;
 use crate::live::signing_keys::{SigningKeys, Terms};
+use crate::net::serve;
 use crate::request::Now;
 use oauth2::Oauth2;
 
@@ -103,9 +104,9 @@ impl Issuer {
         };
         let body = body.to_bytes();
         match (endpoint, &self.oauth2) {
-            (Some(Endpoint::Discovery), _) => self.cached(Bytes::from(self.discovery().to_string())),
+            (Some(Endpoint::Discovery), _) => serve::document(Bytes::from(self.discovery().to_string()), self.max_age),
             (Some(Endpoint::Keys), _) => match self.keys.current().as_ref() {
-                Some(held) => self.cached(held.document().clone()),
+                Some(held) => serve::document(held.document().clone(), self.max_age),
                 None => answer(StatusCode::SERVICE_UNAVAILABLE, &json!({"error": "temporarily_unavailable"})),
             },
             (Some(Endpoint::Token), Some(oauth2)) => oauth2.token(&head.headers, &body, now, random()).await,
@@ -142,18 +143,9 @@ impl Issuer {
         }
         document
     }
-
-    fn cached(&self, document: Bytes) -> Response<Full<Bytes>> {
-        let mut response = Response::new(Full::new(document));
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Ok(value) = HeaderValue::try_from(format!("public, max-age={}", self.max_age.as_secs())) {
-            response.headers_mut().insert(header::CACHE_CONTROL, value);
-        }
-        response
-    }
 }
 
-/// The answer where there is no issuer any more.
+/// The answer where nothing is told any more.
 pub fn nobody() -> Response<Full<Bytes>> {
     answer(StatusCode::NOT_FOUND, &json!({"error": "not_found"}))
 }

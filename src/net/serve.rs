@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -43,4 +43,14 @@ where
         }
     });
     Ok(())
+}
+
+/// A JSON document that anybody may keep for a while.
+pub fn document(json: Bytes, max_age: Duration) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(json));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Ok(value) = HeaderValue::try_from(format!("public, max-age={}", max_age.as_secs())) {
+        response.headers_mut().insert(header::CACHE_CONTROL, value);
+    }
+    response
 }

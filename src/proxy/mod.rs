@@ -65,8 +65,8 @@ pub struct Gateway {
 pub struct OwnServices {
     /// The demo upstream.
     pub echo: SocketAddr,
-    /// The issuer.
-    pub issuer: SocketAddr,
+    /// The issuer's endpoints and the metadata of resources.
+    pub oauth: SocketAddr,
 }
 
 impl Gateway {
@@ -205,7 +205,7 @@ impl ProxyHttp for Gateway {
         }
         let address = match route.upstream.builtin {
             Some(Service::Echo) => self.own.echo,
-            Some(Service::Issuer) => self.own.issuer,
+            Some(Service::Oauth) => self.own.oauth,
             None => match choose(&route.upstream, &context.tried) {
                 Ok(chosen) => context.backend.insert(chosen).address,
                 Err(rejection) => {

@@ -95,20 +95,22 @@ fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<Respons
             }
             // RFC 9110 section 15.5.2: a 401 says how to do better.
             if rejection.status() == http::StatusCode::UNAUTHORIZED && !relayed.headers.contains_key(header::WWW_AUTHENTICATE) {
-                challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.invalid))?;
+                challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.invalid))?;
             }
         }
-        Rejection::CredentialMissing => challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.missing))?,
+        Rejection::CredentialMissing => challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.missing))?,
         Rejection::CredentialInvalid(_) | Rejection::CredentialExpired | Rejection::CredentialRevoked => {
-            challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.invalid))?;
+            challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.invalid))?;
         }
-        Rejection::ProofInvalid(_) => challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.unproven))?,
+        Rejection::ProofInvalid(_) => challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.unproven))?,
         Rejection::NonceWanted(nonce) => {
             header.insert_header(&DPOP_NONCE, nonce.clone())?;
-            challenge(&mut header, context.route.as_ref().map(|route| &route.policy.challenges.nonce_wanted))?;
+            challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.nonce_wanted))?;
         }
         Rejection::InsufficientScope(scopes) => {
-            header.append_header(header::WWW_AUTHENTICATE, format!("Bearer error=\"insufficient_scope\", scope=\"{scopes}\""))?;
+            if let Some(route) = &context.route {
+                header.append_header(header::WWW_AUTHENTICATE, route.challenges.insufficient_scope(scopes))?;
+            }
         }
         Rejection::MethodNotAllowed(allow) => {
             header.insert_header(header::ALLOW, &**allow)?;

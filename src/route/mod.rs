@@ -7,6 +7,7 @@ pub mod ip_rules;
 pub mod limit;
 pub mod plans;
 pub mod rate_limits;
+pub mod resource;
 pub mod rewrite;
 pub mod router;
 pub mod statement;
@@ -33,6 +34,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// Who may enter, and as what; shared by every route that names it.
     pub policy: Arc<Policy>,
+    /// What a refused caller is told to present.
+    pub challenges: Challenges,
     /// Another path for the upstream.
     pub rewrite: Option<Rewrite>,
     /// What a request takes of its limits, times what they say.
@@ -62,8 +65,6 @@ pub struct Policy {
     pub authenticators: Option<Authenticators>,
     /// What the identity must have.
     pub authorizers: Authorizers,
-    /// What a refused caller is told to present.
-    pub challenges: Challenges,
     /// What the upstream is told.
     pub forward: Forward,
 }
@@ -79,22 +80,41 @@ pub struct Challenges {
     pub unproven: Vec<http::HeaderValue>,
     /// When the proof lacked a nonce (RFC 9449 section 9).
     pub nonce_wanted: Vec<http::HeaderValue>,
+    /// Where the metadata of the resource is, as one more parameter; empty where there is none.
+    described: Box<str>,
 }
 
 impl Challenges {
-    /// One per accepted method (RFC 9110 section 11.6.1), and none twice.
-    pub fn new(accepted: &Authenticators) -> Self {
+    /// One per accepted method (RFC 9110 section 11.6.1), and none twice. Where the route is a resource that is `described` at a URL and asks for
+    /// scopes, those that ask for a token say so: whoever reads them knows where to get one, and for what (RFC 9728 section 5.1).
+    pub fn new(accepted: &Authenticators, described: Option<(String, &str)>) -> Self {
         let mut challenges: Vec<Challenge> = Vec::new();
         for challenge in accepted.iter().flat_map(|authenticator| authenticator.challenges()) {
             if !challenges.contains(&challenge) {
                 challenges.push(challenge);
             }
         }
+        if let Some((url, scopes)) = &described {
+            let describe = |challenge: Challenge| match challenge.asks_for_token() {
+                true if scopes.is_empty() => challenge.with(RESOURCE_METADATA, url.clone()),
+                true => challenge.with("scope", (*scopes).to_owned()).with(RESOURCE_METADATA, url.clone()),
+                false => challenge,
+            };
+            challenges = challenges.into_iter().map(describe).collect();
+        }
         Self {
             missing: challenges.iter().map(Challenge::missing).collect(),
             invalid: challenges.iter().map(Challenge::invalid).collect(),
             unproven: challenges.iter().map(Challenge::unproven).collect(),
             nonce_wanted: challenges.iter().map(Challenge::nonce_wanted).collect(),
+            described: described.map(|(url, _)| format!(", {RESOURCE_METADATA}=\"{url}\"")).unwrap_or_default().into(),
         }
     }
+
+    /// When the token lacks one of these scopes, separated by spaces (RFC 6750 section 3.1).
+    pub fn insufficient_scope(&self, scopes: &str) -> String {
+        format!("Bearer error=\"insufficient_scope\", scope=\"{scopes}\"{}", self.described)
+    }
 }
+
+const RESOURCE_METADATA: &str = "resource_metadata";

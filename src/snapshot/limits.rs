@@ -89,13 +89,7 @@ impl Compiler<'_> {
     /// A limit that would refuse every request of a route: better said now.
     pub(super) fn check_route_limits(&mut self, route: &config::Route) {
         let config = self.config;
-        let policy = match &route.policy {
-            config::RoutePolicy::Named(name) => {
-                config.policies.iter().find(|(known, _)| known.value == name.value).map(|(_, policy)| policy)
-            }
-            config::RoutePolicy::Inline(policy) => Some(&**policy),
-        };
-        let Some(policy) = policy else { return };
+        let Some(policy) = config.policy_of(route) else { return };
         let known = |name: &config::At<Arc<str>>| config.limits.iter().find(|(known, _)| known.value == name.value);
         for (name, limit) in policy.limits.iter().filter_map(known).filter(|(_, limit)| limit.when_missing == WhenMissing::Deny) {
             for key in &limit.per {

@@ -21,8 +21,8 @@ use crate::net;
 use crate::request::Rejection;
 use schedule::{Schedule, Turn};
 
-/// The name of the issuer among upstreams and before the names of its routes. No name of an operator's has a colon.
-pub const ISSUER: &str = "edgeward:issuer";
+/// The name of [`Service::Oauth`] among upstreams. No name of an operator's has a colon.
+pub const OAUTH: &str = "edgeward:oauth";
 
 /// An upstream as a snapshot holds it. Compiling one changes nothing for the running one of the same name; [`activate`](Self::activate) does.
 #[derive(Debug)]
@@ -55,8 +55,8 @@ pub struct Upstream {
 pub enum Service {
     /// Answers with the request.
     Echo,
-    /// Gives tokens.
-    Issuer,
+    /// Gives tokens, and tells clients who gives them: the issuer's endpoints and the metadata of resources.
+    Oauth,
 }
 
 /// How the backends prove who they are, and we to them. There is always a name to verify.
@@ -117,8 +117,8 @@ impl Upstream {
         })
     }
 
-    /// The issuer, as the upstream of its own routes.
-    pub fn issuer(live: &LiveState) -> Result<Self, Vec<Problem>> {
+    /// The upstream of edgeward's own routes.
+    pub fn oauth(live: &LiveState) -> Result<Self, Vec<Problem>> {
         let second = Duration::from_secs(1);
         let config = config::Upstream {
             servers: Vec::new(),
@@ -130,7 +130,7 @@ impl Upstream {
             retries: None,
             http2: false,
         };
-        Ok(Self { builtin: Some(Service::Issuer), ..Self::compile(&ISSUER.into(), &config, live)? })
+        Ok(Self { builtin: Some(Service::Oauth), ..Self::compile(&OAUTH.into(), &config, live)? })
     }
 
     /// Makes the upkeep look after this upstream's servers with its settings. Called once, when its snapshot takes effect.

@@ -27,6 +27,7 @@ mod quotas;
 mod redis;
 mod reload;
 mod request;
+mod resource;
 mod revocation;
 mod route;
 mod server;

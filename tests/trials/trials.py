@@ -15,6 +15,7 @@ import trial_keys
 import trial_nginx
 import trial_provider
 import trial_reload
+import trial_resource
 import trial_sigv4
 import trial_streams
 import trial_tls
