@@ -55,6 +55,7 @@ fn authenticator(key: &SigningKey, live: &LiveState) -> Jwt {
         max_lifetime: None,
         typ: None,
         from: vec![Location::Header { name: http::header::AUTHORIZATION, scheme: Some("Bearer".into()) }],
+        dpop: config::Dpop { required: false, max_age: Duration::from_secs(60), nonce: None },
         claims: ClaimNames {
             subject: "sub".into(),
             scopes: vec!["scope".into(), "scp".into()],

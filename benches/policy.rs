@@ -42,7 +42,7 @@ fn conditions(c: &mut Criterion) {
     let caller = way.caller();
     gate.warm(&caller, way.ends);
     gate.request(&caller, |route, request| {
-        let admission = admit(route, request, NOW).now_or_never().expect("it waits for nobody").expect("admitted");
+        let admission = admit(route, request, NOW, || 0).now_or_never().expect("it waits for nobody").expect("admitted");
         let identity = admission.identity().map(|identity| &**identity);
         let mut group = c.benchmark_group("condition");
         for (name, text) in CONDITIONS {
@@ -78,7 +78,7 @@ fn forward(c: &mut Criterion) {
         let caller = way.caller();
         gate.warm(&caller, way.ends);
         gate.request(&caller, |route, request| {
-            let admission = admit(route, request, NOW).now_or_never().expect("it waits for nobody").expect("admitted");
+            let admission = admit(route, request, NOW, || 0).now_or_never().expect("it waits for nobody").expect("admitted");
             let identity = admission.identity().map(|identity| &**identity);
             group.bench_function(name, |b| b.iter(|| gate.forward(route, &caller, black_box(identity))));
         });

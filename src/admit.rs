@@ -33,6 +33,11 @@ impl Admission {
         self.token.as_ref()
     }
 
+    /// What the caller's next proof shall have as its nonce.
+    pub fn nonce(&self) -> Option<&HeaderValue> {
+        self.proof.as_ref().and_then(|proof| proof.nonce.as_ref())
+    }
+
     /// What the body must hash to before any of it is forwarded.
     pub fn body(&self) -> &[BodyDigest] {
         self.proof.as_ref().map_or(&[], |proof| &proof.body)
@@ -153,7 +158,7 @@ mod tests {
     use crate::request::Client;
     use crate::route::router::ParametersBuffer;
     use crate::snapshot::{Snapshot, compile};
-    use http::{HeaderMap, HeaderName, HeaderValue, Method};
+    use http::{HeaderMap, HeaderName, Method};
     use std::time::Duration;
 
     fn key(authenticator: &str, consumer: &str) -> String {

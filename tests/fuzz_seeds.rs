@@ -47,6 +47,11 @@ fn no_credential_is_left_or_logged() {
 }
 
 #[test]
+fn only_a_proof_of_the_holder_is_accepted() {
+    run("dpop", targets::dpop::run);
+}
+
+#[test]
 fn only_true_is_active() {
     run("introspection", targets::introspection::run);
 }

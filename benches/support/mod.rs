@@ -114,7 +114,7 @@ impl Gate {
     /// The whole way of a request that waits for nobody: decided, and where it is admitted with the head that the upstream is sent.
     pub fn pass(&self, caller: &Caller) -> Result<HeaderMap, Refusal> {
         self.request(caller, |route, request| {
-            let decided = admit(route, request, NOW).now_or_never().expect("a warm way waits for nobody");
+            let decided = admit(route, request, NOW, || 0).now_or_never().expect("a warm way waits for nobody");
             decided.map(|admission| self.forward(route, caller, admission.identity().map(|identity| &**identity)))
         })
     }
@@ -126,7 +126,7 @@ impl Gate {
     pub fn warm(&self, caller: &Caller, ends: &str) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         for _ in 0..2 {
-            let decided = self.request(caller, |route, request| runtime.block_on(admit(route, request, NOW)));
+            let decided = self.request(caller, |route, request| runtime.block_on(admit(route, request, NOW, || 0)));
             let ended = decided.as_ref().map_or_else(|refusal| refusal.rejection.code(), |_| "ok");
             assert_eq!(ended, ends, "{decided:?}");
         }

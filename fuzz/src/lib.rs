@@ -4,6 +4,7 @@ pub mod basic;
 pub mod client_certificate;
 pub mod config;
 pub mod credential;
+pub mod dpop;
 pub mod exchange;
 pub mod external;
 pub mod introspection;

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use http::HeaderValue;
 
+use super::dpop;
+
 /// One way in. Each authenticator says its own; two that say the same are one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Challenge {
@@ -52,6 +54,21 @@ impl Challenge {
         self.written(if self.names_error { ", error=\"invalid_token\"" } else { "" })
     }
 
+    /// When a bound token came and the proof of its key was not good (RFC 9449 section 7.1).
+    pub fn unproven(&self) -> HeaderValue {
+        self.of_proof("invalid_dpop_proof")
+    }
+
+    /// When the proof lacked a nonce (RFC 9449 section 9).
+    pub fn nonce_wanted(&self) -> HeaderValue {
+        self.of_proof("use_dpop_nonce")
+    }
+
+    /// Those that ask for no proof say what they would say to nothing.
+    fn of_proof(&self, error: &str) -> HeaderValue {
+        self.written(&if self.scheme == dpop::SCHEME { format!(", error=\"{error}\"") } else { String::new() })
+    }
+
     fn written(&self, error: &str) -> HeaderValue {
         let parameters: String = self.parameters.iter().map(|(name, value)| format!(", {name}=\"{value}\"")).collect();
         let written = HeaderValue::try_from(format!("{} realm=\"{}\"{error}{parameters}", self.scheme, self.realm));
@@ -82,6 +99,14 @@ mod tests {
         ] {
             assert_eq!((challenge.missing(), challenge.invalid()), (missing.parse().unwrap(), invalid.parse().unwrap()));
         }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_proof_is_said_by_the_challenge_that_asks_for_one() {
+        let (bound, bearer) = (Challenge::token("DPoP").with("algs", "ES256"), Challenge::token("Bearer"));
+        assert_eq!(bound.unproven(), "DPoP realm=\"edgeward\", error=\"invalid_dpop_proof\", algs=\"ES256\"");
+        assert_eq!(bound.nonce_wanted(), "DPoP realm=\"edgeward\", error=\"use_dpop_nonce\", algs=\"ES256\"");
+        assert_eq!((bearer.unproven(), bearer.nonce_wanted()), (bearer.missing(), bearer.missing()));
     }
 
     #[test]

@@ -251,17 +251,18 @@ fn together(proofs: Vec<Proof>, principals: Principals, joined: &Joined) -> Resu
     {
         return Err(Rejection::Forbidden("principals_differ"));
     }
-    let (mut body, mut headers, mut parts) = (Vec::new(), None::<Arc<[HeaderChange]>>, Parts(SmallVec::new()));
+    let (mut body, mut headers, mut nonce, mut parts) = (Vec::new(), None::<Arc<[HeaderChange]>>, None, Parts(SmallVec::new()));
     for proof in proofs {
         body.extend(proof.body);
         headers = match (headers, proof.headers) {
             (Some(before), Some(more)) => Some(before.iter().chain(&*more).cloned().collect()),
             (before, more) => before.or(more),
         };
+        nonce = nonce.or(proof.nonce);
         parts.0.push(proof.identity);
     }
     let identity = joined.identity(parts);
-    Ok(identity.map_or(Outcome::Anonymous, |identity| Outcome::Proven(Proof { identity, body, headers })))
+    Ok(identity.map_or(Outcome::Anonymous, |identity| Outcome::Proven(Proof { identity, body, headers, nonce })))
 }
 
 impl Joined {

@@ -4,36 +4,47 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::HeaderValue;
 use serde_json::{Map, Value};
 
-use super::dpop::{self, Bound};
+use super::dpop::{self, Proofs};
 use crate::request::{Now, Rejection, Request};
 
-/// Checks what the claims of a token say about its holder's key; a token that says nothing is good in anybody's hands. `dpop` is what a proof by
-/// DPoP is held against, where one is taken.
+/// Checks what the claims of a token say about its holder's key; a token that says nothing is good in anybody's hands, unless `proofs` asks for
+/// more. Answers with the nonce for the caller's next proof, where that is another.
 ///
 /// # Errors
 /// The proof is missing or another's, or the token asks for one that is not understood: an unknown member is no lesser demand.
-pub fn check(claims: &Map<String, Value>, dpop: Option<Bound<'_>>, request: &Request<'_>, now: Now) -> Result<(), Rejection> {
+pub fn check(
+    (token, claims): (&str, &Map<String, Value>),
+    proofs: &Proofs,
+    request: &Request<'_>,
+    now: Now,
+) -> Result<Option<HeaderValue>, Rejection> {
     let members = match claims.get("cnf") {
-        None => return if dpop::is_claimed(request) { Err(UNBOUND) } else { Ok(()) },
-        Some(confirmation) => confirmation.as_object().filter(|members| !members.is_empty()).ok_or(UNKNOWN)?,
+        None => None,
+        Some(confirmation) => Some(confirmation.as_object().filter(|members| !members.is_empty()).ok_or(UNKNOWN)?),
     };
-    if dpop::is_claimed(request) && !members.contains_key("jkt") {
-        return Err(UNBOUND);
+    if !members.is_some_and(|members| members.contains_key("jkt")) {
+        // Whoever says `DPoP` means a bound token (RFC 9449 section 7.1).
+        if dpop::is_claimed(request) {
+            return Err(Rejection::CredentialInvalid("dpop_unbound"));
+        }
+        if proofs.required {
+            return Err(Rejection::CredentialInvalid("dpop_required"));
+        }
     }
-    for (name, value) in members {
+    let mut nonce = None;
+    for (name, value) in members.into_iter().flatten() {
         match (name.as_str(), value) {
             ("x5t#S256", Value::String(thumbprint)) => certificate(thumbprint, request)?,
-            ("jkt", Value::String(thumbprint)) => dpop::check(thumbprint, dpop.ok_or(UNKNOWN)?, request, now)?,
+            ("jkt", Value::String(thumbprint)) => nonce = proofs.check(thumbprint, token, request, now)?,
             _ => return Err(UNKNOWN),
         }
     }
-    Ok(())
+    Ok(nonce)
 }
 
-/// Whoever says `DPoP` means a bound token (RFC 9449 section 7.1).
-const UNBOUND: Rejection = Rejection::CredentialInvalid("dpop_unbound");
 const UNKNOWN: Rejection = Rejection::CredentialInvalid("bound_token");
 
 /// RFC 8705 section 3.1: the certificate of the connection that brings the token.
@@ -89,10 +100,36 @@ mod tests {
             (json!({"cnf": null}), with, Some("bound_token")),
             (json!({"cnf": own}), with, Some("bound_token")),
         ] {
-            let bound = Bound { token: "t", replays: &Default::default(), leeway: Default::default() };
-            let now = Now { monotonic: Default::default(), unix: Default::default() };
-            let found = check(claims.as_object().unwrap(), Some(bound), &request, now).err().and_then(|rejection| rejection.reason());
-            assert_eq!(found, expected, "{claims}");
+            assert_eq!(outcome(&claims, false, &request), expected, "{claims}");
+        }
+    }
+
+    fn outcome(claims: &Value, required: bool, request: &Request<'_>) -> Option<&'static str> {
+        let dpop = crate::config::Dpop { required, max_age: Default::default(), nonce: None };
+        let proofs = Proofs::new(&"a".into(), &dpop, Default::default(), &Default::default());
+        let now = Now { monotonic: Default::default(), unix: Default::default() };
+        check(("t", claims.as_object().unwrap()), &proofs, request, now).err().and_then(|rejection| rejection.reason())
+    }
+
+    #[test]
+    fn where_a_binding_is_required_a_token_without_one_is_refused_however_it_comes() {
+        let client = Client { address: [127, 0, 0, 1].into(), through_trusted_proxy: false };
+        for (scheme, required, claims, expected) in [
+            ("Bearer", false, json!({}), None),
+            ("Bearer", true, json!({}), Some("dpop_required")),
+            ("DPoP", false, json!({}), Some("dpop_unbound")),
+            ("DPoP", true, json!({}), Some("dpop_unbound")),
+            ("dpop", false, json!({}), Some("dpop_unbound")),
+            // Another key than that of a proof is not what is asked for.
+            ("Bearer", true, json!({"cnf": {"x5t#S256": "x"}}), Some("dpop_required")),
+            ("DPoP", false, json!({"cnf": {"x5t#S256": "x"}}), Some("dpop_unbound")),
+            ("Bearer", true, json!({"cnf": {"jkt": "x"}}), Some("dpop_as_bearer")),
+            ("DPoP", true, json!({"cnf": {"jkt": "x"}}), Some("dpop_missing")),
+            ("DPoP", true, json!({"cnf": {}}), Some("bound_token")),
+        ] {
+            let headers = [(http::header::AUTHORIZATION, format!("{scheme} t").parse().unwrap())].into_iter().collect();
+            let request = Request::new(&http::Method::GET, "h", "/", &headers, &client);
+            assert_eq!(outcome(&claims, required, &request), expected, "{scheme} {required} {claims}");
         }
     }
 }

@@ -14,8 +14,9 @@ pub use endpoint::{Said, read};
 
 use self::endpoint::Endpoint;
 use super::credential::{self, Found};
+use super::dpop::{self, Proofs};
 use super::oauth_client::{self, Ask};
-use super::{Challenge, Verdict, confirmation};
+use super::{Challenge, Proof, Verdict, confirmation};
 use crate::config::{self, Location, OnFailure, Problem};
 use crate::jose::claims::Registered;
 use crate::jose::jws::{MAX_TOKEN, fingerprint};
@@ -25,8 +26,8 @@ use crate::live::oauth_endpoint::EndpointId;
 use crate::live::{LiveState, breaker};
 use crate::request::{Identity, Method, Now, Rejection, Request};
 
-/// How far the issuer's clock may be ahead: it has just said that the token is active, so only a gross `nbf` contradicts it. `exp` gets no
-/// such grace.
+/// How far another clock may be ahead: the issuer has just said that the token is active, so only a gross `nbf` contradicts it. `exp` gets no
+/// such grace. The clock of who makes a proof may differ either way.
 const AHEAD: Duration = Duration::from_secs(30);
 
 /// Accepts the tokens that one endpoint calls active.
@@ -42,6 +43,9 @@ pub struct Introspection {
     entries: usize,
     /// What beside the token decides an answer, hashed.
     asker: [u8; 32],
+    /// Where the token is, and where its proof.
+    locations: Vec<Location>,
+    proofs: Proofs,
 }
 
 /// What is judged with every request, asked or remembered.
@@ -73,6 +77,8 @@ impl Introspection {
             // Debug escapes what it quotes, so no two askers write the same text.
             asker: sha256(format!("{id:?} {:?}", config.claims).as_bytes()),
             from: config.from.clone(),
+            locations: dpop::locations(&config.from),
+            proofs: Proofs::new(&name, &config.dpop, AHEAD, live),
             rules: Rules { issuer: config.issuer.clone(), audiences: config.audiences.clone() },
             on_failure: config.on_failure,
             endpoint: Arc::new(endpoint),
@@ -101,12 +107,12 @@ impl Introspection {
         };
         let question = self.question(&token);
         let judged = match self.answers.fresh(&question, now) {
-            Some(answer) => self.judge(&answer.value, request, now),
+            Some(answer) => self.judge(&answer.value, &token, request, now),
             // Boxed, so that the many requests whose answer is known do not carry the room that asking takes.
             None => Box::pin(self.ask(question, &token, request, now)).await,
         };
         match judged {
-            Ok(identity) => Verdict::Accept(identity.into()),
+            Ok(proof) => Verdict::Accept(proof),
             Err(rejection) => Verdict::Reject(rejection),
         }
     }
@@ -118,12 +124,12 @@ impl Introspection {
 
     /// Where the token may be.
     pub fn locations(&self) -> &[Location] {
-        &self.from
+        &self.locations
     }
 
     /// What a caller is told to present.
-    pub fn challenge(&self) -> Challenge {
-        Challenge::token("Bearer")
+    pub fn challenges(&self) -> Vec<Challenge> {
+        self.proofs.challenges(&self.from)
     }
 
     /// The whole token, the endpoint, the client, and how an answer is read.
@@ -134,20 +140,20 @@ impl Introspection {
         hash.finish()
     }
 
-    async fn ask(&self, question: Question, token: &str, request: &Request<'_>, now: Now) -> Result<Arc<Identity>, Rejection> {
+    async fn ask(&self, question: Question, token: &str, request: &Request<'_>, now: Now) -> Result<Proof, Rejection> {
         let call = || Arc::clone(&self.endpoint).introspect(token.to_owned(), now);
         match self.answers.ask(question, self.terms, now, call).await {
-            Ok(answer) => self.judge(&answer.value, request, now),
+            Ok(answer) => self.judge(&answer.value, token, request, now),
             Err(away) => self.judge_unanswered((&question, token), away, request, now),
         }
     }
 
-    fn judge(&self, said: &Introspected, request: &Request<'_>, now: Now) -> Result<Arc<Identity>, Rejection> {
+    fn judge(&self, said: &Introspected, token: &str, request: &Request<'_>, now: Now) -> Result<Proof, Rejection> {
         match said {
             Introspected::Active { registered, identity } => {
                 self.rules.check(registered, now)?;
-                confirmation::check(&identity.claims, None, request, now)?;
-                Ok(Arc::clone(identity))
+                let nonce = confirmation::check((token, &identity.claims), &self.proofs, request, now)?;
+                Ok(Proof { nonce, ..Arc::clone(identity).into() })
             }
             Introspected::Inactive(reason) => Err(Rejection::CredentialInvalid(reason)),
         }
@@ -160,22 +166,23 @@ impl Introspection {
         away: Away,
         request: &Request<'_>,
         now: Now,
-    ) -> Result<Arc<Identity>, Rejection> {
+    ) -> Result<Proof, Rejection> {
         let unavailable = Rejection::DependencyUnavailable { dependency: "introspection", retry_after: away.retry_after };
         let last = self.answers.last(question);
         match (self.on_failure, last) {
             (OnFailure::AllowCached(beyond), Some(answer)) if answer.good && now.monotonic < answer.fresh_until + beyond => {
-                let identity = self.judge(&answer.value, request, now)?;
+                let proof = self.judge(&answer.value, token, request, now)?;
                 self.answers.excuse();
-                Ok(identity)
+                Ok(proof)
             }
-            (OnFailure::Allow, last) => {
-                // What was heard against a token still stands: that it was not active, or when it ends.
+            // Whose key a bound token is of is not known: no proof of it can be good.
+            (OnFailure::Allow, last) if !dpop::is_claimed(request) => {
+                // What was heard against a token still stands: that it was not active, when it ends, or that it needs a proof.
                 if let Some(answer) = last {
-                    self.judge(&answer.value, request, now)?;
+                    self.judge(&answer.value, token, request, now)?;
                 }
                 self.answers.excuse();
-                Ok(Arc::new(Identity::new(Method::Introspection, Arc::clone(&self.name), fingerprint(token))))
+                Ok(Arc::new(Identity::new(Method::Introspection, Arc::clone(&self.name), fingerprint(token))).into())
             }
             _ => Err(unavailable),
         }

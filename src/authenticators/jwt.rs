@@ -11,8 +11,8 @@ use openssl::sha::sha256;
 
 use super::claims::ClaimPaths;
 use super::credential::{self, Found};
-use super::dpop::{self, Bound, DPOP};
-use super::{Challenge, Verdict, confirmation};
+use super::dpop::{self, Proofs};
+use super::{Challenge, Proof, Verdict, confirmation};
 use crate::config::{self, KeySource, Location, Problem};
 use crate::jose::claims::Registered;
 use crate::jose::jws::{Header, MAX_TOKEN};
@@ -21,7 +21,6 @@ use crate::jose::{Algorithm, Algorithms, Claims, Fault, JwkSet, Jws};
 use crate::live::LiveState;
 use crate::live::key_set::{KeySet, KeySetId, Source, Upkeep};
 use crate::live::oauth_clients::OauthClients;
-use crate::live::replays::Replays;
 use crate::live::signing_keys::SigningKeys;
 use crate::live::token_cache::{TokenCache, Verified, VerifierId};
 use crate::net::http::{Client, Tls};
@@ -39,7 +38,7 @@ pub struct Jwt {
     tokens: Arc<TokenCache>,
     /// Where the token is, and where its proof.
     locations: Vec<Location>,
-    proofs: Arc<Replays>,
+    proofs: Proofs,
 }
 
 /// What is judged with every request, cached or not.
@@ -113,8 +112,8 @@ impl Jwt {
         Self {
             // Debug escapes what it quotes, so no two verifiers write the same text.
             verifier: sha256(format!("{name:?} {} {:?}", keys.identity(), config.claims).as_bytes()),
-            proofs: live.replays.find_or_create(&name, Replays::default),
-            locations: locations(&config.from),
+            proofs: Proofs::new(&name, &config.dpop, config.leeway, live),
+            locations: dpop::locations(&config.from),
             name,
             from: config.from.clone(),
             rules: Rules {
@@ -140,7 +139,7 @@ impl Jwt {
             Found::Malformed(reason) => return Verdict::Reject(Rejection::CredentialInvalid(reason)),
         };
         match self.judge(&token, request, now).await {
-            Ok(Some(identity)) => Verdict::Accept(identity.into()),
+            Ok(Some(proof)) => Verdict::Accept(proof),
             Ok(None) => Verdict::Pass,
             Err(rejection) => Verdict::Reject(rejection),
         }
@@ -156,12 +155,9 @@ impl Jwt {
         &self.locations
     }
 
-    /// What a caller is told to present: a bound token (RFC 9449 section 7.1), any other, or either.
+    /// What a caller is told to present.
     pub fn challenges(&self) -> Vec<Challenge> {
-        let takes = |scheme| self.from.iter().any(|location| location.has_scheme(scheme));
-        let bound = takes("DPoP").then(|| Challenge::token("DPoP").with("algs", dpop::ALGORITHMS.join(" ")));
-        let bearer = (bound.is_none() || takes("Bearer")).then(|| Challenge::token("Bearer"));
-        bound.into_iter().chain(bearer).collect()
+        self.proofs.challenges(&self.from)
     }
 
     /// Where the token may be.
@@ -169,11 +165,7 @@ impl Jwt {
         &self.from
     }
 
-    fn bound<'a>(&'a self, token: &'a str) -> Bound<'a> {
-        Bound { token, replays: &self.proofs, leeway: self.rules.leeway }
-    }
-
-    async fn judge(&self, token: &str, request: &Request<'_>, now: Now) -> Result<Option<Arc<Identity>>, Rejection> {
+    async fn judge(&self, token: &str, request: &Request<'_>, now: Now) -> Result<Option<Proof>, Rejection> {
         if token.len() > MAX_TOKEN {
             return Err(invalid(Fault::TooLarge));
         }
@@ -181,8 +173,8 @@ impl Jwt {
             && self.keys.still_hold(&known, now)?
         {
             self.rules.check(known.algorithm, known.typ.as_deref(), &known.registered, now)?;
-            confirmation::check(&known.identity.claims, Some(self.bound(token)), request, now)?;
-            return Ok(Some(known.identity.clone()));
+            let nonce = confirmation::check((token, &known.identity.claims), &self.proofs, request, now)?;
+            return Ok(Some(Proof { nonce, ..known.identity.clone().into() }));
         }
         if !Jws::has_shape(token) {
             return Ok(None);
@@ -198,21 +190,13 @@ impl Jwt {
         let key = self.keys.verify(&jws, now).await?;
         self.keys.check_revoked(&all)?;
         // After the signature: a proof is remembered, and strangers must not fill that memory.
-        confirmation::check(&all, Some(self.bound(token)), request, now)?;
+        let nonce = confirmation::check((token, &all), &self.proofs, request, now)?;
         // Without the signature: of an ECDSA signature anybody can make a second one that is as good, and it must not have a budget of its own.
         let proven = Identity::new(Method::Jwt, self.name.clone(), sha256(jws.signing_input()));
         let identity = Arc::new(self.claims.fill_in(proven, all)?);
         self.tokens.insert(Verified::new(self.verifier, token, (algorithm, typ.clone()), registered, key, identity.clone()));
-        Ok(Some(identity))
+        Ok(Some(Proof { nonce, ..identity.into() }))
     }
-}
-
-fn locations(from: &[Location]) -> Vec<Location> {
-    let bound = from
-        .iter()
-        .any(|location| matches!(location, Location::Header { scheme: Some(scheme), .. } if scheme.eq_ignore_ascii_case("dpop")));
-    let proof = bound.then_some(Location::Header { name: DPOP, scheme: None });
-    from.iter().cloned().chain(proof).collect()
 }
 
 /// What may sign: what the operator says, else all that the kind of key can.

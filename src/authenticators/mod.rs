@@ -22,6 +22,8 @@ use std::sync::Arc;
 pub use challenge::Challenge;
 pub use combination::{Accepted, Authenticators};
 
+use http::HeaderValue;
+
 use crate::config::Location;
 use crate::request::{BodyDigest, HeaderChange, Identity, Method, Now, Rejection, Request};
 
@@ -45,11 +47,13 @@ pub struct Proof {
     pub body: Vec<BodyDigest>,
     /// What becomes of the upstream's headers beside.
     pub headers: Option<Arc<[HeaderChange]>>,
+    /// What the caller's next proof shall have in place of the nonce of this one (RFC 9449 section 8.2).
+    pub nonce: Option<HeaderValue>,
 }
 
 impl From<Arc<Identity>> for Proof {
     fn from(identity: Arc<Identity>) -> Self {
-        Self { identity, body: Vec::new(), headers: None }
+        Self { identity, body: Vec::new(), headers: None, nonce: None }
     }
 }
 
@@ -148,7 +152,7 @@ impl Authenticator {
             Self::Signature(signature) => vec![signature.challenge()],
             Self::Basic(basic) => vec![basic.challenge()],
             Self::External(external) => vec![external.challenge()],
-            Self::Introspection(introspection) => vec![introspection.challenge()],
+            Self::Introspection(introspection) => introspection.challenges(),
         }
     }
 

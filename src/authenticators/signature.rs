@@ -161,7 +161,7 @@ impl Signature {
             };
             self.refuse_replay(&once, ends, now)?;
         }
-        Ok(Proof { identity: Arc::clone(&signer.identity), body, headers: None })
+        Ok(Proof { body, ..Arc::clone(&signer.identity).into() })
     }
 
     /// When the signature ends, in seconds since the Unix epoch.

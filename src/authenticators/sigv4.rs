@@ -155,7 +155,7 @@ impl Sigv4 {
         };
         key.judge(presented, request, now)?;
         self.refuse_replay(&signature, ends, request.method, now)?;
-        Ok(Proof { identity: Arc::clone(&key.identity), body: body.into_iter().collect(), headers: None })
+        Ok(Proof { body: body.into_iter().collect(), ..Arc::clone(&key.identity).into() })
     }
 
     /// When the signature ends, in seconds since the Unix epoch.

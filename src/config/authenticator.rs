@@ -8,6 +8,7 @@ use serde_json::{Map as Object, Value, json};
 
 use super::client_certificate::ClientCertificate;
 use super::decode::{Context, Decode, Fields, NonEmpty, OneOrMany, Scalar, grammar, unknown_word};
+use super::dpop::{self, Dpop};
 use super::external::External;
 use super::header;
 use super::introspection::Introspection;
@@ -81,6 +82,8 @@ grammar! {
         typ: Option<Arc<str>> as Option<Typ> = absent,
         /// Where the token sits; the first place that holds something is the one that counts.
         from: Vec<Location> as NonEmpty<Vec<Location>> = "[{header: Authorization, scheme: Bearer}]",
+        /// What is asked of tokens that are bound to a key of their holder, and of the proofs of it. `from` says where they are taken.
+        dpop: Dpop = "{}",
         /// Which claims say what.
         claims: ClaimNames = "{}",
     }
@@ -195,14 +198,18 @@ pub struct AccessTokens<'c> {
     pub issuer: Option<&'c Arc<str>>,
     /// Where they may sit.
     pub from: &'c [Location],
+    /// Whether those are refused that no key of their holder binds.
+    pub bound: bool,
 }
 
 impl Authenticator {
     /// What it takes of what authorization servers give; none for credentials of other kinds.
     pub fn access_tokens(&self) -> Option<AccessTokens<'_>> {
         match self {
-            Self::Jwt(jwt) => Some(AccessTokens { issuer: Some(&jwt.issuer), from: &jwt.from }),
-            Self::Introspection(introspection) => Some(AccessTokens { issuer: introspection.issuer.as_ref(), from: &introspection.from }),
+            Self::Jwt(jwt) => Some(AccessTokens { issuer: Some(&jwt.issuer), from: &jwt.from, bound: jwt.dpop.required }),
+            Self::Introspection(introspection) => {
+                Some(AccessTokens { issuer: introspection.issuer.as_ref(), from: &introspection.from, bound: introspection.dpop.required })
+            }
             Self::ApiKey(_) | Self::ClientCertificate(_) | Self::Sigv4(_) | Self::Signature(_) | Self::Basic(_) | Self::External(_) => None,
         }
     }
@@ -396,7 +403,8 @@ fn least_secret(algorithm: Algorithm) -> Option<usize> {
     }
 }
 
-fn check_jwt(jwt: &Jwt, _: &Fields<'_>, context: &mut Context<'_>) {
+fn check_jwt(jwt: &Jwt, fields: &Fields<'_>, context: &mut Context<'_>) {
+    dpop::check(&jwt.from, fields, context);
     for algorithm in &jwt.algorithms {
         let problem = match (&jwt.keys.value, least_secret(algorithm.value)) {
             (KeySource::Secret(secret), Some(least)) if secret.expose().len() < least => {
@@ -440,6 +448,10 @@ fn check_keys(keys: &WrittenKeys, fields: &Fields<'_>, context: &mut Context<'_>
 fn check_location(location: &WrittenLocation, fields: &Fields<'_>, context: &mut Context<'_>) {
     if location.scheme.is_some() && location.header.is_none() {
         fields.refuse(context, "a scheme without a header", "`{header: NAME, scheme: SCHEME}`");
+    }
+    let bound = location.scheme.as_ref().is_some_and(|scheme| scheme.eq_ignore_ascii_case("dpop"));
+    if bound && location.header.as_ref().is_some_and(|name| name != http::header::AUTHORIZATION) {
+        fields.refuse(context, "tokens with a proof come in `Authorization` only", "`{header: Authorization, scheme: DPoP}`");
     }
     if let Some(name) = &location.header {
         if name == http::header::COOKIE {

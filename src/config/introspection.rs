@@ -8,6 +8,7 @@ use serde_json::{Map as Object, Value};
 use super::authenticator::{ClaimNames, Location};
 use super::decode::{Context, Decode, Fields, NonEmpty, grammar, words};
 use super::dependency::{Breaker, OnFailure};
+use super::dpop::{self, Dpop};
 use super::values::{HOUR, Lasting, MINUTE, SECOND, Text, Url, Within};
 use super::yaml::Node;
 use super::{At, File};
@@ -15,6 +16,7 @@ use crate::secret::Secret;
 
 grammar! {
     /// Tokens that say nothing themselves: their issuer is asked about each (RFC 7662).
+    #[checked(check_introspection)]
     pub struct Introspection {
         /// Where it is asked.
         url: At<Arc<str>> as At<Url>,
@@ -26,6 +28,8 @@ grammar! {
         audiences: Vec<Arc<str>> as NonEmpty<Vec<Text>> = absent,
         /// Where the token sits; the first place that holds something is the one that counts.
         from: Vec<Location> as NonEmpty<Vec<Location>> = "[{header: Authorization, scheme: Bearer}]",
+        /// What is asked of tokens that are bound to a key of their holder, and of the proofs of it. `from` says where they are taken.
+        dpop: Dpop = "{}",
         /// Which members of the answer say what.
         claims: ClaimNames = "{}",
         /// How long a request waits for an answer.
@@ -122,6 +126,22 @@ impl Decode for OauthClient {
 
     fn schema(definitions: &mut Object<String, Value>) -> Value {
         WrittenOauthClient::schema(definitions)
+    }
+}
+
+fn check_introspection(introspection: &Introspection, fields: &Fields<'_>, context: &mut Context<'_>) {
+    dpop::check(&introspection.from, fields, context);
+    if introspection.dpop.required
+        && introspection.on_failure == OnFailure::Allow
+        && let Some(node) = fields.written("on_failure")
+    {
+        context.key("on_failure", |context| {
+            context.refuse::<()>(
+                node,
+                "nobody knows the key of a token that was not asked about",
+                "another word, or no `dpop: {required: true}`",
+            )
+        });
     }
 }
 

@@ -13,6 +13,7 @@ pub mod key_set;
 pub mod key_store;
 pub mod leases;
 pub mod limits;
+pub mod nonce_key;
 pub mod oauth_clients;
 pub mod oauth_endpoint;
 pub mod passwords;
@@ -55,6 +56,8 @@ pub struct LiveState {
     pub decisions: Registry<decisions::AuthorizerId, decisions::Decisions>,
     /// What may be used once, by the name of the authenticator.
     pub replays: Registry<Arc<str>, replays::Replays>,
+    /// What nonces are made with, where no secret is configured.
+    pub nonce_key: nonce_key::NonceKey,
     /// What was revoked, by where it is kept.
     pub revocations: Registry<revocations::Source, revocations::Revocations>,
     /// What is known of opaque tokens, by the endpoint that said it.

@@ -15,6 +15,7 @@ static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 static X_RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 static X_RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+static DPOP_NONCE: HeaderName = HeaderName::from_static("dpop-nonce");
 static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
@@ -101,6 +102,11 @@ fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<Respons
         Rejection::CredentialInvalid(_) | Rejection::CredentialExpired | Rejection::CredentialRevoked => {
             challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.invalid))?;
         }
+        Rejection::ProofInvalid(_) => challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.unproven))?,
+        Rejection::NonceWanted(nonce) => {
+            header.insert_header(&DPOP_NONCE, nonce.clone())?;
+            challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.nonce_wanted))?;
+        }
         Rejection::InsufficientScope(scopes) => {
             if let Some(route) = &context.route {
                 header.append_header(header::WWW_AUTHENTICATE, route.challenges.insufficient_scope(scopes))?;
@@ -154,8 +160,14 @@ fn seconds(duration: std::time::Duration) -> u64 {
 /// The headers of an answer that came from the upstream.
 pub(super) fn decorate(header: &mut ResponseHeader, context: &Context) -> Result<()> {
     header.insert_header(&X_REQUEST_ID, context.request_id.value().clone())?;
-    if let Some(state) = context.admission.as_ref().and_then(|admission| admission.limit()) {
+    let Some(admission) = &context.admission else { return Ok(()) };
+    if let Some(state) = admission.limit() {
         limit_headers(header, state)?;
+    }
+    if let Some(nonce) = admission.nonce() {
+        header.insert_header(&DPOP_NONCE, nonce.clone())?;
+        // RFC 9449 section 8.2: from a cache the nonce would come when it counts no more.
+        header.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
     }
     Ok(())
 }
@@ -179,7 +191,8 @@ fn detail(rejection: &Rejection) -> &'static str {
         Rejection::AmbiguousPath(_) => "The path can be read in more than one way.",
         Rejection::AmbiguousFraming(_) => "The end of the request can be read in more than one way.",
         Rejection::CredentialMissing => "No accepted credential was presented.",
-        Rejection::CredentialInvalid(_) => "The credential was not accepted.",
+        Rejection::CredentialInvalid(_) | Rejection::ProofInvalid(_) => "The credential was not accepted.",
+        Rejection::NonceWanted(_) => "The proof must have the nonce of this answer.",
         Rejection::CredentialExpired => "The token has expired.",
         Rejection::CredentialRevoked => "The credential was revoked.",
         Rejection::AddressDenied => "The client address is not admitted.",

@@ -16,6 +16,12 @@ pub fn canonical(authority: &str) -> Result<Cow<'_, str>, Rejection> {
     parse(authority).ok_or(Rejection::BadRequest("host"))
 }
 
+/// The port that stands behind a host.
+pub fn port(authority: &str) -> Option<&str> {
+    let (_, port) = authority.rsplit_once(':')?;
+    (!port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())).then_some(port)
+}
+
 fn parse(authority: &str) -> Option<Cow<'_, str>> {
     if let Some(literal) = authority.strip_prefix('[') {
         let (address, port) = literal.split_once(']')?;
@@ -82,6 +88,15 @@ mod tests {
         }
         assert!(matches!(canonical("gw.test:80"), Ok(Cow::Borrowed(_))));
         assert!(matches!(canonical("[::1]:80"), Ok(Cow::Borrowed(_))));
+    }
+
+    #[test]
+    fn a_port_stands_behind_the_host_and_not_within() {
+        for (authority, expected) in
+            [("gw.test", None), ("gw.test:80", Some("80")), ("[::1]", None), ("[::1]:8080", Some("8080")), ("gw.test:", None)]
+        {
+            assert_eq!(port(authority), expected, "{authority}");
+        }
     }
 
     #[test]

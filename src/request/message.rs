@@ -67,11 +67,10 @@ impl<'a> Message<'a> {
         };
         let target = head.raw.map_or(Ok(head.target), target_as_sent)?;
         let canonical = path::canonical(origin_form(target))?;
-        let port = authority.rsplit_once(':').map(|(_, port)| port);
         Ok(Self {
             method: head.method,
             host: host::canonical(authority)?,
-            port: port.filter(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())),
+            port: host::port(authority),
             path: canonical.path,
             query: canonical.query,
             headers: head.headers,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 
 /// Where a limit stands after a request was counted or refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +55,10 @@ pub enum Rejection {
     CredentialMissing,
     /// 401: a credential was presented and is not good. The reason stays inside.
     CredentialInvalid(&'static str),
+    /// 401: the token may be good, and the proof of its holder's key is not (RFC 9449 section 7.1). The reason stays inside.
+    ProofInvalid(&'static str),
+    /// 401: nothing is wrong with token and proof but that the proof lacks a nonce that counts now, which is this (RFC 9449 section 9).
+    NonceWanted(HeaderValue),
     /// 401: a token whose time is over; nothing else was found wrong with it.
     CredentialExpired,
     /// 401: a credential that was withdrawn.
@@ -150,7 +154,7 @@ impl Rejection {
             Self::AmbiguousPath(_) => "ambiguous_path",
             Self::AmbiguousFraming(_) => "ambiguous_framing",
             Self::CredentialMissing => "credential_missing",
-            Self::CredentialInvalid(_) => "credential_invalid",
+            Self::CredentialInvalid(_) | Self::ProofInvalid(_) | Self::NonceWanted(_) => "credential_invalid",
             Self::CredentialExpired => "credential_expired",
             Self::CredentialRevoked => "credential_revoked",
             Self::AddressDenied => "address_denied",
@@ -187,6 +191,7 @@ impl Rejection {
         match self {
             Self::BadRequest(_) | Self::AmbiguousPath(_) | Self::AmbiguousFraming(_) | Self::ClientClosed => S::BAD_REQUEST,
             Self::CredentialMissing | Self::CredentialInvalid(_) | Self::CredentialExpired | Self::CredentialRevoked => S::UNAUTHORIZED,
+            Self::ProofInvalid(_) | Self::NonceWanted(_) => S::UNAUTHORIZED,
             Self::AddressDenied | Self::InsufficientScope(_) | Self::Forbidden(_) | Self::Filtered(_) => S::FORBIDDEN,
             Self::Relayed(relayed) => relayed.status,
             Self::NoRoute => S::NOT_FOUND,
@@ -226,11 +231,13 @@ impl Rejection {
             | Self::AmbiguousPath(reason)
             | Self::AmbiguousFraming(reason)
             | Self::CredentialInvalid(reason)
+            | Self::ProofInvalid(reason)
             | Self::Forbidden(reason)
             | Self::Misdirected(reason)
             | Self::Internal(reason)
             | Self::Overloaded(reason)
             | Self::DependencyUnavailable { dependency: reason, .. } => Some(reason),
+            Self::NonceWanted(_) => Some("dpop_nonce"),
             Self::Filtered(_) => Some("filter"),
             Self::Relayed(_) => Some("external"),
             _ => None,

@@ -76,6 +76,10 @@ pub struct Challenges {
     pub missing: Vec<http::HeaderValue>,
     /// When one came and was not good.
     pub invalid: Vec<http::HeaderValue>,
+    /// When the proof that came with a token was not good (RFC 9449 section 7.1).
+    pub unproven: Vec<http::HeaderValue>,
+    /// When the proof lacked a nonce (RFC 9449 section 9).
+    pub nonce_wanted: Vec<http::HeaderValue>,
     /// Where the metadata of the resource is, as one more parameter; empty where there is none.
     described: Box<str>,
 }
@@ -101,6 +105,8 @@ impl Challenges {
         Self {
             missing: challenges.iter().map(Challenge::missing).collect(),
             invalid: challenges.iter().map(Challenge::invalid).collect(),
+            unproven: challenges.iter().map(Challenge::unproven).collect(),
+            nonce_wanted: challenges.iter().map(Challenge::nonce_wanted).collect(),
             described: described.map(|(url, _)| format!(", {RESOURCE_METADATA}=\"{url}\"")).unwrap_or_default().into(),
         }
     }

@@ -138,6 +138,8 @@ impl RateLimits {
     pub fn count_refused(&self, request: &Request<'_>, rejection: Rejection, now: Now) -> Rejection {
         let is_attempt = match &rejection {
             Rejection::CredentialInvalid(_) | Rejection::CredentialExpired | Rejection::CredentialRevoked => true,
+            // One that lacks nothing but a nonce is no guess: it is how callers get the nonce.
+            Rejection::ProofInvalid(_) => true,
             Rejection::AddressDenied | Rejection::Forbidden(_) => true,
             // A redirect is how others ask for a login.
             Rejection::Relayed(relayed) => relayed.status.is_client_error(),

@@ -39,7 +39,9 @@ impl Metadata {
     /// bound to (RFC 8705).
     pub fn new(resource: &config::Resource, scopes: &[Arc<str>], tokens: &[AccessTokens<'_>], certificates: bool) -> Self {
         let issuers = tokens.iter().filter_map(|tokens| tokens.issuer);
-        let places: Vec<&Location> = tokens.iter().flat_map(|tokens| tokens.from).collect();
+        // Where a binding is required no token is taken without a proof, wherever it sits.
+        let takes = |tokens: &AccessTokens<'_>, place: &Location| !tokens.bound || place.has_scheme("DPoP");
+        let places: Vec<&Location> = tokens.iter().flat_map(|tokens| tokens.from.iter().filter(|place| takes(tokens, place))).collect();
         // RFC 6750 sections 2.1 and 2.3. A body is never looked into (section 2.2), and of other places the standard does not know.
         let ways: [(_, fn(&Location) -> bool); 2] = [
             ("header", |place| {
@@ -166,7 +168,7 @@ mod tests {
     fn metadata(written: &str, issuers: &[&str], from: &[Location], scopes: &[&str]) -> Metadata {
         let issuers: Vec<Arc<str>> = issuers.iter().map(|issuer| Arc::from(*issuer)).collect();
         let scopes: Vec<Arc<str>> = scopes.iter().map(|scope| Arc::from(*scope)).collect();
-        let tokens: Vec<_> = issuers.iter().map(|issuer| AccessTokens { issuer: Some(issuer), from }).collect();
+        let tokens: Vec<_> = issuers.iter().map(|issuer| AccessTokens { issuer: Some(issuer), from, bound: false }).collect();
         Metadata::new(&resource(written), &scopes, &tokens, false)
     }
 
@@ -222,6 +224,18 @@ mod tests {
             ),
             (
                 metadata(&format!("\"{URL}\""), &["https://a"], &[bound()], &[]),
+                json!({
+                    "resource": URL, "authorization_servers": ["https://a"], "bearer_methods_supported": [],
+                    "dpop_signing_alg_values_supported": dpop::ALGORITHMS, "dpop_bound_access_tokens_required": true,
+                }),
+            ),
+            (
+                Metadata::new(
+                    &resource(&format!("\"{URL}\"")),
+                    &[],
+                    &[AccessTokens { issuer: Some(&"https://a".into()), from: &[bound(), bearer()], bound: true }],
+                    false,
+                ),
                 json!({
                     "resource": URL, "authorization_servers": ["https://a"], "bearer_methods_supported": [],
                     "dpop_signing_alg_values_supported": dpop::ALGORITHMS, "dpop_bound_access_tokens_required": true,

@@ -94,6 +94,7 @@ async function provider({ publish, sign, gateway }) {
     ttl: { ClientCredentials: (_, token) => token.resourceServer.accessTokenTTL },
     features: {
       clientCredentials: { enabled: true },
+      dPoP: { enabled: true },
       introspection: { enabled: true },
       revocation: { enabled: true },
       devInteractions: { enabled: false },

@@ -5,6 +5,7 @@ import sys
 import harness
 import trial_basic
 import trial_certificates
+import trial_dpop
 import trial_exchange
 import trial_external
 import trial_fleet

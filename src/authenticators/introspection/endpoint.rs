@@ -92,16 +92,28 @@ pub fn read(body: &[u8]) -> Option<Said> {
     if !is_access_token(&members) {
         return Some(Said::Inactive("token_type"));
     }
+    // Of whose key such a token asks a proof must be said (RFC 9449 section 6.2): without it nobody could be asked for one.
+    let bound = members.get("cnf").is_some_and(|confirmation| confirmation.get("jkt").is_some());
+    if !bound
+        && KINDS.iter().any(|(name, _)| members.get(*name).and_then(Value::as_str).is_some_and(|kind| kind.eq_ignore_ascii_case(DPOP)))
+    {
+        return Some(Said::Inactive("token_type"));
+    }
     Some(match Claims::of(members) {
         Ok(claims) => Said::Active(claims),
         Err(fault) => Said::Inactive(fault.reason()),
     })
 }
 
-/// The members by which servers tell kinds of tokens apart, and what they say of one to come in with. Many call refresh tokens active as well,
-/// and a token of another type (`DPoP`) asks for a proof that nobody has given.
-const KINDS: [(&str, &[&str]); 3] =
-    [("token_type", &["Bearer", "access_token"]), ("token_use", &["access", "access_token"]), ("typ", &["Bearer", "JWT", "at+jwt"])];
+/// The members by which servers tell kinds of tokens apart, and what they say of one to come in with. Many call refresh tokens active as well.
+const KINDS: [(&str, &[&str]); 3] = [
+    ("token_type", &["Bearer", "access_token", DPOP]),
+    ("token_use", &["access", "access_token"]),
+    ("typ", &["Bearer", "JWT", "at+jwt", DPOP]),
+];
+
+/// What a token is called that is bound to a key of its holder.
+const DPOP: &str = "DPoP";
 
 fn is_access_token(members: &Map<String, Value>) -> bool {
     KINDS.iter().all(|(name, kinds)| match members.get(*name) {

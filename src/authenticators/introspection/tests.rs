@@ -4,13 +4,17 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Mutex;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use percent_encoding::percent_decode_str;
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::*;
 use crate::config::{Authenticator, System};
+use crate::jose::{Algorithm, SigningKey, jwk};
 use crate::live::breaker::State;
 
 /// What the server does with a question.
@@ -234,7 +238,11 @@ async fn a_token_of_another_kind_does_not_come_in() {
         (r#""typ":"Refresh""#, invalid("token_type")),
         (r#""typ":"ID""#, invalid("token_type")),
         (r#""token_type":["Bearer"]"#, invalid("token_type")),
-        (r#""cnf":{"jkt":"abc"}"#, invalid("bound_token")),
+        (r#""typ":"DPoP","cnf":{"x5t#S256":"abc"}"#, invalid("token_type")),
+        (r#""token_type":"DPoP","cnf":"jkt""#, invalid("token_type")),
+        (r#""token_type":"DPoP","cnf":{"jkt":7}"#, invalid("bound_token")),
+        (r#""token_type":"DPoP","cnf":{"jkt":"abc"}"#, invalid("dpop_as_bearer")),
+        (r#""cnf":{"jkt":"abc"}"#, invalid("dpop_as_bearer")),
         (r#""cnf":null"#, invalid("bound_token")),
         (r#""sub":"a\r\nX-Role: admin""#, invalid("claim_characters")),
     ] {
@@ -244,6 +252,74 @@ async fn a_token_of_another_kind_does_not_come_in() {
             assert_eq!(gate.asks("t1").await.map(|_| ()), expected, "{members}");
         }
         assert_eq!(gate.server.asked(), 1, "{members}");
+    }
+}
+
+/// A caller with a key of its own.
+struct Holder(SigningKey);
+
+impl Holder {
+    fn new() -> Self {
+        Self(SigningKey::generate(Algorithm::Es256, "h").unwrap())
+    }
+
+    fn active(&self) -> String {
+        let thumbprint = URL_SAFE_NO_PAD.encode(jwk::thumbprint(&self.0.to_public_jwk().unwrap()).unwrap());
+        json!({"active": true, "sub": "alice", "token_type": "DPoP", "cnf": {"jkt": thumbprint}}).to_string()
+    }
+
+    fn proof(&self, id: &str, token: &str) -> String {
+        let header = json!({"typ": "dpop+jwt", "alg": "ES256", "jwk": self.0.to_public_jwk().unwrap()});
+        let ath = URL_SAFE_NO_PAD.encode(sha256(token.as_bytes()));
+        let claims = json!({"jti": id, "htm": "GET", "htu": "http://api.example.com/", "iat": START, "ath": ath});
+        self.0.sign_parts(header.to_string().as_bytes(), claims.to_string().as_bytes()).unwrap()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_remembered_answer_never_spares_the_proof_of_a_bound_token() {
+    let from = "from: [{header: Authorization, scheme: DPoP}, {header: Authorization, scheme: Bearer}]";
+    for on_failure in ["{allow_cached: 5m}", "allow"] {
+        let gate = Gate::new(&format!("{from}, cache: {{ttl: 10s}}, on_failure: {on_failure}"));
+        let (holder, thief) = (Holder::new(), Holder::new());
+        gate.server.says("t1", &holder.active());
+        let ask = async |scheme: &str, token: &str, proof: &str| {
+            let authorization = format!("{scheme} {token}");
+            let lines = [("authorization", authorization.as_str()), ("dpop", proof)];
+            let lines = if proof.is_empty() { &lines[..1] } else { &lines[..] };
+            match present(&gate.introspection, lines, gate.now()).await {
+                Verdict::Accept(proof) => proof.identity.subject.as_deref().unwrap_or("nobody").to_owned(),
+                Verdict::Reject(rejection) => rejection.reason().unwrap_or(rejection.code()).to_owned(),
+                Verdict::Pass => "pass".to_owned(),
+            }
+        };
+        // Asked, remembered, and while the server is away.
+        for round in ["asked", "remembered", "away"] {
+            if round == "away" {
+                gate.server.breaks(Reply::Away);
+                tokio::time::advance(seconds(11)).await;
+            }
+            let good = holder.proof(round, "t1");
+            let allowed = if (round, on_failure) == ("away", "allow") { "introspection" } else { "alice" };
+            assert_eq!(ask("DPoP", "t1", &good).await, allowed, "{round} {on_failure}");
+            if allowed == "alice" {
+                assert_eq!(ask("DPoP", "t1", &good).await, "dpop_replayed", "{round}");
+                assert_eq!(ask("DPoP", "t1", "").await, "dpop_missing", "{round}");
+                assert_eq!(ask("DPoP", "t1", &thief.proof("t", "t1")).await, "dpop_other_key", "{round}");
+                assert_eq!(ask("DPoP", "t1", &holder.proof("o", "t2")).await, "dpop_token", "{round}");
+            }
+            assert_eq!(ask("Bearer", "t1", &holder.proof("b", "t1")).await, "dpop_as_bearer", "{round} {on_failure}");
+        }
+        assert_eq!(ask("DPoP", "invented", &thief.proof("i", "invented")).await, "introspection", "{on_failure}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_a_binding_is_required_an_opaque_token_without_one_is_refused() {
+    let gate = Gate::new("from: [{header: Authorization, scheme: DPoP}, {header: Authorization, scheme: Bearer}], dpop: {required: true}");
+    gate.server.says("t1", ACTIVE);
+    for _ in 0..2 {
+        assert_eq!(gate.asks("t1").await.map(|_| ()), invalid("dpop_required"));
     }
 }
 
