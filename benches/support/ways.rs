@@ -114,8 +114,8 @@ authenticators:
   partners: {api_key: {from: [{header: X-API-Key}], prefix: ck_live_, keys: {file: keys.yaml}}}
   mesh: {client_certificate: {identity: san_uri, allow: [\"spiffe://test/*\"]}}
   staff: {basic: {users: {file: users}}}
-  opaque: {introspection: {url: \"http://ENDPOINT/introspect\", client: {id: edgeward, secret: {file: secret}}, cache: {ttl: 1h}}}
-  portal: {external: {url: \"http://ENDPOINT/check\", cache: {by: [credential, route], ttl: 1h}}}
+  opaque: {introspection: {url: \"http://ENDPOINT/introspect\", client: {id: edgeward, secret: {file: secret}}, timeout: 10s, cache: {ttl: 1h}}}
+  portal: {external: {url: \"http://ENDPOINT/check\", timeout: 10s, cache: {by: [credential, route], ttl: 1h}}}
   signers: {signature: {keys: {file: signers.yaml}, required: [\"@method\", \"@authority\", \"@path\"]}}
 routes:
 ";
