@@ -609,6 +609,8 @@ impl Compiler<'_> {
                 Fault::Path { entry, expected } => {
                     all.get(entry).map(|route| Problem::at(&route.path.place, "is no path pattern").expected(expected))
                 }
+                // A route in the place of one of ours was reported with what answers there.
+                Fault::Conflict { entry, earlier } if (entry < config.len()) != (earlier < config.len()) => None,
                 Fault::Conflict { entry, earlier } => all.get(entry).zip(all.get(earlier)).map(|(route, earlier)| {
                     Problem::at(&route.path.place, format!("route `{}` has this host, path and method already", *earlier.name))
                 }),
@@ -799,10 +801,10 @@ mod tests {
         for (routes, expected) in cases {
             assert_eq!(found(routes), expected);
         }
-        let issuer = "issuer: {url: \"https://gw.test\", signing: {directory: s}, oauth2: {path: /.well-known/oauth-protected-resource, clients: {database: k.db}}}\n";
+        let issuer = "issuer: {url: \"https://gw.test/.well-known/oauth-protected-resource\", signing: {directory: s}}\n";
         assert_eq!(
-            problems(&format!("{issuer}{head}{}", route((0, &("/x", a, "\"https://gw.test/token\""))))),
-            ["routes[0].resource: route `edgeward:issuer:token` has this host, path and method already"]
+            problems(&format!("{issuer}{head}{}", route((0, &("/x", a, "\"https://gw.test/.well-known/jwks.json\""))))),
+            ["routes[0].resource: route `edgeward:issuer:jwks` has this host, path and method already"]
         );
     }
 

@@ -310,7 +310,7 @@ mod tests {
             ("https://evil.test/https://api.test/a/b", ("https", "api.test", None), "dpop_url"),
             ("https://api.test/A/b", ("https", "api.test", None), "dpop_url"),
             ("https://api.test/a/b/", ("https", "api.test", None), "dpop_url"),
-            ("https://api.test//a/./x/../%62", ("https", "api.test", None), "ok"),
+            ("https://api.test/a/./x/../%62", ("https", "api.test", None), "ok"),
             ("https://api.test/a/%62%2562", ("https", "api.test", None), "dpop_url"),
             ("https://api.test/a%2Fb", ("https", "api.test", None), "dpop_url"),
             ("https://api.test", ("https", "api.test", None), "dpop_url"),

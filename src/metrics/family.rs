@@ -8,13 +8,16 @@ use prometheus::proto;
 
 use super::cells::{Cells, Counter, Histogram};
 
+/// Counters by the values of their labels.
+type Series = HashMap<Box<[Box<str>]>, Counter>;
+
 /// Counters of one name, told apart by the values of their labels. A counter that was made stays: a scrape never sees one go back.
 #[derive(Debug, Clone)]
 pub(super) struct Counters {
     cells: Arc<Cells>,
     desc: Desc,
     labels: &'static [&'static str],
-    series: Arc<Mutex<HashMap<Box<[Box<str>]>, Counter>>>,
+    series: Arc<Mutex<Series>>,
 }
 
 impl Counters {

@@ -124,7 +124,7 @@ fn what_one_node_revokes_all_refuse_within_a_second_and_after_a_restart_until_on
     for node in [&one, &other] {
         within_a_second("the subject is refused", || outcome(node, &good) == revoked());
     }
-    let listed = said(&by_command(&other, &["--list"], ""));
+    let listed = String::from_utf8(by_command(&other, &["--list"], "").stdout).unwrap();
     assert!(listed.lines().count() == 2 && listed.contains("token_sha256") && !listed.contains(&bad[..20]), "{listed}");
     assert_eq!(client::get(other.admin(), "/api/v1/revocations", &[]).json()["count"], 2);
 

@@ -60,6 +60,16 @@ struct Position {
     owed: Vec<Revocation>,
 }
 
+impl Position {
+    /// Where nothing was revoked the table is begun with the first that is written. What becomes of it until the next reading is then news, and
+    /// not another table, of which nobody knows what was taken back.
+    fn is_written(&mut self, born: u64) {
+        if self.born == 0 {
+            self.born = born;
+        }
+    }
+}
+
 /// What was read in one go, each change with its revision.
 #[derive(Debug, Default)]
 struct News {
@@ -137,7 +147,8 @@ impl Shared {
         let position = slot.insert(Position { connection, born, revision, owed });
         while !position.owed.is_empty() {
             let batch = position.owed.len().saturating_sub(BATCH);
-            self.write(position.owed.get(batch..).unwrap_or_default(), most).await?;
+            let born = self.write(position.owed.get(batch..).unwrap_or_default(), most).await?;
+            position.is_written(born);
             position.owed.truncate(batch);
         }
         Ok(())
@@ -145,8 +156,11 @@ impl Shared {
 
     /// Revokes, everywhere and in this table.
     pub(super) async fn add(&self, revocation: &Revocation, most: usize) -> Result<(), StoreError> {
-        let _held = self.position.lock().await;
-        self.write(std::slice::from_ref(revocation), most).await?;
+        let mut slot = self.position.lock().await;
+        let born = self.write(std::slice::from_ref(revocation), most).await?;
+        if let Some(position) = &mut *slot {
+            position.is_written(born);
+        }
         self.apply(Change::Add(revocation.clone()));
         Ok(())
     }
@@ -187,15 +201,16 @@ impl Shared {
         }
     }
 
-    async fn write(&self, revocations: &[Revocation], most: usize) -> Result<(), StoreError> {
+    /// Answers when the table in Redis was begun.
+    async fn write(&self, revocations: &[Revocation], most: usize) -> Result<u64, StoreError> {
         let time = |time: Option<u64>| time.filter(|time| *time < EXACT).map(|time| time.to_string()).unwrap_or_default().into_bytes();
         let each = |revocation: &Revocation| {
             [id(revocation), time(revocation.before), time(revocation.expires), revocation.revoked.to_string().into_bytes()]
         };
         let arguments: Vec<Vec<u8>> = std::iter::once(most.to_string().into_bytes()).chain(revocations.iter().flat_map(each)).collect();
         match self.change(&ADD, &arguments).await? {
-            1_u64 => Ok(()),
-            _ => Err(StoreError::Full(most)),
+            0_u64 => Err(StoreError::Full(most)),
+            born => Ok(born),
         }
     }
 

@@ -1,5 +1,5 @@
 -- Revokes all or none, in addition to what is revoked: what was stays at least as wide. ARGV: the most that may be held, and for each its
--- id, before, expires and when it was revoked. Answers whether there was room.
+-- id, before, expires and when it was revoked. Answers when all this was born, 0 where there was no room.
 local function widest(one, other)
     if one == '' or other == '' then
         return ''
@@ -37,4 +37,4 @@ for _, entry in ipairs(entries) do
         redis.call('ZADD', EXPIRIES, expires, id)
     end
 end
-return 1
+return born
