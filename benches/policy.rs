@@ -1,6 +1,7 @@
 //! What a policy asks beside who calls, and what it tells the upstream: conditions, filters, and the headers that are stripped and set.
 
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -748,7 +748,8 @@ mod tests {
         let found =
             |routes: &[(&str, &str, &str)]| problems(&format!("{head}{}", routes.iter().enumerate().map(route).collect::<String>()));
         let (a, url) = ("authenticate: a", "\"https://gw.test/x\"");
-        let cases: [(&[(&str, &str, &str)], &[&str]); 4] = [
+        type Routes<'a> = &'a [(&'a str, &'a str, &'a str)];
+        let cases: [(Routes<'_>, &[&str]); 4] = [
             (
                 &[
                     ("/x", "authenticate: [a, key], authorize: {scopes: [read]}", url),

@@ -201,7 +201,7 @@ pub struct Revocations {
 #[derive(Debug)]
 enum Backing {
     Database(Arc<Local>),
-    Redis(Shared),
+    Redis(Box<Shared>),
 }
 
 /// How often the store is asked for news: what another process revokes holds within a second.
@@ -228,7 +228,7 @@ impl Revocations {
         let source = Source::Redis { server: redis.server().clone(), name: Arc::clone(name) };
         let shared = Shared::new(redis, name);
         let table = Arc::clone(&shared.table);
-        Self::new(source, Backing::Redis(shared), table, most)
+        Self::new(source, Backing::Redis(Box::new(shared)), table, most)
     }
 
     fn new(source: Source, backing: Backing, table: Arc<ArcSwapOption<Table>>, most: usize) -> Self {

@@ -43,12 +43,11 @@ impl Metadata {
         let takes = |tokens: &AccessTokens<'_>, place: &Location| !tokens.bound || place.has_scheme("DPoP");
         let places: Vec<&Location> = tokens.iter().flat_map(|tokens| tokens.from.iter().filter(|place| takes(tokens, place))).collect();
         // RFC 6750 sections 2.1 and 2.3. A body is never looked into (section 2.2), and of other places the standard does not know.
-        let ways: [(_, fn(&Location) -> bool); 2] = [
-            ("header", |place| {
-                place.has_scheme("Bearer") && matches!(place, Location::Header { name, .. } if name == header::AUTHORIZATION)
-            }),
-            ("query", |place| matches!(place, Location::Query(name) if &**name == "access_token")),
-        ];
+        let in_header = |place: &&Location| {
+            place.has_scheme("Bearer") && matches!(place, Location::Header { name, .. } if name == header::AUTHORIZATION)
+        };
+        let in_query = |place: &&Location| matches!(place, Location::Query(name) if &**name == "access_token");
+        let ways = [("header", places.iter().any(in_header)), ("query", places.iter().any(in_query))];
         Self {
             url: resource.url.value.clone(),
             name: resource.name.clone(),
@@ -57,7 +56,7 @@ impl Metadata {
                 written => once_each(written),
             },
             scopes: once_each(scopes),
-            bearer_methods: ways.iter().filter(|(_, is)| places.iter().any(|place| is(place))).map(|(name, _)| *name).collect(),
+            bearer_methods: ways.iter().filter(|(_, taken)| *taken).map(|(name, _)| *name).collect(),
             takes_bound: places.iter().any(|place| place.has_scheme("DPoP")),
             asks_for_bound: places.iter().all(|place| place.has_scheme("DPoP")),
             certificates,

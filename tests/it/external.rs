@@ -278,7 +278,7 @@ fn a_login_that_was_begun_for_one_caller_is_not_handed_to_another() {
     let authorizer = Origin::scripted(|asked| {
         std::thread::sleep(Duration::from_millis(200));
         let cookie = format!("login={}", asked.connection);
-        Reply::Last(answer(302, &[("Location", "/login"), ("Set-Cookie", &cookie)], ""))
+        Reply::Last(answer(302, &[("Location", "/login"), ("Set-Cookie", &cookie), ("Connection", "close")], ""))
     });
     let origin = Origin::start();
     let gateway = gateway(&authorizer, &origin, "timeout: 5s, cache: {by: [credential]}");
