@@ -13,6 +13,9 @@ use crate::request::{Clock, Rejection};
 /// Lines that may wait for the writer; more are dropped and counted.
 const WAITING: usize = 16_384;
 
+/// How long lines are gathered before they are written.
+const GATHERING: Duration = Duration::from_millis(5);
+
 /// Longest value that a caller can put into a line, in bytes.
 const LONGEST: usize = 1_024;
 
@@ -221,10 +224,12 @@ impl Line {
     }
 }
 
-/// Writes what waits, and flushes whenever nothing more does.
+/// Writes what waits, and flushes whenever nothing more does. Whoever sends a line to a thread that is not waiting for it need not wake it, which
+/// costs more than the line: so it gathers for a moment first.
 fn write_lines(waiting: &Receiver<String>, out: &mut impl Write) {
     let mut buffered = std::io::BufWriter::with_capacity(64 * 1024, out);
     while let Ok(first) = waiting.recv() {
+        std::thread::sleep(GATHERING);
         let mut next = Some(first);
         while let Some(line) = next {
             // Nobody reads the log: requests are served all the same.
