@@ -138,6 +138,8 @@ impl Gateway {
     /// The access log so far.
     #[track_caller]
     pub fn access_log(&self) -> Vec<Value> {
+        // Lines are gathered for some milliseconds before they are written.
+        std::thread::sleep(std::time::Duration::from_millis(20));
         self.access_log.json()
     }
 
