@@ -530,6 +530,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_bound_is_exact_whoever_else_adds_and_takes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let nodes = [opened(&folder), opened(&folder)];
+        nodes.iter().for_each(|node| node.keep_at_most(6));
+        let nth = |n: usize| order(json!({"jti": n.to_string()}));
+        for n in 0..6 {
+            nodes[n % 2].add(nth(n)).await.unwrap();
+        }
+        for node in &nodes {
+            assert!(matches!(node.add(nth(6)).await, Err(StoreError::Full(6))));
+        }
+        // One makes room that the other had not counted.
+        assert!(nodes[0].remove(nth(0)).await.unwrap());
+        nodes[1].add(nth(6)).await.unwrap();
+        for node in &nodes {
+            assert!(matches!(node.add(nth(7)).await, Err(StoreError::Full(6))));
+        }
+        assert_eq!(nodes[0].source().read_all().unwrap().len(), 6);
+    }
+
+    #[tokio::test]
     async fn a_row_that_nobody_writes_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         opened(&folder).add(order(json!({"subject": "alice"}))).await.unwrap();

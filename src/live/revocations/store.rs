@@ -44,7 +44,11 @@ pub enum StoreError {
 
 /// An open store. Every call blocks.
 #[derive(Debug)]
-pub struct RevocationStore(Database);
+pub struct RevocationStore {
+    database: Database,
+    /// A revision, and how many rows there were: each later one has added one at most, so that they need not be counted each time.
+    counted: Option<(i64, i64)>,
+}
 
 /// The number is "edgr". `issuer` is empty where it does not matter which.
 const KIND: database::Kind = database::Kind {
@@ -85,7 +89,7 @@ impl RevocationStore {
     /// # Errors
     /// When it is missing, not ours, damaged, or may not be read and written.
     pub fn open(path: &Path, opening: Opening, patience: Duration) -> Result<Self, StoreError> {
-        Ok(Self(Database::open(path, &KIND, opening, patience)?))
+        Ok(Self { database: Database::open(path, &KIND, opening, patience)?, counted: None })
     }
 
     /// Everything that is revoked.
@@ -101,14 +105,20 @@ impl RevocationStore {
     /// # Errors
     /// When there would be more than `most`, or the store cannot be written; then nothing was.
     pub fn add(&mut self, revocation: &Revocation, most: usize) -> Result<(), StoreError> {
-        self.change(|transaction, revision| {
+        let mut counted = self.counted;
+        // A file that was overwritten in its place may be an older one.
+        let since = |then: i64, revision: i64| (revision > then).then(|| revision - 1 - then);
+        let added = self.change(|transaction, revision| {
             let Revocation { kind, value, issuer, before, expires, revoked } = revocation;
             let issuer = issuer.as_deref().unwrap_or_default();
             let sql = "SELECT EXISTS (SELECT 1 FROM revocation WHERE kind = ?1 AND value = ?2 AND issuer = ?3)";
-            if !transaction.query_row(sql, params![kind.label(), value, issuer], |row| row.get::<_, bool>(0))? {
+            let is_known = transaction.query_row(sql, params![kind.label(), value, issuer], |row| row.get::<_, bool>(0))?;
+            let at_most = counted.and_then(|(then, rows)| Some(rows + since(then, revision)?));
+            if !is_known && at_most.is_none_or(|rows| natural(rows) >= most as u64) {
                 transaction.execute(FORGET, [integer(*revoked)])?;
-                let held: i64 = transaction.query_row("SELECT count(*) FROM revocation", [], |row| row.get(0))?;
-                if natural(held) >= most as u64 {
+                let rows = transaction.query_row("SELECT count(*) FROM revocation", [], |row| row.get(0))?;
+                counted = Some((revision - 1, rows));
+                if natural(rows) >= most as u64 {
                     return Err(StoreError::Full(most));
                 }
             }
@@ -120,7 +130,11 @@ impl RevocationStore {
                 params![kind.label(), value, issuer, before.map(integer), expires.map(integer), integer(*revoked), revision],
             )?;
             Ok(())
-        })
+        });
+        if added.is_ok() {
+            self.counted = counted;
+        }
+        added
     }
 
     /// Takes a revocation back, and says whether there was one.
@@ -141,35 +155,35 @@ impl RevocationStore {
 
     /// Deletes what could only meet credentials that ended before a second. Every reader forgets these by itself.
     pub(super) fn forget(&self, second: u64) -> Result<(), StoreError> {
-        self.0.connection.execute(FORGET, [integer(second)])?;
+        self.database.connection.execute(FORGET, [integer(second)])?;
         Ok(())
     }
 
     pub(super) fn is_in_place(&self) -> bool {
-        self.0.is_in_place()
+        self.database.is_in_place()
     }
 
     /// A number that changes whenever somebody else has written; SQLite reads it from shared memory.
     pub(super) fn data_version(&self) -> Result<i64, StoreError> {
-        Ok(self.0.connection.pragma_query_value(None, "data_version", |row| row.get(0))?)
+        Ok(self.database.connection.pragma_query_value(None, "data_version", |row| row.get(0))?)
     }
 
     pub(super) fn progress(&self) -> Result<Progress, StoreError> {
         let sql = "SELECT revision, taken_back FROM revocation_change";
-        Ok(self.0.connection.query_row(sql, [], |row| Ok(Progress { revision: row.get(0)?, taken_back: row.get(1)? }))?)
+        Ok(self.database.connection.query_row(sql, [], |row| Ok(Progress { revision: row.get(0)?, taken_back: row.get(1)? }))?)
     }
 
     /// What was revoked after a revision; a negative one means all.
     pub(super) fn read_since(&self, revision: i64) -> Result<Vec<Revocation>, StoreError> {
         let sql = "SELECT kind, value, issuer, before, expires, revoked FROM revocation WHERE revision > ?1";
-        let mut statement = self.0.connection.prepare_cached(sql)?;
+        let mut statement = self.database.connection.prepare_cached(sql)?;
         let rows = statement.query_map([revision], read)?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// One change under the next revision. SQLite lets one writer in at a time: no reader sees a later revision before an earlier one.
     fn change<T>(&mut self, work: impl FnOnce(&Transaction<'_>, i64) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let transaction = self.0.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let transaction = self.database.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let sql = "UPDATE revocation_change SET revision = revision + 1 RETURNING revision";
         let revision = transaction.query_row(sql, [], |row| row.get(0))?;
         let done = work(&transaction, revision)?;
