@@ -1,7 +1,7 @@
 //! The short way to a backend, for the plain request: nothing to send but a head, to a backend that speaks HTTP/1.1 in the clear.
 //!
 //! Pingora's way is made for two bodies that stream past each other, for TLS, HTTP/2, caches and upgrades, and costs two thirds of a request's
-//! instructions (docs/decisions/0012). This one writes one head, reads one answer, and passes it on. Everything else takes Pingora's.
+//! instructions (docs/decisions/0013). This one writes one head, reads one answer, and passes it on. Everything else takes Pingora's.
 
 mod answer;
 mod pool;
