@@ -254,6 +254,10 @@ fn request(session: &Session, context: &Context) -> Result<BytesMut, BError> {
     let (Some(target), head) = (&context.target, session.req_header()) else {
         return Error::e_explain(ErrorType::HTTPStatus(500), "no permit");
     };
+    // The canonical forms have no such byte. This is where one would begin a second request, so it is asked once more.
+    if !target.path_and_query.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Error::e_explain(ErrorType::HTTPStatus(500), "the canonical target has a byte that no target has");
+    }
     let mut headers = head.headers.clone();
     headers.remove(header::CONNECTION);
     let authority = http::HeaderValue::from_str(&target.authority);
