@@ -30,8 +30,6 @@ fn whole(c: &mut Criterion) {
     let gate = gate();
     let mut group = c.benchmark_group("admit");
     group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    let head = WAYS[0].caller();
-    group.bench_function("the copy of the head in each", |b| b.iter(|| black_box(&head).copy()));
     for way in &WAYS {
         let caller = way.caller();
         gate.warm(&caller, way.ends);

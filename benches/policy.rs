@@ -66,14 +66,9 @@ fn conditions(c: &mut Criterion) {
     });
 }
 
-/// Each with the copy of the head that it works on.
 fn forward(c: &mut Criterion) {
     let gate = gate();
     let mut group = c.benchmark_group("forward");
-    group.bench_function("the copy of the head in each", |b| {
-        let caller = Way::named("jwt").caller();
-        b.iter(|| black_box(&caller).copy());
-    });
     for name in ["public", "api-key", "jwt", "jwt-whole", "jwt-and-key", "certificate"] {
         let way = Way::named(name);
         let caller = way.caller();

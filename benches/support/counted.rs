@@ -5,24 +5,19 @@ use std::hint::black_box;
 use super::ways::{WAYS, Way, gate};
 use super::{Caller, Gate};
 
-/// `list`, or the name of a way (or `head`) and how many times.
+/// `list`, or the name of a way and how many times.
 pub fn run() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     match words.as_slice() {
         [list] if list == "list" => {
-            println!("head");
             WAYS.iter().for_each(|way| println!("{}", way.name));
         }
         [name, times] => {
             let (gate, times) = (gate(), times.parse().expect("a number"));
-            let way = if name == "head" { &WAYS[0] } else { Way::named(name) };
+            let way = Way::named(name);
             let caller = way.caller();
             gate.warm(&caller, way.ends);
-            if name == "head" {
-                counted_copies(&caller, times);
-            } else {
-                counted_passes(&gate, &caller, times);
-            }
+            counted_passes(&gate, &caller, times);
         }
         _ => panic!("usage: list | WAY TIMES"),
     }
@@ -33,12 +28,5 @@ pub fn run() {
 fn counted_passes(gate: &Gate, caller: &Caller, times: u64) {
     for _ in 0..times {
         black_box(gate.pass(black_box(caller))).ok();
-    }
-}
-
-#[inline(never)]
-fn counted_copies(caller: &Caller, times: u64) {
-    for _ in 0..times {
-        black_box(black_box(caller).copy());
     }
 }

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use edgeward::admit::{Refusal, admit};
 use edgeward::config::{self, System};
 use edgeward::jose::Algorithm;
@@ -19,6 +20,7 @@ use edgeward::metrics::Metrics;
 use edgeward::request::message::{Head, Message};
 use edgeward::request::{ClientCertificate, Identity, Now, Request};
 use edgeward::route::Route;
+use edgeward::route::fields::FieldList;
 use edgeward::route::forward::{self, Connection};
 use edgeward::route::router::ParametersBuffer;
 use edgeward::snapshot::{Snapshot, compile};
@@ -95,9 +97,9 @@ impl Gate {
         with(route, &request)
     }
 
-    /// Strips and sets on a copy of the head, which is the framework's to make.
-    pub fn forward(&self, route: &Route, caller: &Caller, identity: Option<&Identity>) -> HeaderMap {
-        let mut upstream = caller.headers.clone();
+    /// The fields that the upstream is sent, as the short way writes them.
+    pub fn forward(&self, route: &Route, caller: &Caller, identity: Option<&Identity>) -> BytesMut {
+        let mut upstream = FieldList::new(&caller.headers);
         let connection = Connection {
             client: caller.address,
             peer: Some(caller.address),
@@ -108,11 +110,13 @@ impl Gate {
             certificate: caller.certificate.as_deref(),
         };
         route.policy.forward.apply(&mut upstream, identity, &connection);
-        upstream
+        let mut head = BytesMut::with_capacity(1024);
+        upstream.write(&mut head);
+        head
     }
 
     /// The whole way of a request that waits for nobody: decided, and where it is admitted with the head that the upstream is sent.
-    pub fn pass(&self, caller: &Caller) -> Result<HeaderMap, Refusal> {
+    pub fn pass(&self, caller: &Caller) -> Result<BytesMut, Refusal> {
         self.request(caller, |route, request| {
             let decided = admit(route, request, NOW, || 0).now_or_never().expect("a warm way waits for nobody");
             decided.map(|admission| self.forward(route, caller, admission.identity().map(|identity| &**identity)))
@@ -164,11 +168,6 @@ impl Caller {
     /// The same with this certificate, proven.
     pub fn with_certificate(self, certificate: ClientCertificate) -> Self {
         Self { certificate: Some(Arc::new(certificate)), ..self }
-    }
-
-    /// The head, copied: the share of [`Gate::pass`] that is not the decision's.
-    pub fn copy(&self) -> HeaderMap {
-        self.headers.clone()
     }
 }
 

@@ -1,5 +1,6 @@
 //! One JSON line per request on stdout, never a credential; written by a thread of its own so that a slow reader slows nobody.
 
+use std::fmt::Write as _;
 use std::io::Write;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use pingora_proxy::Session;
 
 use super::context::Context;
 use crate::metrics::Metrics;
-use crate::request::{Clock, Rejection};
+use crate::request::{Clock, Now, Rejection};
 
 /// Lines that may wait for the writer; more are dropped and counted.
 const WAITING: usize = 16_384;
@@ -36,7 +37,8 @@ impl AccessLog {
 
     /// Counts the request, and writes its line: every refusal, and the configured share of the rest.
     pub(super) fn record(&self, metrics: &Metrics, session: &Session, context: &Context) {
-        let times = Times::of(context, (self.clock)().monotonic);
+        let now = (self.clock)();
+        let times = Times::of(context, now.monotonic);
         let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
         metrics.own_time.observe(times.own);
         if let Some(upstream) = times.upstream {
@@ -54,84 +56,84 @@ impl AccessLog {
         if context.rejection.is_none() && (sample <= 0.0 || (sample < 1.0 && fastrand::f64() >= sample)) {
             return;
         }
-        let line = self.line(session, context, status, &times);
+        let line = line(session, context, status, &times, now);
         if let Err(TrySendError::Full(_)) = self.lines.try_send(line) {
             metrics.access_log_dropped.inc();
         }
     }
+}
 
-    fn line(&self, session: &Session, context: &Context, status: u16, times: &Times) -> String {
-        let header = session.req_header();
-        let mut line = Line::new();
-        line.text("time", &rfc3339((self.clock)().unix));
-        line.text("request_id", context.request_id.as_str());
-        if let Some(client) = context.client {
-            line.text("client", &client.address.to_string());
-        }
-        line.text("method", header.method.as_str());
-        let authority = header.uri.authority().map(http::uri::Authority::as_str);
-        let host = authority.or_else(|| header.headers.get(http::header::HOST)?.to_str().ok());
-        line.text("host", host.unwrap_or(""));
-        let target = String::from_utf8_lossy(header.raw_path());
-        let (path, query) = target.split_once('?').map_or((&*target, None), |(path, query)| (path, Some(query)));
-        line.text("path", path);
-        if let Some(query) = query {
-            line.text("query", &context.snapshot.redact_query(query));
-        }
-        line.text("protocol", protocol(header.version));
-        line.number("status", u64::from(status));
-        line.text("code", context.rejection.as_ref().map_or("ok", |rejection| rejection.code()));
-        if let Some(reason) = context.rejection.as_ref().and_then(|rejection| rejection.reason()) {
-            line.text("reason", reason);
-        }
-        if let Some(route) = &context.route {
-            line.text("route", &route.name);
-        }
-        let admitted = context.admission.as_ref().and_then(|admission| admission.identity());
-        if let Some(identity) = admitted.or(context.refused.as_ref()) {
-            line.words("authenticator", identity.parts().map(|part| &*part.authenticator));
-            line.words("auth_method", identity.parts().map(|part| part.method.label()));
-            let named = [
-                ("consumer", &identity.consumer),
-                ("subject", &identity.subject),
-                ("client_id", &identity.client),
-                ("key_id", &identity.key_id),
-            ];
-            for (name, value) in named {
-                if let Some(value) = value {
-                    line.text(name, value);
-                }
+fn line(session: &Session, context: &Context, status: u16, times: &Times, now: Now) -> String {
+    let header = session.req_header();
+    let mut line = Line::new();
+    line.time("time", now.unix);
+    line.text("request_id", context.request_id.as_str());
+    if let Some(client) = context.client {
+        line.plain("client", format_args!("\"{}\"", client.address));
+    }
+    line.text("method", header.method.as_str());
+    let authority = header.uri.authority().map(http::uri::Authority::as_str);
+    let host = authority.or_else(|| header.headers.get(http::header::HOST)?.to_str().ok());
+    line.text("host", host.unwrap_or(""));
+    let target = String::from_utf8_lossy(header.raw_path());
+    let (path, query) = target.split_once('?').map_or((&*target, None), |(path, query)| (path, Some(query)));
+    line.text("path", path);
+    if let Some(query) = query {
+        line.text("query", &context.snapshot.redact_query(query));
+    }
+    line.text("protocol", protocol(header.version));
+    line.number("status", u64::from(status));
+    line.text("code", context.rejection.as_ref().map_or("ok", |rejection| rejection.code()));
+    if let Some(reason) = context.rejection.as_ref().and_then(|rejection| rejection.reason()) {
+        line.text("reason", reason);
+    }
+    if let Some(route) = &context.route {
+        line.text("route", &route.name);
+    }
+    let admitted = context.admission.as_ref().and_then(|admission| admission.identity());
+    if let Some(identity) = admitted.or(context.refused.as_ref()) {
+        line.words("authenticator", identity.parts().map(|part| &*part.authenticator));
+        line.words("auth_method", identity.parts().map(|part| part.method.label()));
+        let named = [
+            ("consumer", &identity.consumer),
+            ("subject", &identity.subject),
+            ("client_id", &identity.client),
+            ("key_id", &identity.key_id),
+        ];
+        for (name, value) in named {
+            if let Some(value) = value {
+                line.text(name, value);
             }
         }
-        if let Some(upstream) = context.tried.last() {
-            line.text("upstream", &upstream.to_string());
-            line.number("tries", context.tried.len() as u64);
-        }
-        if let Some(filter) = context.rejection.as_ref().and_then(Rejection::filter) {
-            line.text("filter", filter);
-        }
-        if let Some(limit) = context.rejection.as_ref().and_then(Rejection::limit) {
-            line.text("limit", &limit.name);
-        }
-        let shadowed = context.admission.as_ref().map_or(&*context.shadowed, |admission| admission.shadowed());
-        if !shadowed.is_empty() {
-            line.text("shadow_refusals", &shadowed.join(","));
-        }
-        if !context.queued.is_zero() {
-            line.number("queued_us", micros(context.queued));
-        }
-        line.number("own_us", micros(times.own));
-        if let Some(upstream) = times.upstream {
-            line.number("upstream_us", micros(upstream));
-        }
-        line.number("total_us", micros(times.total));
-        line.number("bytes_in", context.body_received);
-        line.number("bytes_out", session.body_bytes_sent() as u64);
-        if let Some(agent) = header.headers.get(http::header::USER_AGENT) {
-            line.text("user_agent", &String::from_utf8_lossy(agent.as_bytes()));
-        }
-        line.end()
     }
+    if let Some(upstream) = context.tried.last() {
+        line.plain("upstream", format_args!("\"{upstream}\""));
+        line.number("tries", context.tried.len() as u64);
+    }
+    if let Some(filter) = context.rejection.as_ref().and_then(Rejection::filter) {
+        line.text("filter", filter);
+    }
+    if let Some(limit) = context.rejection.as_ref().and_then(Rejection::limit) {
+        line.text("limit", &limit.name);
+    }
+    let shadowed = context.admission.as_ref().map_or(&*context.shadowed, |admission| admission.shadowed());
+    if !shadowed.is_empty() {
+        line.text("shadow_refusals", &shadowed.join(","));
+    }
+    if !context.queued.is_zero() {
+        line.number("queued_us", micros(context.queued));
+    }
+    line.number("own_us", micros(times.own));
+    if let Some(upstream) = times.upstream {
+        line.number("upstream_us", micros(upstream));
+    }
+    line.number("total_us", micros(times.total));
+    line.number("bytes_in", context.body_received);
+    line.number("bytes_out", session.body_bytes_sent() as u64);
+    if let Some(agent) = header.headers.get(http::header::USER_AGENT) {
+        line.text("user_agent", &String::from_utf8_lossy(agent.as_bytes()));
+    }
+    line.end()
 }
 
 /// Where the time of a request went.
@@ -145,8 +147,9 @@ struct Times {
 
 impl Times {
     fn of(context: &Context, now: Duration) -> Self {
-        let total = now.saturating_sub(context.started);
-        let own = context.asked.map_or(total, |asked| asked.saturating_sub(context.started)).saturating_sub(context.queued);
+        let started = context.started.monotonic;
+        let total = now.saturating_sub(started);
+        let own = context.asked.map_or(total, |asked| asked.saturating_sub(started)).saturating_sub(context.queued);
         let upstream = context.asked.map(|asked| context.answered.unwrap_or(now).saturating_sub(asked));
         Self { own, upstream, total }
     }
@@ -162,11 +165,6 @@ fn protocol(version: http::Version) -> &'static str {
         http::Version::HTTP_10 => "HTTP/1.0",
         _ => "HTTP/1.1",
     }
-}
-
-fn rfc3339(unix: Duration) -> String {
-    let time = time::OffsetDateTime::UNIX_EPOCH + unix;
-    time.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
 }
 
 /// A JSON object on one line. Every byte that could steer a terminal or end a line is escaped, the bidirectional marks of Unicode too.
@@ -188,14 +186,37 @@ impl Line {
         self.0.push_str("\":");
     }
 
-    fn number(&mut self, name: &str, value: u64) {
+    /// What needs no escape.
+    fn plain(&mut self, name: &str, value: std::fmt::Arguments<'_>) {
         self.name(name);
-        self.0.push_str(&value.to_string());
+        let _ = self.0.write_fmt(value);
+    }
+
+    fn number(&mut self, name: &str, value: u64) {
+        self.plain(name, format_args!("{value}"));
+    }
+
+    /// As RFC 3339 writes it, to the microsecond.
+    fn time(&mut self, name: &str, unix: Duration) {
+        let time = time::OffsetDateTime::UNIX_EPOCH + unix;
+        let (year, month, day) = time.to_calendar_date();
+        let (hour, minute, second, microsecond) = time.to_hms_micro();
+        let month = u8::from(month);
+        self.plain(name, format_args!("\"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{microsecond:06}Z\""));
     }
 
     fn text(&mut self, name: &str, value: &str) {
         self.name(name);
         self.0.push('"');
+        if value.len() <= LONGEST && value.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')) {
+            self.0.push_str(value);
+        } else {
+            self.escape(value);
+        }
+        self.0.push('"');
+    }
+
+    fn escape(&mut self, value: &str) {
         for character in value.chars().scan(0, |length, character| {
             *length += character.len_utf8();
             (*length <= LONGEST).then_some(character)
@@ -206,12 +227,11 @@ impl Line {
                 ' '..='~' => self.0.push(character),
                 _ => {
                     for unit in character.encode_utf16(&mut [0; 2]) {
-                        self.0.push_str(&format!("\\u{unit:04x}"));
+                        let _ = write!(self.0, "\\u{unit:04x}");
                     }
                 }
             }
         }
-        self.0.push('"');
     }
 
     fn words<'w>(&mut self, name: &str, words: impl Iterator<Item = &'w str>) {
@@ -243,6 +263,13 @@ fn write_lines(waiting: &Receiver<String>, out: &mut impl Write) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_written_as_rfc_3339_says() {
+        let mut line = Line::new();
+        line.time("time", Duration::new(1_800_000_000, 1_234_567));
+        assert_eq!(line.end(), "{\"time\":\"2027-01-15T08:00:00.001234Z\"}\n");
+    }
 
     #[test]
     fn a_line_stays_one_json_object_whatever_a_caller_writes() {

@@ -14,7 +14,7 @@ use super::failure;
 use crate::request::{BodyCheck, BodyDigest, Rejection};
 
 /// What Pingora keeps of a body to send it again. Once more than this was read, it does not send even what it has not sent yet.
-const READ_AHEAD: u64 = 64 * 1024;
+pub(super) const READ_AHEAD: u64 = 64 * 1024;
 
 /// The body of one request.
 #[derive(Debug, Default)]
@@ -30,8 +30,8 @@ pub struct Body {
 
 impl Body {
     /// The body, where all of it was read.
-    pub(super) fn whole(&self) -> Option<&[u8]> {
-        self.whole.as_deref()
+    pub(super) fn whole(&self) -> Option<&Bytes> {
+        self.whole.as_ref()
     }
 
     /// Reads the whole of a body that is known to be short, and nothing of another. Where there is a bound, somebody decides by the body: it is

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use crate::admit::Admission;
 use crate::request::message::Message;
-use crate::request::{Client, ClientCertificate, Identity, Parameters, Rejection};
+use crate::request::{Client, ClientCertificate, Identity, Now, Parameters, Rejection};
 use crate::route::Route;
 use crate::snapshot::Serving;
 use crate::upstream::Chosen;
@@ -18,7 +18,7 @@ use crate::upstream::Chosen;
 /// The state of one request.
 pub struct Context {
     /// When the request head had been read. Times are since the start of the process.
-    pub started: Duration,
+    pub started: Now,
     /// The configuration that this request keeps, whatever is applied meanwhile.
     pub snapshot: Serving,
     /// Ours, unless a trusted proxy sent one.
@@ -57,7 +57,7 @@ pub struct Context {
 
 impl Context {
     /// A request that has just begun.
-    pub fn new(snapshot: Serving, started: Duration) -> Self {
+    pub fn new(snapshot: Serving, started: Now) -> Self {
         snapshot.in_flight.inc();
         Self {
             started,
@@ -141,13 +141,8 @@ pub struct RequestId(http::HeaderValue);
 impl RequestId {
     /// A new id. It is a name, not a secret: speed over unpredictability.
     pub fn random() -> Self {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut random = fastrand::u128(..);
-        let mut text = [0u8; 32];
-        for byte in &mut text {
-            *byte = DIGITS.get((random & 15) as usize).copied().unwrap_or(b'0');
-            random >>= 4;
-        }
+        let mut text = [0; 32];
+        hexadecimal(fastrand::u128(..), &mut text);
         Self(http::HeaderValue::from_bytes(&text).unwrap_or_else(|_| http::HeaderValue::from_static("0")))
     }
 
@@ -167,6 +162,15 @@ impl RequestId {
     /// For the log and the body.
     pub fn as_str(&self) -> &str {
         self.0.to_str().unwrap_or("")
+    }
+}
+
+/// Writes a number in the last digits of a text that is at least as long.
+pub(super) fn hexadecimal(mut number: u128, text: &mut [u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for byte in text.iter_mut().rev() {
+        *byte = DIGITS.get((number & 15) as usize).copied().unwrap_or(b'0');
+        number >>= 4;
     }
 }
 

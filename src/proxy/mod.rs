@@ -81,7 +81,7 @@ impl Gateway {
 
     /// Everything between the request's head and the permit to forward it.
     async fn decide(&self, session: &mut Session, context: &mut Context) -> Result<(), Refusal> {
-        let now = (self.clock)();
+        let now = context.started;
         let Context { snapshot, client, certificate, request_id, route: matched, admission, target, body, body_received, .. } = context;
         let body_rules = body::Rules { limit: snapshot.server.body_limit, timeout: snapshot.server.body_timeout };
         session::prepare(session, &snapshot.server);
@@ -110,7 +110,7 @@ impl Gateway {
                 path: &message.path,
                 query: message.query,
                 headers: message.headers,
-                body: if bodiless { Some(&[]) } else { body.whole() },
+                body: if bodiless { Some(&[]) } else { body.whole().map(|whole| &**whole) },
                 client: &caller,
                 certificate: certificate.as_deref(),
                 route: &route.name,
@@ -185,7 +185,7 @@ impl ProxyHttp for Gateway {
     type CTX = Context;
 
     fn new_ctx(&self) -> Context {
-        Context::new(self.slot.load(), (self.clock)().monotonic)
+        Context::new(self.slot.load(), (self.clock)())
     }
 
     /// None: the compression module that Pingora would add costs every request and serves none of ours.

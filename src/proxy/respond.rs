@@ -82,7 +82,7 @@ pub(super) async fn linger(session: &mut Session) {
 }
 
 fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<ResponseHeader> {
-    let mut header = ResponseHeader::build(rejection.status(), Some(12))?;
+    let mut header = ResponseHeader::build_no_case(rejection.status(), Some(12))?;
     header.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"))?;
     header.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body))?;
     header.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;

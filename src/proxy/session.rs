@@ -8,11 +8,11 @@ use pingora::http::RequestHeader;
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
-use super::context::Context;
+use super::context::{Context, hexadecimal};
 use super::tls::TlsConnection;
 use crate::request::message::{Head, Message};
 use crate::request::{Client, ClientCertificate, Now, Rejection};
-use crate::route::forward::UpstreamHeaders;
+use crate::route::fields::Fields;
 use crate::snapshot::{ServerRules, Snapshot};
 
 /// The head as it was parsed, and for HTTP/1 the bytes it was parsed from.
@@ -85,7 +85,7 @@ pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, 
 }
 
 /// Tells the upstream who calls, and nothing that the caller says of that itself.
-pub(super) fn introduce(session: &Session, upstream: &mut impl UpstreamHeaders, context: &Context) -> Result<()> {
+pub(super) fn introduce<'a>(session: &Session, upstream: &mut impl Fields<'a>, context: &'a Context) -> Result<()> {
     let (Some(route), Some(admission), Some(target), Some(client)) = (&context.route, &context.admission, &context.target, context.client)
     else {
         return Error::e_explain(ErrorType::HTTPStatus(500), "no permit");
@@ -104,7 +104,7 @@ pub(super) fn introduce(session: &Session, upstream: &mut impl UpstreamHeaders, 
     route.policy.forward.apply(upstream, admission.identity().map(|identity| &**identity), &connection);
     route.policy.forward.copy(upstream, admission.headers());
     if let Some((name, value)) = admission.token() {
-        upstream.set(name, value.clone());
+        upstream.set(name, value.as_bytes());
     }
     Ok(())
 }
@@ -114,29 +114,31 @@ pub(super) fn is_secure(session: &Session) -> bool {
     session.digest().is_some_and(|digest| digest.ssl_digest.is_some())
 }
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+static COOKIE: HeaderName = header::COOKIE;
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Passes on the caller's trace, or begins one (W3C Trace Context): without a sampling flag, for nobody here records spans.
-fn continue_trace(upstream: &mut impl UpstreamHeaders) {
-    if upstream.headers().get(TRACEPARENT).is_some_and(is_trace_parent) {
+fn continue_trace<'a>(upstream: &mut impl Fields<'a>) {
+    if upstream.lines(&TRACEPARENT).next().is_some_and(is_trace_parent) {
         return;
     }
     // The state of a trace that was not understood must not be tied to another.
     upstream.remove(&TRACESTATE);
+    let mut parent = *b"00-00000000000000000000000000000000-0000000000000000-00";
     // Zero would be no id.
-    let parent = format!("00-{:032x}-{:016x}-00", fastrand::u128(1..), fastrand::u64(1..));
-    match http::HeaderValue::try_from(parent) {
-        Ok(parent) => upstream.set(&TRACEPARENT, parent),
-        Err(_) => upstream.remove(&TRACEPARENT),
+    let ids = [(3..35, fastrand::u128(1..)), (36..52, u128::from(fastrand::u64(1..)))];
+    for (place, id) in ids {
+        hexadecimal(id, parent.get_mut(place).unwrap_or_default());
     }
+    upstream.set(&TRACEPARENT, &parent);
 }
 
 /// `version-trace_id-parent_id-flags`, hexadecimal and lower case; ids of zeros and version `ff` are invalid (section 3.2.2).
-fn is_trace_parent(value: &http::HeaderValue) -> bool {
+fn is_trace_parent(value: &[u8]) -> bool {
     let hexadecimal =
         |part: &[u8], length: usize| part.len() == length && part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let mut parts = value.as_bytes().split(|byte| *byte == b'-');
+    let mut parts = value.split(|byte| *byte == b'-');
     let (Some(version), Some(trace), Some(parent), Some(flags)) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
         return false;
     };
@@ -153,32 +155,33 @@ fn is_trace_parent(value: &http::HeaderValue) -> bool {
 }
 
 /// HTTP/2 may split cookies over several fields; an HTTP/1 upstream is owed one (RFC 9113 section 8.2.3).
-fn merge_cookies(upstream: &mut impl UpstreamHeaders) {
-    let mut cookies = upstream.headers().get_all(header::COOKIE).iter();
+fn merge_cookies<'a>(upstream: &mut impl Fields<'a>) {
+    let mut cookies = upstream.lines(&COOKIE);
     let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else {
         return;
     };
-    let mut merged = first.as_bytes().to_vec();
+    let mut merged = first.to_vec();
     for cookie in std::iter::once(second).chain(cookies) {
         merged.extend_from_slice(b"; ");
-        merged.extend_from_slice(cookie.as_bytes());
+        merged.extend_from_slice(cookie);
     }
-    match http::HeaderValue::from_maybe_shared(bytes::Bytes::from(merged)) {
-        Ok(merged) => upstream.set(&header::COOKIE, merged),
-        Err(_) => upstream.remove(&header::COOKIE),
-    }
+    upstream.set(&COOKIE, &merged);
 }
 
-impl UpstreamHeaders for RequestHeader {
-    fn headers(&self) -> &http::HeaderMap {
-        &self.headers
+impl<'a> Fields<'a> for RequestHeader {
+    fn names(&self) -> impl Iterator<Item = &HeaderName> {
+        self.headers.keys()
+    }
+
+    fn lines(&self, name: &HeaderName) -> impl Iterator<Item = &[u8]> {
+        Fields::lines(&self.headers, name)
     }
 
     fn remove(&mut self, name: &HeaderName) {
         self.remove_header(name);
     }
 
-    fn set(&mut self, name: &HeaderName, value: http::HeaderValue) {
+    fn set(&mut self, name: &'a HeaderName, value: &[u8]) {
         if let Err(error) = self.insert_header(name.clone(), value) {
             tracing::error!(%error, %name, "a header could not be set");
             self.remove_header(name);
@@ -210,7 +213,7 @@ mod tests {
             continue_trace(&mut upstream);
             let now = upstream.headers.get("traceparent").unwrap();
             assert_eq!(now == given, kept, "{given}");
-            assert!(is_trace_parent(now));
+            assert!(is_trace_parent(now.as_bytes()));
             assert_eq!(upstream.headers.contains_key("tracestate"), kept, "{given}");
         }
     }

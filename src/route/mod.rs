@@ -1,6 +1,7 @@
 //! What one route asks of a request, and where it sends it: everything compiled, nothing looked up.
 
 pub mod exchange;
+pub mod fields;
 pub mod filters;
 pub mod forward;
 pub mod ip_rules;

@@ -9,14 +9,17 @@ use crate::harness::origin::{Origin, Reply, answer};
 use crate::harness::until;
 
 fn gateway(origin: &Origin, upstream: &str) -> Gateway {
+    gateway_to(origin.address, upstream)
+}
+
+fn gateway_to(address: std::net::SocketAddr, upstream: &str) -> Gateway {
     Gateway::start(&format!(
         r#"
 listeners: [{{address: "127.0.0.1:0"}}]
 admin: {{address: "127.0.0.1:0"}}
-upstreams: {{all: {{servers: ["{}"]{upstream}}}}}
+upstreams: {{all: {{servers: ["{address}"]{upstream}}}}}
 routes: [{{name: all, path: "/{{*rest}}", upstream: all, policy: {{authenticate: public}}}}]
-"#,
-        origin.address
+"#
     ))
 }
 
@@ -189,4 +192,89 @@ fn the_head_that_a_backend_gets_is_ours() {
     assert_eq!((asked.headers_like("x-user-id").len(), asked.headers_like("accept").len()), (0, 2));
     assert_eq!((asked.header("x-forwarded-for"), asked.header("x-forwarded-host")), (Some("127.0.0.1"), Some("gw.test:80")));
     assert!(asked.header("traceparent").is_some() && asked.header("x-request-id").is_some());
+}
+
+#[test]
+fn a_short_body_arrives_whole_by_either_way() {
+    let origin = Origin::start();
+    let gateway = gateway(&origin, "");
+    let mut connection = Connection::open(gateway.address());
+    for length in [0, 1, 5_000, 65_536] {
+        let body: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+        for (method, more) in [("POST", &[][..]), ("PUT", &[]), ("DELETE", &[]), ("POST", &[("TE", "trailers")])] {
+            assert_eq!(connection.ask(request(method, "/", more, &body)).text(), "origin", "{method} {length}");
+            assert!(origin.last().body == body, "{method} {length} {more:?}");
+        }
+        // In two pieces: the backend is asked when both are there.
+        let before = origin.requests().len();
+        let whole = request("POST", "/", &[], &body);
+        let (first, second) = whole.split_at(whole.len() - length / 2);
+        connection.send(first);
+        connection.send(second);
+        assert_eq!(connection.answer(false).text(), "origin");
+        assert!(origin.last().body == body && origin.requests().len() == before + 1);
+    }
+}
+
+#[test]
+fn of_a_body_that_breaks_off_nothing_is_sent() {
+    let origin = Origin::start();
+    let gateway = gateway(&origin, "");
+    let mut connection = Connection::open(gateway.address());
+    connection.send("POST /broken HTTP/1.1\r\nHost: gw.test\r\nContent-Length: 10\r\n\r\nhello");
+    drop(connection);
+    until("it is noticed", || gateway.access_log().iter().any(|line| line["path"] == "/broken" && line["code"] == "client_closed"));
+    assert_eq!(gateway.get("/next", &[]).text(), "origin");
+    assert_eq!(origin.requests().iter().map(|request| request.target().to_owned()).collect::<Vec<_>>(), ["/next"]);
+    assert_eq!(origin.connections(), 1, "no connection was opened for it");
+}
+
+#[test]
+fn what_may_not_be_done_twice_is_sent_once() {
+    let origin = Origin::scripted(|recorded| match recorded.target() {
+        // It does not say that it closes.
+        "/last" => Reply::Last(answer(200, &[], "last")),
+        "/eaten" => Reply::Last(Vec::new()),
+        _ => Reply::Bytes(answer(200, &[], "more")),
+    });
+    let gateway = gateway(&origin, "");
+    for (method, path) in [("GET", "/eaten"), ("PUT", "/eaten"), ("POST", "/eaten")] {
+        assert_eq!(gateway.get("/more", &[]).text(), "more");
+        let before = origin.requests().len();
+        let mut connection = Connection::open(gateway.address());
+        assert_eq!(connection.ask(request(method, path, &[], b"x")).status, 502, "{method}");
+        // On a connection that was kept nobody knows whether the backend had closed it before or because of the request.
+        let tries = origin.requests().len() - before;
+        assert_eq!(tries, if method == "POST" { 1 } else { 2 }, "{method}");
+    }
+}
+
+#[test]
+fn a_backend_may_answer_before_it_has_the_whole_request() {
+    // It reads the head and no more, answers and closes; with so much on its way, a part of it is refused by the system.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        use std::io::{BufRead, BufReader, Write};
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut reader = BufReader::new(&stream);
+            let mut line = String::new();
+            while reader.read_line(&mut line).is_ok_and(|length| length > 2) {
+                line.clear();
+            }
+            let _ = (&stream).write_all(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig");
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            let _ = std::io::copy(&mut reader, &mut std::io::sink());
+        }
+    });
+    let gateway = gateway_to(address, "");
+    for _ in 0..5 {
+        let mut connection = Connection::open(gateway.address());
+        connection.send(request("POST", "/", &[], &[b'x'; 65_536]));
+        let mut answer = connection.answer(false);
+        while answer.status == 100 {
+            answer = connection.answer(false);
+        }
+        assert_eq!((answer.status, answer.text()), (413, "big"));
+    }
 }

@@ -1,25 +1,29 @@
-//! The short way to a backend, for the plain request: nothing to send but a head, to a backend that speaks HTTP/1.1 in the clear.
+//! The short way to a backend, for the plain request: a head and at most a short body, to a backend that speaks HTTP/1.1 in the clear.
 //!
 //! Pingora's way is made for two bodies that stream past each other, for TLS, HTTP/2, caches and upgrades, and costs two thirds of a request's
-//! instructions (docs/decisions/0013). This one writes one head, reads one answer, and passes it on. Everything else takes Pingora's.
+//! instructions (docs/decisions/0013). This one writes one request, reads one answer, and passes it on. Everything else takes Pingora's.
 
 mod answer;
 mod pool;
 
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, StatusCode, Version, header};
 use pingora::{BError, Error, ErrorSource, ErrorType};
 use pingora_proxy::Session;
 use pingora_timeout::fast_timeout::fast_timeout;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use smallvec::SmallVec;
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::TcpStream;
 
+use super::body::READ_AHEAD;
 use super::context::Context;
 use super::{Gateway, failure, may_retry, respond};
 use crate::config::{RetryOn, UpstreamTimeouts};
+use crate::route::fields::{FieldList, Fields};
 use answer::{Body, Head, Malformed};
 
 pub use pool::Pool;
@@ -36,7 +40,7 @@ const LONGEST_HEAD: usize = 1024 * 1024;
 /// Interim answers (1xx) before the one that counts, at the most: a backend that sends them for ever answers never.
 const INTERIM: usize = 16;
 
-/// Whether a request that was admitted goes this way. Only what can be sent again does: a kept connection may close as we write to it.
+/// Whether a request that was admitted goes this way.
 pub(super) fn takes(session: &Session, context: &Context) -> bool {
     let (Some(route), Some(admission)) = (&context.route, &context.admission) else { return false };
     let upstream = &route.upstream;
@@ -46,15 +50,15 @@ pub(super) fn takes(session: &Session, context: &Context) -> bool {
         && !upstream.http2
         && admission.body().is_empty()
         && head.version == Version::HTTP_11
-        && head.method.is_idempotent()
         && session.as_http1().is_some()
         && is_plain(&head.headers)
 }
 
-/// Whether the head frames no body and asks nothing of the connection but to stay or to go.
+/// Whether the head frames no body or a short one, and asks nothing of the connection but to stay or to go.
 fn is_plain(headers: &HeaderMap) -> bool {
-    let asks = |name: &HeaderName| match *name {
-        header::CONTENT_LENGTH | header::TRANSFER_ENCODING | header::UPGRADE | header::EXPECT | header::TE | header::TRAILER => true,
+    let asks = |(name, value): (&HeaderName, &http::HeaderValue)| match *name {
+        header::CONTENT_LENGTH => length(value).is_none_or(|length| length > READ_AHEAD),
+        header::TRANSFER_ENCODING | header::UPGRADE | header::EXPECT | header::TE | header::TRAILER => true,
         _ => matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings"),
     };
     let mut connection = headers.get_all(header::CONNECTION).iter().map(http::HeaderValue::as_bytes);
@@ -63,7 +67,16 @@ fn is_plain(headers: &HeaderMap) -> bool {
         (Some(option), None) => option.eq_ignore_ascii_case(b"keep-alive") || option.eq_ignore_ascii_case(b"close"),
         (Some(_), Some(_)) => false,
     };
-    stays && !headers.keys().any(asks)
+    stays && !headers.iter().any(asks)
+}
+
+/// A request, as it is sent to whichever backend.
+struct Request {
+    head: BytesMut,
+    /// Its pieces as they were read.
+    body: SmallVec<[Bytes; 2]>,
+    /// Whether it may be sent once more where nobody knows what became of it.
+    repeatable: bool,
 }
 
 /// A connection to a backend, and what was read from it and not yet passed on.
@@ -72,6 +85,8 @@ struct Connection {
     buffer: BytesMut,
     /// Whether it has served another request.
     kept: bool,
+    /// Whether all of the request was written: a backend may answer before it has read it.
+    written: bool,
 }
 
 /// Why a connection brought no answer.
@@ -90,7 +105,9 @@ impl From<BError> for Broken {
 impl Gateway {
     /// Asks backends until one has answered, as the upstream's retries allow, and passes the answer on.
     pub(super) async fn exchange(&self, session: &mut Session, context: &mut Context) -> Result<(), BError> {
-        let request = request(session, context)?;
+        // What the caller takes to send its body is not our time, as it is not on the long way.
+        context.asked.get_or_insert_with(|| (self.clock)().monotonic);
+        let request = Request { body: body(session, context).await?, ..request(session, context)? };
         let mut may_be_kept = true;
         loop {
             let address = self.next_backend(context)?;
@@ -119,19 +136,26 @@ impl Gateway {
     }
 
     async fn connect(&self, context: &Context, address: SocketAddr, may_be_kept: bool) -> Result<Connection, BError> {
-        let kept = if may_be_kept { self.pool.take(address, (self.clock)().monotonic) } else { None };
+        let now = context.asked.unwrap_or(context.started.monotonic);
+        let kept = if may_be_kept { self.pool.take(address, now) } else { None };
         let (stream, kept) = match kept {
             Some(stream) => (stream, true),
             None => (open(address, timeouts(context).map(|timeouts| timeouts.connect).unwrap_or_default()).await?, false),
         };
-        Ok(Connection { stream, buffer: BytesMut::new(), kept })
+        Ok(Connection { stream, buffer: BytesMut::new(), kept, written: false })
     }
 
     /// Sends the request and reads the head of its answer; interim ones are passed on.
-    async fn ask(&self, session: &mut Session, context: &mut Context, connection: &mut Connection, request: &[u8]) -> Result<Head, Broken> {
+    async fn ask(
+        &self,
+        session: &mut Session,
+        context: &mut Context,
+        connection: &mut Connection,
+        request: &Request,
+    ) -> Result<Head, Broken> {
         let patience = patience(context);
-        let mut silent = connection.kept;
-        connection.write(request, patience).await.map_err(|error| if silent { Broken::Stale } else { error.into() })?;
+        connection.write(request, patience).await?;
+        let mut silent = connection.kept && request.repeatable && connection.buffer.is_empty();
         let mut interim = 0;
         loop {
             if let Some(head) = answer::read(&mut connection.buffer, &session.req_header().method).map_err(malformed)? {
@@ -196,28 +220,52 @@ impl Gateway {
                 break;
             }
         }
-        if persistent && body.is_done() && connection.buffer.is_empty() {
-            self.pool.keep(
-                address,
-                connection.stream,
-                (self.clock)().monotonic + timeouts(context).map(|timeouts| timeouts.idle).unwrap_or_default(),
-            );
+        if persistent && connection.written && body.is_done() && connection.buffer.is_empty() {
+            let idle = timeouts(context).map(|timeouts| timeouts.idle).unwrap_or_default();
+            // Counted from the answer's beginning: no call of the clock for each.
+            self.pool.keep(address, connection.stream, context.answered.unwrap_or_default() + idle);
         }
         Ok(())
     }
 }
 
 impl Connection {
-    async fn write(&mut self, request: &[u8], patience: Duration) -> Result<(), BError> {
+    /// Writes the request, until the backend answers or closes: why it did is for its answer to say.
+    async fn write(&mut self, request: &Request, patience: Duration) -> Result<(), BError> {
+        let pieces = || std::iter::once(&*request.head).chain(request.body.iter().map(|piece| &**piece));
+        let slices: SmallVec<[IoSlice<'_>; 3]> = pieces().map(IoSlice::new).collect();
         // Nearly always the whole of it fits into the kernel's buffer.
-        let written = self.stream.try_write(request).unwrap_or(0);
-        match request.get(written..) {
-            None | Some([]) => Ok(()),
-            Some(rest) => match fast_timeout(patience, self.stream.write_all(rest)).await {
-                Ok(written) => written.map_err(|error| Error::because(ErrorType::WriteError, "to a backend", error).into_up()),
-                Err(_) => Err(Error::new_up(ErrorType::WriteTimedout)),
-            },
+        let mut written = self.stream.try_write_vectored(&slices).unwrap_or(0);
+        for piece in pieces() {
+            let before = written.min(piece.len());
+            written -= before;
+            let mut rest = piece.get(before..).unwrap_or_default();
+            while !rest.is_empty() {
+                let ready = fast_timeout(patience, self.stream.ready(Interest::READABLE | Interest::WRITABLE)).await;
+                let ready = ready.map_err(|_| Error::new_up(ErrorType::WriteTimedout))?;
+                if ready.is_ok_and(|ready| ready.is_readable()) && !self.hears_interim() {
+                    return Ok(());
+                }
+                match self.stream.try_write(rest) {
+                    Ok(more) => rest = rest.get(more..).unwrap_or_default(),
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Err(_) => return Ok(()),
+                }
+            }
         }
+        self.written = true;
+        Ok(())
+    }
+
+    /// Hears a backend that speaks before it has the whole request. An interim answer does not end it.
+    fn hears_interim(&mut self) -> bool {
+        const INTERIM: &[u8] = b"HTTP/1.1 1";
+        self.buffer.reserve(FIRST_READ);
+        let open = match self.stream.try_read_buf(&mut self.buffer) {
+            Ok(read) => read > 0,
+            Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
+        };
+        open && self.buffer.len() < FIRST_READ && self.buffer.iter().zip(INTERIM).all(|(heard, interim)| heard == interim)
     }
 
     /// Reads more of the answer; 0 at its end. A caller that hangs up meanwhile ends it.
@@ -249,31 +297,54 @@ async fn open(address: SocketAddr, patience: Duration) -> Result<TcpStream, BErr
     Ok(stream)
 }
 
-/// The whole request, as it is sent to whichever backend.
-fn request(session: &Session, context: &Context) -> Result<BytesMut, BError> {
+/// The body, which is short.
+async fn body(session: &mut Session, context: &mut Context) -> Result<SmallVec<[Bytes; 2]>, BError> {
+    let mut pieces = SmallVec::<[Bytes; 2]>::new();
+    match context.body.whole() {
+        Some(whole) => pieces.push(whole.clone()),
+        None => {
+            while !session.is_body_done() {
+                let Some(piece) = session.as_mut().read_request_body().await.map_err(|error| error.into_down())? else { break };
+                context.body_received += piece.len() as u64;
+                pieces.push(piece);
+            }
+        }
+    }
+    // What the head says and what follows it must be the same, or the backend takes the next request for the rest of this one.
+    let length = session.req_header().headers.get(header::CONTENT_LENGTH).map_or(Some(0), length);
+    if length == Some(pieces.iter().map(|piece| piece.len() as u64).sum()) {
+        Ok(pieces)
+    } else {
+        Err(Error::new_down(ErrorType::ConnectionClosed))
+    }
+}
+
+/// The request but for its body.
+fn request(session: &Session, context: &Context) -> Result<Request, BError> {
     let (Some(target), head) = (&context.target, session.req_header()) else {
         return Error::e_explain(ErrorType::HTTPStatus(500), "no permit");
     };
     // The canonical forms have no such byte. This is where one would begin a second request, so it is asked once more.
-    if !target.path_and_query.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if ![&target.path_and_query, &target.authority].iter().all(|part| part.bytes().all(|byte| byte.is_ascii_graphic())) {
         return Error::e_explain(ErrorType::HTTPStatus(500), "the canonical target has a byte that no target has");
     }
-    let mut headers = head.headers.clone();
-    headers.remove(header::CONNECTION);
-    let authority = http::HeaderValue::from_str(&target.authority);
-    headers.insert(header::HOST, authority.map_err(|_| Error::explain(ErrorType::HTTPStatus(500), "the canonical host is no header"))?);
-    super::session::introduce(session, &mut headers, context)?;
-    let mut request = BytesMut::with_capacity(1024);
+    let mut fields = FieldList::new(&head.headers);
+    fields.remove(&header::CONNECTION);
+    fields.set(&HOST, target.authority.as_bytes());
+    super::session::introduce(session, &mut fields, context)?;
+    let mut written = BytesMut::with_capacity(1024);
     for part in [head.method.as_str(), " ", &target.path_and_query, " HTTP/1.1\r\n"] {
-        request.put_slice(part.as_bytes());
+        written.put_slice(part.as_bytes());
     }
-    for (name, value) in &headers {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            request.put_slice(part);
-        }
-    }
-    request.put_slice(b"\r\n");
-    Ok(request)
+    fields.write(&mut written);
+    written.put_slice(b"\r\n");
+    Ok(Request { head: written, body: SmallVec::new(), repeatable: head.method.is_idempotent() })
+}
+
+static HOST: HeaderName = header::HOST;
+
+fn length(value: &http::HeaderValue) -> Option<u64> {
+    value.to_str().ok()?.parse().ok()
 }
 
 fn timeouts(context: &Context) -> Option<&UpstreamTimeouts> {
@@ -302,7 +373,11 @@ mod tests {
             (&[("connection", "x-user-id")], false),
             (&[("connection", "close"), ("connection", "close")], false),
             (&[("connection", "")], false),
-            (&[("content-length", "0")], false),
+            (&[("content-length", "0")], true),
+            (&[("content-length", "65536")], true),
+            (&[("content-length", "65537")], false),
+            (&[("content-length", "x")], false),
+            (&[("content-length", "1"), ("transfer-encoding", "chunked")], false),
             (&[("transfer-encoding", "chunked")], false),
             (&[("upgrade", "h2c")], false),
             (&[("expect", "100-continue")], false),
