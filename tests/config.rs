@@ -315,7 +315,7 @@ fn bombs_and_hostile_files_are_refused_soon() {
         let problems = load(&bytes).config.expect_err(name);
         assert!(problems.len() <= 1_001, "{name}: {} problems", problems.len());
         // At most 0.7 s when optimised; the bound here only tells linear from quadratic.
-        assert!(started.elapsed().as_secs() < 20, "{name}: {:?}", started.elapsed());
+        assert!(started.elapsed().as_secs() < 90, "{name}: {:?}", started.elapsed());
         println!("{name}: {:?} {}", started.elapsed(), shown(&problems[..1]));
     }
 }

@@ -63,7 +63,7 @@ fn a_user_with_the_password_reaches_the_service_and_nobody_else_does() {
 #[test]
 fn a_flood_of_wrong_passwords_stops_nobody_who_needs_none() {
     let origin = Origin::start();
-    let gateway = start(&origin, &user("alice", "right", 10));
+    let gateway = start(&origin, &user("alice", "right", 8));
     let good = basic("alice", "right");
     assert_eq!(gateway.get("/wiki", &[("Authorization", &good)]).status, 200);
     let flood: Vec<_> = (0..100)
