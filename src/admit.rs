@@ -114,7 +114,7 @@ async fn decide<'p>(
     let (Some(exchange), Some(authenticators), Some(Proof { identity, .. })) = (&route.exchange, &policy.authenticators, &proof) else {
         return Ok((proof, None));
     };
-    match exchange.obtain(identity, authenticators, request, now, random).await {
+    match Box::pin(exchange.obtain(identity, authenticators, request, now, random)).await {
         Ok(token) => Ok((proof, Some(token))),
         Err(rejection) => {
             charge.give_back();

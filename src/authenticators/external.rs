@@ -214,7 +214,8 @@ impl External {
             return answer.value.of(&resource).cloned();
         }
         let call = call.map_or_else(|| self.call(request, &resource), Ok)?;
-        self.decide(question, &call, self.credential(request), &resource, now).await
+        // Boxed: most requests do not get here, and need not carry its room.
+        Box::pin(self.decide(question, &call, self.credential(request), &resource, now)).await
     }
 
     async fn decide(

@@ -24,15 +24,16 @@ mod respond;
 mod session;
 pub mod tls;
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::FutureExt;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::upstreams::peer::HttpPeer;
@@ -182,17 +183,19 @@ impl Gateway {
 
 #[async_trait]
 impl ProxyHttp for Gateway {
-    type CTX = Context;
+    /// Boxed: it is moved from phase to phase.
+    type CTX = Box<Context>;
 
-    fn new_ctx(&self) -> Context {
-        Context::new(self.slot.load(), (self.clock)())
+    fn new_ctx(&self) -> Box<Context> {
+        Box::new(Context::new(self.slot.load(), (self.clock)()))
     }
 
     /// None: the compression module that Pingora would add costs every request and serves none of ours.
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
-    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool, BError> {
-        let Err(refusal) = refuse_on_panic(self.decide(session, context), &self.metrics.panics).await else {
+    async fn request_filter(&self, session: &mut Session, context: &mut Box<Context>) -> Result<bool, BError> {
+        let decided = refuse_on_panic(pin!(self.decide(session, context)), &self.metrics.panics).await;
+        let Err(refusal) = decided else {
             self.wait(session, context).await?;
             if !direct::takes(session, context) {
                 return Ok(false);
@@ -213,7 +216,7 @@ impl ProxyHttp for Gateway {
         _: &mut Session,
         body: &mut Option<Bytes>,
         last: bool,
-        context: &mut Context,
+        context: &mut Box<Context>,
     ) -> Result<(), BError> {
         context.body_received += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
         if context.body_received > context.snapshot.server.body_limit {
@@ -225,7 +228,7 @@ impl ProxyHttp for Gateway {
         passed.map_err(|rejection| context.refuse_body(rejection))
     }
 
-    async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>, BError> {
+    async fn upstream_peer(&self, _: &mut Session, context: &mut Box<Context>) -> Result<Box<HttpPeer>, BError> {
         let address = self.next_backend(context)?;
         // What a try has read of the body is read again by the next.
         context.body_received = 0;
@@ -238,7 +241,7 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         upstream: &mut RequestHeader,
-        context: &mut Context,
+        context: &mut Box<Context>,
     ) -> Result<(), BError> {
         session::prepare_upstream(session, upstream, context)
     }
@@ -247,7 +250,7 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         answer: &mut ResponseHeader,
-        context: &mut Context,
+        context: &mut Box<Context>,
     ) -> Result<(), BError> {
         context.answered.get_or_insert_with(|| (self.clock)().monotonic);
         let status = answer.status.as_u16();
@@ -268,7 +271,7 @@ impl ProxyHttp for Gateway {
         Err(error)
     }
 
-    async fn response_filter(&self, _: &mut Session, answer: &mut ResponseHeader, context: &mut Context) -> Result<(), BError> {
+    async fn response_filter(&self, _: &mut Session, answer: &mut ResponseHeader, context: &mut Box<Context>) -> Result<(), BError> {
         respond::decorate(answer, context)
     }
 
@@ -277,7 +280,7 @@ impl ProxyHttp for Gateway {
         _: &mut Session,
         _: &mut Option<Bytes>,
         end_of_stream: bool,
-        context: &mut Context,
+        context: &mut Box<Context>,
     ) -> Result<Option<Duration>, BError> {
         if end_of_stream {
             context.land();
@@ -285,7 +288,7 @@ impl ProxyHttp for Gateway {
         Ok(None)
     }
 
-    fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, context: &mut Context, mut error: Box<Error>) -> Box<Error> {
+    fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, context: &mut Box<Context>, mut error: Box<Error>) -> Box<Error> {
         error.set_retry(may_retry(session, context, RetryOn::ConnectFailure));
         error
     }
@@ -295,7 +298,7 @@ impl ProxyHttp for Gateway {
         _: &HttpPeer,
         session: &mut Session,
         mut error: Box<Error>,
-        context: &mut Context,
+        context: &mut Box<Context>,
         reused: bool,
     ) -> Box<Error> {
         if matches!(error.etype(), ErrorType::HTTPStatus(_)) {
@@ -317,7 +320,7 @@ impl ProxyHttp for Gateway {
         error
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Box<Context>) -> FailToProxy {
         let rejection = context.rejection.take().unwrap_or_else(|| failure(error));
         if *error.esource() == ErrorSource::Upstream {
             let upstream = context.tried.last().map(ToString::to_string);
@@ -335,16 +338,16 @@ impl ProxyHttp for Gateway {
     }
 
     /// Every failure is in the access log with its code, and upstream failures are logged once in `fail_to_proxy`.
-    fn suppress_error_log(&self, _: &Session, _: &Context, _: &Error) -> bool {
+    fn suppress_error_log(&self, _: &Session, _: &Box<Context>, _: &Error) -> bool {
         true
     }
 
     /// A try that is repeated is counted. Pingora's line would quote an answer that was not understood.
-    fn suppress_proxy_warn_log(&self, _: &Session, _: &Context, _: &Error, _: ProxyWarnLogContext) -> bool {
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Box<Context>, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Context) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Box<Context>) {
         context.land();
         if context.rejection.is_none() {
             context.rejection = error.map(failure);
@@ -354,7 +357,7 @@ impl ProxyHttp for Gateway {
     }
 
     /// What Pingora calls a request in its own log lines; its default shows the query, which may hold a credential.
-    fn request_summary(&self, _: &Session, context: &Context) -> String {
+    fn request_summary(&self, _: &Session, context: &Box<Context>) -> String {
         format!("request {}", context.request_id.as_str())
     }
 }
@@ -365,9 +368,14 @@ fn no_permit(context: &mut Context) -> BError {
     Error::new_in(ErrorType::HTTPStatus(500))
 }
 
-/// A panic in a decision refuses this request and no other, and still reaches the log.
-async fn refuse_on_panic(decision: impl Future<Output = Result<(), Refusal>>, panics: &IntCounter) -> Result<(), Refusal> {
-    AssertUnwindSafe(decision).catch_unwind().await.unwrap_or_else(|_| {
+/// A panic in a decision refuses this request and no other, and still reaches the log. The decision stays where it is: moving it costs more
+/// than all its checks.
+async fn refuse_on_panic(mut decision: Pin<&mut impl Future<Output = Result<(), Refusal>>>, panics: &IntCounter) -> Result<(), Refusal> {
+    let caught = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| decision.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    });
+    caught.await.unwrap_or_else(|_| {
         panics.inc();
         Err(Rejection::Internal("panic").into())
     })
@@ -430,10 +438,10 @@ mod tests {
     async fn a_panic_refuses_and_is_counted() {
         let panics = IntCounter::new("panics", "panics").unwrap();
         let panicking = async { if panics.get() == 0 { panic!("as a test") } else { Ok(()) } };
-        let refusal = refuse_on_panic(panicking, &panics).await.unwrap_err();
+        let refusal = refuse_on_panic(pin!(panicking), &panics).await.unwrap_err();
         assert_eq!(refusal.rejection, Rejection::Internal("panic"));
         assert_eq!(panics.get(), 1);
-        assert!(refuse_on_panic(async { Ok(()) }, &panics).await.is_ok());
+        assert!(refuse_on_panic(pin!(async { Ok(()) }), &panics).await.is_ok());
         assert_eq!(panics.get(), 1);
     }
 }

@@ -93,8 +93,8 @@ impl<'a> Fields<'a> for FieldList<'a> {
 
     fn set(&mut self, name: &'a HeaderName, value: &[u8]) {
         Fields::remove(self, name);
-        // What ends its line would begin another.
-        if value.iter().all(|byte| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..)) {
+        // What ends its line would begin another. To the end in any case: a loop without a way out looks at many bytes at once.
+        if value.iter().fold(true, |sound, byte| sound & (*byte == b'\t' || (*byte >= 0x20 && *byte != 0x7f))) {
             let from = self.text.len();
             self.text.extend_from_slice(value);
             self.lines.push((name, Value::Set(from, self.text.len())));

@@ -270,7 +270,8 @@ impl<'p> Charge<'p> {
             }
         }
         if worst.is_none() && !remote.is_empty() {
-            worst = self.take_remote(&remote).await?;
+            // Boxed, so that the many requests of which nobody else is asked do not carry the room that asking takes.
+            worst = Box::pin(self.take_remote(&remote)).await?;
         }
         match worst {
             None => Ok(()),
