@@ -4,15 +4,15 @@
 //! key's place in its set are judged again on each hit. Tokens that were refused are not kept: an attacker has more bad tokens than
 //! we have room, and a refusal that is remembered could outlive its cause.
 //!
-//! The key of the cache is a keyed 64-bit hash, and a hit counts only after the whole token and its verifier were compared
+//! A token is found by a keyed 64-bit hash, and what is found counts only after the whole token and its verifier were compared
 //! (`docs/decisions/0004-token-cache.md`).
 
-use std::hash::{BuildHasher, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use quick_cache::{Equivalent, Weighter};
 
 use crate::jose::Algorithm;
 use crate::jose::claims::Registered;
@@ -65,7 +65,7 @@ impl Verified {
 
 /// The cache of verified tokens, bounded by number and by bytes.
 pub struct TokenCache {
-    entries: Cache<u64, Arc<Verified>, ByWeight>,
+    entries: Cache<Key, Arc<Verified>, ByWeight>,
     seeds: ahash::RandomState,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -85,19 +85,32 @@ impl TokenCache {
         }
     }
 
-    /// The facts of this very token, as this verifier found them.
-    pub fn find(&self, verifier: &VerifierId, token: &str) -> Option<Arc<Verified>> {
-        let found = self.entries.get(&self.hash(verifier, token));
+    /// The facts of this very token as any verifier found them: what it says is the same for all.
+    pub fn find(&self, token: &str) -> Option<Arc<Verified>> {
         // The hash only finds the place. Without this comparison a collision would be somebody else's identity.
-        let same = found.filter(|entry| *entry.token == *token && entry.verifier == *verifier);
-        let counter = if same.is_some() { &self.hits } else { &self.misses };
+        let found = self.entries.get(&AnyOf(self.hash(token))).filter(|entry| *entry.token == *token);
+        if found.is_none() {
+            self.misses.fetch_add(1, Ordering::Relaxed);
+        }
+        found
+    }
+
+    /// The facts of a known token as this verifier found them: without another look-up, unless others know it too.
+    pub fn find_as(&self, verifier: &VerifierId, known: Arc<Verified>) -> Option<Arc<Verified>> {
+        let own = if known.verifier == *verifier {
+            Some(known)
+        } else {
+            let found = self.entries.get(&self.key(verifier, &known.token));
+            found.filter(|entry| entry.verifier == *verifier && entry.token == known.token)
+        };
+        let counter = if own.is_some() { &self.hits } else { &self.misses };
         counter.fetch_add(1, Ordering::Relaxed);
-        same
+        own
     }
 
     /// Keeps the facts of a token, in place of others when there is no room.
     pub fn insert(&self, verified: Verified) {
-        self.entries.insert(self.hash(&verified.verifier, &verified.token), Arc::new(verified));
+        self.entries.insert(self.key(&verified.verifier, &verified.token), Arc::new(verified));
     }
 
     /// How many tokens are kept.
@@ -115,11 +128,44 @@ impl TokenCache {
         (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
     }
 
-    fn hash(&self, verifier: &VerifierId, token: &str) -> u64 {
+    fn key(&self, verifier: &VerifierId, token: &str) -> Key {
+        // As much of it as tells the few apart that verify the same token; what is found is compared with all of it.
+        let [a, b, c, d, e, f, g, h, ..] = *verifier;
+        Key { token: self.hash(token), verifier: u64::from_ne_bytes([a, b, c, d, e, f, g, h]) }
+    }
+
+    fn hash(&self, token: &str) -> u64 {
         let mut hasher = self.seeds.build_hasher();
-        hasher.write(verifier);
         hasher.write(token.as_bytes());
         hasher.finish()
+    }
+}
+
+/// The place of a token that was verified by one verifier. All of one token share a hash, so that it is found without asking who verified it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Key {
+    token: u64,
+    verifier: u64,
+}
+
+/// Finds a token whoever verified it.
+struct AnyOf(u64);
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        AnyOf(self.token).hash(state);
+    }
+}
+
+impl Hash for AnyOf {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0);
+    }
+}
+
+impl Equivalent<Key> for AnyOf {
+    fn equivalent(&self, key: &Key) -> bool {
+        self.0 == key.token
     }
 }
 
@@ -140,8 +186,8 @@ struct ByWeight {
     least: u64,
 }
 
-impl Weighter<u64, Arc<Verified>> for ByWeight {
-    fn weight(&self, _key: &u64, verified: &Arc<Verified>) -> u64 {
+impl Weighter<Key, Arc<Verified>> for ByWeight {
+    fn weight(&self, _key: &Key, verified: &Arc<Verified>) -> u64 {
         verified.weight.max(self.least).max(1)
     }
 }
@@ -159,27 +205,47 @@ mod tests {
         Verified::new([verifier; 32], token, (Algorithm::Es256, None), Registered::default(), ([0; 32], 1), identity(token))
     }
 
+    /// As a verifier finds it.
+    fn find(cache: &TokenCache, verifier: u8, token: &str) -> Option<Arc<Verified>> {
+        cache.find(token).and_then(|known| cache.find_as(&[verifier; 32], known))
+    }
+
     #[test]
     fn a_token_is_found_by_its_verifier_and_by_no_other() {
         let cache = TokenCache::default();
         cache.insert(verified(1, "a.b.c"));
-        let found = cache.find(&[1; 32], "a.b.c").unwrap();
-        assert_eq!(found.identity.subject.as_deref(), Some("a.b.c"));
-        assert!(cache.find(&[2; 32], "a.b.c").is_none());
-        assert!(cache.find(&[1; 32], "a.b.d").is_none());
-        assert!(cache.find(&[1; 32], "a.b.").is_none());
+        assert_eq!(find(&cache, 1, "a.b.c").unwrap().identity.subject.as_deref(), Some("a.b.c"));
+        assert!(find(&cache, 2, "a.b.c").is_none());
+        assert!(find(&cache, 1, "a.b.d").is_none());
+        assert!(find(&cache, 1, "a.b.").is_none());
         assert_eq!(cache.hits_and_misses(), (1, 3));
+    }
+
+    #[test]
+    fn a_token_that_many_verified_is_found_by_each() {
+        let cache = TokenCache::default();
+        (0..9).for_each(|verifier| cache.insert(verified(verifier, "a.b.c")));
+        for verifier in 0..9 {
+            assert_eq!(find(&cache, verifier, "a.b.c").unwrap().verifier, [verifier; 32]);
+        }
+        assert!(find(&cache, 9, "a.b.c").is_none());
+        assert_eq!(cache.len(), 9);
     }
 
     #[test]
     fn a_hash_that_collides_finds_nothing() {
         let cache = TokenCache::default();
-        let other = verified(1, "mallory.b.c");
-        cache.entries.insert(cache.hash(&[1; 32], "alice.b.c"), Arc::new(other));
-        assert!(cache.find(&[1; 32], "alice.b.c").is_none());
-        let other = verified(2, "alice.b.c");
-        cache.entries.insert(cache.hash(&[1; 32], "alice.b.c"), Arc::new(other));
-        assert!(cache.find(&[1; 32], "alice.b.c").is_none());
+        let place = cache.key(&[1; 32], "alice.b.c");
+        cache.entries.insert(place.clone(), Arc::new(verified(1, "mallory.b.c")));
+        assert!(cache.find("alice.b.c").is_none());
+        // Also where a token of its own is known to another verifier.
+        let mut elsewhere = verified(1, "alice.b.c");
+        elsewhere.verifier[31] = 2;
+        cache.entries.insert(place, Arc::new(elsewhere));
+        let known = cache.find("alice.b.c").unwrap();
+        assert!(cache.find_as(&[1; 32], known).is_none());
+        cache.entries.insert(cache.key(&[3; 32], "alice.b.c"), Arc::new(verified(3, "mallory.b.c")));
+        assert!(cache.find_as(&[3; 32], Arc::new(verified(1, "alice.b.c"))).is_none());
     }
 
     #[test]
