@@ -110,7 +110,7 @@ fn tokens(c: &mut Criterion) {
     let mut group = c.benchmark_group("token cache");
     group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(1));
     for tokens in [1, 10_000] {
-        let cache = TokenCache::new(200_000, 1 << 32);
+        let cache = TokenCache::new(1 << 32);
         let find = |token: &str| cache.find(token).and_then(|known| cache.find_as(&VERIFIER, known));
         let known: Vec<String> = (0..tokens).map(support::token).collect();
         known.iter().for_each(|token| cache.insert(verified(token)));

@@ -7,22 +7,25 @@
 //! A token is found by a keyed 64-bit hash, and what is found counts only after the whole token and its verifier were compared
 //! (`docs/decisions/0004-token-cache.md`).
 
-use std::hash::{BuildHasher, Hash, Hasher};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod weight;
 
-use quick_cache::sync::Cache;
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{Equivalent, Weighter};
 
 use crate::jose::Algorithm;
 use crate::jose::claims::Registered;
 use crate::jose::key::Fingerprint;
+use crate::metrics::Counter;
 use crate::request::Identity;
 
-/// At most so many tokens.
-const ENTRIES: u64 = 100_000;
-/// At most so much memory for them, in bytes as estimated by [`Verified::new`].
-const BYTES: u64 = 64 * 1024 * 1024;
+/// How much memory a cache has until a configuration says how much, in bytes.
+const BYTES: u64 = 256 << 20;
+/// What a small token takes. The cache remembers the places of half as many that it evicted as it could hold of these.
+const SMALL: u64 = 2 * 1024;
 
 /// What decides how a token becomes an identity: the authenticator, its keys and its claim names, hashed. Two verifiers never share an entry.
 pub type VerifierId = [u8; 32];
@@ -48,7 +51,7 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// The facts of one token. Its weight is an estimate: the identity holds the claims again, each as a tree node with its own allocation.
+    /// The facts of one token.
     pub fn new(
         verifier: VerifierId,
         token: &str,
@@ -57,32 +60,36 @@ impl Verified {
         (key, generation): (Fingerprint, u64),
         identity: Arc<Identity>,
     ) -> Self {
-        let weight = 1024 + 5 * token.len() as u64;
         let generation = AtomicU64::new(generation);
-        Self { verifier, token: token.into(), weight, algorithm, typ, registered, key, generation, identity }
+        let weightless = Self { verifier, token: token.into(), weight: 0, algorithm, typ, registered, key, generation, identity };
+        Self { weight: weight::of(&weightless), ..weightless }
     }
 }
 
-/// The cache of verified tokens, bounded by number and by bytes.
+/// The cache of verified tokens, bounded by the memory that they take.
 pub struct TokenCache {
-    entries: Cache<Key, Arc<Verified>, ByWeight>,
+    entries: Cache<Key, Arc<Verified>, ByMemory, BuildHasherDefault<Hashed>>,
     seeds: ahash::RandomState,
-    hits: AtomicU64,
-    misses: AtomicU64,
+    hits: Counter,
+    misses: Counter,
 }
 
 impl TokenCache {
-    /// A cache of at most so many entries and bytes.
-    pub fn new(entries: u64, bytes: u64) -> Self {
-        // Each entry weighs at least its share of the bytes, so that one bound keeps both.
-        let share = ByWeight { least: bytes / entries.max(1) };
-        let expected = usize::try_from(entries).unwrap_or(usize::MAX);
+    /// A cache of at most so many bytes.
+    pub fn new(bytes: u64) -> Self {
+        let expected = usize::try_from(bytes / SMALL).unwrap_or(usize::MAX);
+        let [hits, misses] = Counter::apart();
         Self {
-            entries: Cache::with_weighter(expected, bytes, share),
+            entries: Cache::with(expected, bytes, ByMemory, BuildHasherDefault::default(), DefaultLifecycle::default()),
             seeds: ahash::RandomState::new(),
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
+            hits,
+            misses,
         }
+    }
+
+    /// From now on at most so many bytes. All is kept that there is room for.
+    pub fn resize(&self, bytes: u64) {
+        self.entries.set_capacity(bytes);
     }
 
     /// The facts of this very token as any verifier found them: what it says is the same for all.
@@ -90,7 +97,7 @@ impl TokenCache {
         // The hash only finds the place. Without this comparison a collision would be somebody else's identity.
         let found = self.entries.get(&AnyOf(self.hash(token))).filter(|entry| *entry.token == *token);
         if found.is_none() {
-            self.misses.fetch_add(1, Ordering::Relaxed);
+            self.misses.inc();
         }
         found
     }
@@ -103,8 +110,11 @@ impl TokenCache {
             let found = self.entries.get(&self.key(verifier, &known.token));
             found.filter(|entry| entry.verifier == *verifier && entry.token == known.token)
         };
-        let counter = if own.is_some() { &self.hits } else { &self.misses };
-        counter.fetch_add(1, Ordering::Relaxed);
+        if own.is_some() {
+            self.hits.inc()
+        } else {
+            self.misses.inc()
+        }
         own
     }
 
@@ -123,9 +133,14 @@ impl TokenCache {
         self.entries.is_empty()
     }
 
+    /// How much memory they take, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.entries.weight()
+    }
+
     /// Look-ups that found their token, and that did not, since the start.
     pub fn hits_and_misses(&self) -> (u64, u64) {
-        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
+        (self.hits.get(), self.misses.get())
     }
 
     fn key(&self, verifier: &VerifierId, token: &str) -> Key {
@@ -171,7 +186,7 @@ impl Equivalent<Key> for AnyOf {
 
 impl Default for TokenCache {
     fn default() -> Self {
-        Self::new(ENTRIES, BYTES)
+        Self::new(BYTES)
     }
 }
 
@@ -181,14 +196,31 @@ impl std::fmt::Debug for TokenCache {
     }
 }
 
-#[derive(Debug, Clone)]
-struct ByWeight {
-    least: u64,
+/// Takes the hash of a [`Key`] for what it is. It was made with keys that nobody outside knows, so nobody chooses where tokens come to stand.
+#[derive(Debug, Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    /// Keys write one number, and nothing else.
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
+    }
 }
 
-impl Weighter<Key, Arc<Verified>> for ByWeight {
+#[derive(Debug, Clone)]
+struct ByMemory;
+
+impl Weighter<Key, Arc<Verified>> for ByMemory {
     fn weight(&self, _key: &Key, verified: &Arc<Verified>) -> u64 {
-        verified.weight.max(self.least).max(1)
+        verified.weight
     }
 }
 
@@ -249,14 +281,23 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_tokens_is_bounded_by_number_and_by_bytes() {
-        let by_number = TokenCache::new(100, 1 << 30);
-        let by_bytes = TokenCache::new(1 << 20, 1 << 20);
-        for i in 0..5000 {
-            by_number.insert(verified(1, &format!("{i}.b.c")));
-            by_bytes.insert(verified(1, &format!("{i}.{}.c", "x".repeat(2000))));
-        }
-        assert!((1..=100).contains(&by_number.len()), "{}", by_number.len());
-        assert!((1..=100).contains(&by_bytes.len()), "{}", by_bytes.len());
+    fn a_flood_of_tokens_is_bounded_by_bytes() {
+        let cache = TokenCache::new(1 << 20);
+        (0..5000).for_each(|i| cache.insert(verified(1, &format!("{i}.{}.c", "x".repeat(2000)))));
+        assert!((100..=400).contains(&cache.len()), "{}", cache.len());
+    }
+
+    #[test]
+    fn a_cache_that_grows_keeps_all_and_one_that_shrinks_keeps_what_there_is_room_for() {
+        let cache = TokenCache::new(1 << 20);
+        (0..1000).for_each(|i| cache.insert(verified(1, &format!("{i}.b.c"))));
+        let before = cache.len();
+        cache.resize(1 << 22);
+        assert_eq!(cache.len(), before);
+        (1000..4000).for_each(|i| cache.insert(verified(1, &format!("{i}.b.c"))));
+        assert!(cache.len() > 2 * before, "{}", cache.len());
+        cache.resize(1 << 19);
+        assert!((before / 4..=before).contains(&cache.len()), "{}", cache.len());
+        assert!((0..4000).filter(|i| cache.find(&format!("{i}.b.c")).is_some()).count() == cache.len());
     }
 }
