@@ -117,7 +117,7 @@ fn judgement(c: &mut Criterion) {
         headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {}", token(&key))).unwrap());
         let request = Request::new(&http::Method::GET, "api.example.com", "/orders/7", &headers, &client);
         // A cache too small for any entry makes every token new.
-        let none = LiveState { tokens: Arc::new(TokenCache::new(1, 1)), ..LiveState::default() };
+        let none = LiveState { tokens: Arc::new(TokenCache::new(1)), ..LiveState::default() };
         for (name, live) in [("known", LiveState::default()), ("new", none)] {
             let jwt = authenticator(&key, &live);
             group.bench_function(format!("{name} {}", algorithm.label()), |b| {

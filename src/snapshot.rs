@@ -22,6 +22,7 @@ use crate::config::{self, At, Config, KeySource, Location, Named, Problem};
 use crate::issuer::{self, Issuer};
 use crate::live::LiveState;
 use crate::live::revocations::Revocations;
+use crate::live::token_cache::TokenCache;
 use crate::metrics::{Counter, Metrics, RouteMetrics};
 use crate::net::certificates::{Certificate, Certificates};
 use crate::net::client_certificates::{self, ClientAuthorities, ForwardedCertificates, RevocationFile};
@@ -79,6 +80,8 @@ pub struct Snapshot {
     authenticators: Vec<Arc<Authenticator>>,
     /// Every server that exchanges tokens, whether a route uses it or not.
     token_servers: Vec<Arc<TokenServer>>,
+    /// Verified tokens, and how much memory they may take.
+    tokens: (Arc<TokenCache>, u64),
 }
 
 impl Snapshot {
@@ -93,6 +96,8 @@ impl Snapshot {
         for server in &self.token_servers {
             server.activate();
         }
+        let (tokens, bytes) = &self.tokens;
+        tokens.resize(*bytes);
         if let Some(revocations) = &self.revocations {
             revocations.keep_at_most(self.revocations_at_most);
         }
@@ -257,6 +262,7 @@ impl Compiler<'_> {
             upstreams: upstreams.into_values().collect(),
             authenticators: authenticators.into_values().collect(),
             token_servers: token_servers.into_values().collect(),
+            tokens: (Arc::clone(&self.live.tokens), config.server.token_cache),
         })
     }
 

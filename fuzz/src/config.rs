@@ -108,7 +108,7 @@ fn stays_in_memory(config: &Config) -> bool {
 }
 
 fn compile(config: &Config, data: &[u8]) {
-    let live = LiveState { tokens: Arc::new(TokenCache::new(16, 1 << 20)), ..LiveState::default() };
+    let live = LiveState { tokens: Arc::new(TokenCache::new(1 << 16)), ..LiveState::default() };
     match snapshot::compile(config, &live, &Metrics::new().unwrap()) {
         Ok(snapshot) => check_secret(&format!("{snapshot:?}"), data),
         Err(problems) => check_problems(&problems, data),

@@ -45,7 +45,7 @@ routes: [{{name: r, path: /, policy: p, upstream: echo}}]"
     let config = edgeward::config::load("edgeward.yaml".as_ref(), &source).config.unwrap();
     let Some((At { value: name, .. }, Authenticator::Jwt(jwt))) = config.authenticators.first() else { unreachable!() };
     assert!(matches!(jwt.keys.value, KeySource::JwksFile(_)));
-    let live = LiveState { tokens: Arc::new(TokenCache::new(16, 1 << 20)), ..LiveState::default() };
+    let live = LiveState { tokens: Arc::new(TokenCache::new(1 << 16)), ..LiveState::default() };
     Jwt::new(name.clone(), jwt, &live).unwrap()
 });
 

@@ -115,6 +115,11 @@ pub(super) fn render(out: &mut String, live: &LiveState, snapshot: &Snapshot, no
     families.add("edgeward_limit_leases", "Keys of which this node holds a lease or a debt.", &leases);
     let (hits, misses) = live.tokens.hits_and_misses();
     families.add("edgeward_token_cache_entries", "Verified tokens that are remembered.", &[(labels(&[]), live.tokens.len() as f64)]);
+    families.add(
+        "edgeward_token_cache_bytes",
+        "Memory that they take, of `server.token_cache`.",
+        &[(labels(&[]), live.tokens.bytes() as f64)],
+    );
     families.add("edgeward_token_cache_hits", "Tokens whose signature need not be checked again.", &[(labels(&[]), hits as f64)]);
     families.add("edgeward_token_cache_misses", "Tokens whose signature had to be checked.", &[(labels(&[]), misses as f64)]);
 }

@@ -107,6 +107,8 @@ fn words(
             }
         }
     }
+    // It is kept with every token that is known.
+    words.shrink_to_fit();
     Ok(words)
 }
 

@@ -11,6 +11,7 @@ use quick_cache::sync::Cache;
 use smallvec::SmallVec;
 
 use super::credential::{self, Found};
+use super::jwt::Issuers;
 use super::{Authenticator, Proof, Verdict};
 use crate::config::Principals;
 use crate::live::revocations::Revocations;
@@ -37,6 +38,8 @@ pub enum Accepted {
     All(Box<[Accepted]>, Principals),
     /// This or none.
     Optional(Box<Accepted>),
+    /// Any one of several issuers of tokens: neighbours in an `any`, put together when it is compiled.
+    Issuers(Issuers),
 }
 
 /// What a request proves to a part of the combination.
@@ -73,6 +76,11 @@ const REMEMBERED: usize = 1_024;
 impl Authenticators {
     /// Callers that present this, unless it was revoked.
     pub fn new(accepted: Accepted, revocations: Option<Arc<Revocations>>) -> Self {
+        Self::as_it_stands(accepted.indexed(), revocations)
+    }
+
+    /// The same, asked one after the other: what tests hold the index against.
+    pub(super) fn as_it_stands(accepted: Accepted, revocations: Option<Arc<Revocations>>) -> Self {
         let mut named = Vec::new();
         accepted.collect(&mut named);
         Self { accepted, named, revocations, joined: Joined(Cache::new(REMEMBERED)) }
@@ -85,7 +93,7 @@ impl Authenticators {
         let mut met = Met { accepted: Vec::new(), waived: Vec::new(), revocations, joined: &self.joined };
         let outcome = match &self.accepted {
             // Neither boxes anything: the warm path allocates nothing.
-            Accepted::Authenticator(authenticator) => one(authenticator, request, now, met.revocations).await?,
+            Accepted::Authenticator(authenticator) => proven(authenticator.authenticate(request, now).await, met.revocations)?,
             Accepted::Any(accepted) => any(accepted, request, now, &mut met).await?,
             accepted => judge(accepted, request, now, &mut met).await?,
         };
@@ -157,10 +165,39 @@ impl Authenticators {
 }
 
 impl Accepted {
-    fn collect(&self, named: &mut Vec<Arc<Authenticator>>) {
+    /// The same, and whom a token concerns is found by its issuer and not by asking one after the other.
+    fn indexed(self) -> Self {
         match self {
-            Self::Authenticator(authenticator) if named.iter().any(|known| Arc::ptr_eq(known, authenticator)) => {}
-            Self::Authenticator(authenticator) => named.push(Arc::clone(authenticator)),
+            Self::Authenticator(_) | Self::Issuers(_) => self,
+            Self::Any(parts) => Self::Any(parts.into_iter().fold(Vec::new(), Self::gather).into()),
+            Self::All(parts, principals) => Self::All(parts.into_iter().map(Self::indexed).collect(), principals),
+            Self::Optional(accepted) => Self::Optional(Box::new(accepted.indexed())),
+        }
+    }
+
+    fn gather(mut before: Vec<Self>, next: Self) -> Vec<Self> {
+        if let Self::Authenticator(next) = &next
+            && let Some(Self::Issuers(issuers)) = before.last_mut()
+            && issuers.take(next)
+        {
+            return before;
+        }
+        before.push(match next {
+            Self::Authenticator(authenticator) => Issuers::new(&authenticator).map_or(Self::Authenticator(authenticator), Self::Issuers),
+            group => group.indexed(),
+        });
+        before
+    }
+
+    fn collect(&self, named: &mut Vec<Arc<Authenticator>>) {
+        let mut name = |authenticator: &Arc<Authenticator>| {
+            if !named.iter().any(|known| Arc::ptr_eq(known, authenticator)) {
+                named.push(Arc::clone(authenticator));
+            }
+        };
+        match self {
+            Self::Authenticator(authenticator) => name(authenticator),
+            Self::Issuers(issuers) => issuers.iter().for_each(name),
             Self::Any(accepted) | Self::All(accepted, _) => accepted.iter().for_each(|accepted| accepted.collect(named)),
             Self::Optional(accepted) => accepted.collect(named),
         }
@@ -169,6 +206,7 @@ impl Accepted {
     fn waive<'p>(&'p self, met: &mut Met<'p>) {
         match self {
             Self::Authenticator(authenticator) => met.waived.push(authenticator),
+            Self::Issuers(issuers) => met.waived.extend(issuers.iter()),
             Self::Any(accepted) | Self::All(accepted, _) => accepted.iter().for_each(|accepted| accepted.waive(met)),
             Self::Optional(accepted) => accepted.waive(met),
         }
@@ -180,7 +218,8 @@ type Judging<'a> = Pin<Box<dyn Future<Output = Result<Outcome, Rejection>> + Sen
 fn judge<'a, 'p: 'a>(accepted: &'p Accepted, request: &'a Request<'_>, now: Now, met: &'a mut Met<'p>) -> Judging<'a> {
     Box::pin(async move {
         match accepted {
-            Accepted::Authenticator(authenticator) => one(authenticator, request, now, met.revocations).await,
+            Accepted::Authenticator(authenticator) => proven(authenticator.authenticate(request, now).await, met.revocations),
+            Accepted::Issuers(issuers) => proven(issuers.authenticate(request, now).await, met.revocations),
             Accepted::Any(accepted) => any(accepted, request, now, met).await,
             Accepted::All(accepted, principals) => {
                 let mut proofs = Vec::new();
@@ -213,7 +252,8 @@ async fn any<'p>(accepted: &'p [Accepted], request: &Request<'_>, now: Now, met:
     let mut otherwise = Outcome::Absent;
     for part in accepted {
         let outcome = match part {
-            Accepted::Authenticator(authenticator) => one(authenticator, request, now, met.revocations).await?,
+            Accepted::Authenticator(authenticator) => proven(authenticator.authenticate(request, now).await, met.revocations)?,
+            Accepted::Issuers(issuers) => proven(issuers.authenticate(request, now).await, met.revocations)?,
             group => judge(group, request, now, met).await?,
         };
         match outcome {
@@ -225,14 +265,9 @@ async fn any<'p>(accepted: &'p [Accepted], request: &Request<'_>, now: Now, met:
     Ok(otherwise)
 }
 
-/// The verdict of one authenticator. Every proof passes here, remembered or not: so none is spared the question whether it was revoked.
-async fn one(
-    authenticator: &Authenticator,
-    request: &Request<'_>,
-    now: Now,
-    revocations: Option<&Revocations>,
-) -> Result<Outcome, Rejection> {
-    match authenticator.authenticate(request, now).await {
+/// What a verdict comes to. Every proof passes here, remembered or not: so none is spared the question whether it was revoked.
+fn proven(verdict: Verdict, revocations: Option<&Revocations>) -> Result<Outcome, Rejection> {
+    match verdict {
         Verdict::Accept(proof) => {
             revocations.map_or(Ok(()), |revocations| revocations.check(&proof.identity))?;
             Ok(Outcome::Proven(proof))

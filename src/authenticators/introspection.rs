@@ -62,7 +62,7 @@ impl Introspection {
         ask.and_then(|ask| Self::asking(ask, name, config, live)).map_err(|problem| vec![problem])
     }
 
-    fn asking(ask: Arc<dyn Ask>, name: Arc<str>, config: &config::Introspection, live: &LiveState) -> Result<Self, Problem> {
+    pub(super) fn asking(ask: Arc<dyn Ask>, name: Arc<str>, config: &config::Introspection, live: &LiveState) -> Result<Self, Problem> {
         let endpoint = Endpoint::new(&name, config, ask)?;
         let id = EndpointId {
             name: Arc::clone(&name),

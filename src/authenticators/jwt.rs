@@ -3,10 +3,13 @@
 //! The order is cheap before dear: size, outline, header, claims, and the signature last. Nothing of a token is believed before its
 //! signature was checked; what is read earlier can only refuse it or leave it to another authenticator.
 
+mod issuers;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+pub use issuers::Issuers;
 use openssl::sha::sha256;
 
 use super::claims::ClaimPaths;
@@ -132,17 +135,12 @@ impl Jwt {
 
     /// Judges the token of a request. A credential of another shape, and a token of another issuer, are not ours.
     pub async fn authenticate(&self, request: &Request<'_>, now: Now) -> Verdict {
-        let token = match credential::find(&self.from, request) {
-            Found::Absent => return Verdict::Pass,
-            Found::One(token) => token,
-            Found::Ambiguous(reason) => return Verdict::Reject(Rejection::BadRequest(reason)),
-            Found::Malformed(reason) => return Verdict::Reject(Rejection::CredentialInvalid(reason)),
-        };
-        match self.judge(&token, request, now).await {
-            Ok(Some(proof)) => Verdict::Accept(proof),
-            Ok(None) => Verdict::Pass,
-            Err(rejection) => Verdict::Reject(rejection),
-        }
+        authenticate(self, |issuer| (*issuer == *self.rules.issuer).then_some(self), request, now).await
+    }
+
+    /// Whose tokens it accepts.
+    pub fn issuer(&self) -> &Arc<str> {
+        &self.rules.issuer
     }
 
     /// The name in the configuration.
@@ -164,39 +162,61 @@ impl Jwt {
     pub fn token_locations(&self) -> &[Location] {
         &self.from
     }
+}
 
-    async fn judge(&self, token: &str, request: &Request<'_>, now: Now) -> Result<Option<Proof>, Rejection> {
-        if token.len() > MAX_TOKEN {
-            return Err(invalid(Fault::TooLarge));
-        }
-        if let Some(known) = self.tokens.find(&self.verifier, token)
-            && self.keys.still_hold(&known, now)?
+/// Judges the token of a request by whoever is `of` its issuer. All that may be are as `first` in where they look; it judges what names no issuer.
+pub async fn authenticate<'j>(first: &'j Jwt, of: impl Fn(&str) -> Option<&'j Jwt>, request: &Request<'_>, now: Now) -> Verdict {
+    let token = match credential::find(&first.from, request) {
+        Found::Absent => return Verdict::Pass,
+        Found::One(token) => token,
+        Found::Ambiguous(reason) => return Verdict::Reject(Rejection::BadRequest(reason)),
+        Found::Malformed(reason) => return Verdict::Reject(Rejection::CredentialInvalid(reason)),
+    };
+    match judge(&token, first, of, request, now).await {
+        Ok(Some(proof)) => Verdict::Accept(proof),
+        Ok(None) => Verdict::Pass,
+        Err(rejection) => Verdict::Reject(rejection),
+    }
+}
+
+async fn judge<'j>(
+    token: &str,
+    first: &'j Jwt,
+    of: impl Fn(&str) -> Option<&'j Jwt>,
+    request: &Request<'_>,
+    now: Now,
+) -> Result<Option<Proof>, Rejection> {
+    if token.len() > MAX_TOKEN {
+        return Err(invalid(Fault::TooLarge));
+    }
+    if let Some(known) = first.tokens.find(token) {
+        let Some(own) = known.registered.issuer.as_deref().and_then(&of) else { return Ok(None) };
+        if let Some(known) = own.tokens.find_as(&own.verifier, known)
+            && own.keys.still_hold(&known, now)?
         {
-            self.rules.check(known.algorithm, known.typ.as_deref(), &known.registered, now)?;
-            let nonce = confirmation::check((token, &known.identity.claims), &self.proofs, request, now)?;
+            own.rules.check(known.algorithm, known.typ.as_deref(), &known.registered, now)?;
+            let nonce = confirmation::check((token, &known.identity.claims), &own.proofs, request, now)?;
             return Ok(Some(Proof { nonce, ..known.identity.clone().into() }));
         }
-        if !Jws::has_shape(token) {
-            return Ok(None);
-        }
-        let jws = Jws::parse(token).map_err(invalid)?;
-        let Claims { registered, all } = Claims::parse(&jws.payload().map_err(invalid)?).map_err(invalid)?;
-        // Several issuers can stand on one route: each leaves the tokens of the others alone. If nobody takes it, it is refused.
-        if registered.issuer.as_deref().is_some_and(|issuer| issuer != &*self.rules.issuer) {
-            return Ok(None);
-        }
-        let Header { algorithm, ref typ, .. } = jws.header;
-        self.rules.check(algorithm, typ.as_deref(), &registered, now)?;
-        let key = self.keys.verify(&jws, now).await?;
-        self.keys.check_revoked(&all)?;
-        // After the signature: a proof is remembered, and strangers must not fill that memory.
-        let nonce = confirmation::check((token, &all), &self.proofs, request, now)?;
-        // Without the signature: of an ECDSA signature anybody can make a second one that is as good, and it must not have a budget of its own.
-        let proven = Identity::new(Method::Jwt, self.name.clone(), sha256(jws.signing_input()));
-        let identity = Arc::new(self.claims.fill_in(proven, all)?);
-        self.tokens.insert(Verified::new(self.verifier, token, (algorithm, typ.clone()), registered, key, identity.clone()));
-        Ok(Some(Proof { nonce, ..identity.into() }))
     }
+    if !Jws::has_shape(token) {
+        return Ok(None);
+    }
+    let jws = Jws::parse(token).map_err(invalid)?;
+    let Claims { registered, all } = Claims::parse(&jws.payload().map_err(invalid)?).map_err(invalid)?;
+    // Several issuers can stand on one route: each leaves the tokens of the others alone. If nobody takes it, it is refused.
+    let Some(own) = registered.issuer.as_deref().map_or(Some(first), of) else { return Ok(None) };
+    let Header { algorithm, ref typ, .. } = jws.header;
+    own.rules.check(algorithm, typ.as_deref(), &registered, now)?;
+    let key = own.keys.verify(&jws, now).await?;
+    own.keys.check_revoked(&all)?;
+    // After the signature: a proof is remembered, and strangers must not fill that memory.
+    let nonce = confirmation::check((token, &all), &own.proofs, request, now)?;
+    // Without the signature: of an ECDSA signature anybody can make a second one that is as good, and it must not have a budget of its own.
+    let proven = Identity::new(Method::Jwt, own.name.clone(), sha256(jws.signing_input()));
+    let identity = Arc::new(own.claims.fill_in(proven, all)?);
+    own.tokens.insert(Verified::new(own.verifier, token, (algorithm, typ.clone()), registered, key, identity.clone()));
+    Ok(Some(Proof { nonce, ..identity.into() }))
 }
 
 /// What may sign: what the operator says, else all that the kind of key can.

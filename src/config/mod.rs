@@ -154,7 +154,7 @@ grammar! {
     /// The whole configuration.
     #[checked(check_config)]
     pub struct Config {
-        /// The process. Fixed at start: a reload that changes it is refused.
+        /// The process. Fixed at start but for `token_cache`: a reload that changes it is refused.
         server: Server = "{}",
         /// The sockets for callers. Fixed at start but for certificates: a reload that changes them is refused.
         listeners: Vec<Listener> as NonEmpty<Vec<Listener>>,

@@ -11,7 +11,7 @@ use super::{At, File, Problem};
 use crate::secret::Secret;
 
 grammar! {
-    /// The process. Fixed at start: a reload that changes it is refused.
+    /// The process. Fixed at start but for `token_cache`: a reload that changes it is refused.
     #[checked(check_server)]
     pub struct Server {
         /// Worker threads; `0` is one per core.
@@ -23,6 +23,8 @@ grammar! {
         /// Client certificates that trusted proxies forward in `Client-Cert` and `Client-Cert-Chain` (RFC 9440), verified here again. Absent: these
         /// headers are believed from nobody.
         forwarded_certificates: Option<ForwardedCertificates> = absent,
+        /// How much memory verified tokens may take, so that the signature of each is checked once. A reload changes it at once, and lets go only of what there is no room for.
+        token_cache: u64 as Sized<16777216, 1099511627776> = "256MiB",
         /// How large a request may be.
         limits: ServerLimits = "{}",
         /// How long a client may take.

@@ -4,25 +4,28 @@
 //! key's place in its set are judged again on each hit. Tokens that were refused are not kept: an attacker has more bad tokens than
 //! we have room, and a refusal that is remembered could outlive its cause.
 //!
-//! The key of the cache is a keyed 64-bit hash, and a hit counts only after the whole token and its verifier were compared
+//! A token is found by a keyed 64-bit hash, and what is found counts only after the whole token and its verifier were compared
 //! (`docs/decisions/0004-token-cache.md`).
 
-use std::hash::{BuildHasher, Hasher};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod weight;
 
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{Equivalent, Weighter};
 
 use crate::jose::Algorithm;
 use crate::jose::claims::Registered;
 use crate::jose::key::Fingerprint;
+use crate::metrics::Counter;
 use crate::request::Identity;
 
-/// At most so many tokens.
-const ENTRIES: u64 = 100_000;
-/// At most so much memory for them, in bytes as estimated by [`Verified::new`].
-const BYTES: u64 = 64 * 1024 * 1024;
+/// How much memory a cache has until a configuration says how much, in bytes.
+const BYTES: u64 = 256 << 20;
+/// What a small token takes. The cache remembers the places of half as many that it evicted as it could hold of these.
+const SMALL: u64 = 2 * 1024;
 
 /// What decides how a token becomes an identity: the authenticator, its keys and its claim names, hashed. Two verifiers never share an entry.
 pub type VerifierId = [u8; 32];
@@ -48,7 +51,7 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// The facts of one token. Its weight is an estimate: the identity holds the claims again, each as a tree node with its own allocation.
+    /// The facts of one token.
     pub fn new(
         verifier: VerifierId,
         token: &str,
@@ -57,47 +60,67 @@ impl Verified {
         (key, generation): (Fingerprint, u64),
         identity: Arc<Identity>,
     ) -> Self {
-        let weight = 1024 + 5 * token.len() as u64;
         let generation = AtomicU64::new(generation);
-        Self { verifier, token: token.into(), weight, algorithm, typ, registered, key, generation, identity }
+        let weightless = Self { verifier, token: token.into(), weight: 0, algorithm, typ, registered, key, generation, identity };
+        Self { weight: weight::of(&weightless), ..weightless }
     }
 }
 
-/// The cache of verified tokens, bounded by number and by bytes.
+/// The cache of verified tokens, bounded by the memory that they take.
 pub struct TokenCache {
-    entries: Cache<u64, Arc<Verified>, ByWeight>,
+    entries: Cache<Key, Arc<Verified>, ByMemory, BuildHasherDefault<Hashed>>,
     seeds: ahash::RandomState,
-    hits: AtomicU64,
-    misses: AtomicU64,
+    hits: Counter,
+    misses: Counter,
 }
 
 impl TokenCache {
-    /// A cache of at most so many entries and bytes.
-    pub fn new(entries: u64, bytes: u64) -> Self {
-        // Each entry weighs at least its share of the bytes, so that one bound keeps both.
-        let share = ByWeight { least: bytes / entries.max(1) };
-        let expected = usize::try_from(entries).unwrap_or(usize::MAX);
+    /// A cache of at most so many bytes.
+    pub fn new(bytes: u64) -> Self {
+        let expected = usize::try_from(bytes / SMALL).unwrap_or(usize::MAX);
+        let [hits, misses] = Counter::apart();
         Self {
-            entries: Cache::with_weighter(expected, bytes, share),
+            entries: Cache::with(expected, bytes, ByMemory, BuildHasherDefault::default(), DefaultLifecycle::default()),
             seeds: ahash::RandomState::new(),
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
+            hits,
+            misses,
         }
     }
 
-    /// The facts of this very token, as this verifier found them.
-    pub fn find(&self, verifier: &VerifierId, token: &str) -> Option<Arc<Verified>> {
-        let found = self.entries.get(&self.hash(verifier, token));
+    /// From now on at most so many bytes. All is kept that there is room for.
+    pub fn resize(&self, bytes: u64) {
+        self.entries.set_capacity(bytes);
+    }
+
+    /// The facts of this very token as any verifier found them: what it says is the same for all.
+    pub fn find(&self, token: &str) -> Option<Arc<Verified>> {
         // The hash only finds the place. Without this comparison a collision would be somebody else's identity.
-        let same = found.filter(|entry| *entry.token == *token && entry.verifier == *verifier);
-        let counter = if same.is_some() { &self.hits } else { &self.misses };
-        counter.fetch_add(1, Ordering::Relaxed);
-        same
+        let found = self.entries.get(&AnyOf(self.hash(token))).filter(|entry| *entry.token == *token);
+        if found.is_none() {
+            self.misses.inc();
+        }
+        found
+    }
+
+    /// The facts of a known token as this verifier found them: without another look-up, unless others know it too.
+    pub fn find_as(&self, verifier: &VerifierId, known: Arc<Verified>) -> Option<Arc<Verified>> {
+        let own = if known.verifier == *verifier {
+            Some(known)
+        } else {
+            let found = self.entries.get(&self.key(verifier, &known.token));
+            found.filter(|entry| entry.verifier == *verifier && entry.token == known.token)
+        };
+        if own.is_some() {
+            self.hits.inc()
+        } else {
+            self.misses.inc()
+        }
+        own
     }
 
     /// Keeps the facts of a token, in place of others when there is no room.
     pub fn insert(&self, verified: Verified) {
-        self.entries.insert(self.hash(&verified.verifier, &verified.token), Arc::new(verified));
+        self.entries.insert(self.key(&verified.verifier, &verified.token), Arc::new(verified));
     }
 
     /// How many tokens are kept.
@@ -110,22 +133,60 @@ impl TokenCache {
         self.entries.is_empty()
     }
 
-    /// Look-ups that found their token, and that did not, since the start.
-    pub fn hits_and_misses(&self) -> (u64, u64) {
-        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
+    /// How much memory they take, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.entries.weight()
     }
 
-    fn hash(&self, verifier: &VerifierId, token: &str) -> u64 {
+    /// Look-ups that found their token, and that did not, since the start.
+    pub fn hits_and_misses(&self) -> (u64, u64) {
+        (self.hits.get(), self.misses.get())
+    }
+
+    fn key(&self, verifier: &VerifierId, token: &str) -> Key {
+        // As much of it as tells the few apart that verify the same token; what is found is compared with all of it.
+        let [a, b, c, d, e, f, g, h, ..] = *verifier;
+        Key { token: self.hash(token), verifier: u64::from_ne_bytes([a, b, c, d, e, f, g, h]) }
+    }
+
+    fn hash(&self, token: &str) -> u64 {
         let mut hasher = self.seeds.build_hasher();
-        hasher.write(verifier);
         hasher.write(token.as_bytes());
         hasher.finish()
     }
 }
 
+/// The place of a token that was verified by one verifier. All of one token share a hash, so that it is found without asking who verified it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Key {
+    token: u64,
+    verifier: u64,
+}
+
+/// Finds a token whoever verified it.
+struct AnyOf(u64);
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        AnyOf(self.token).hash(state);
+    }
+}
+
+impl Hash for AnyOf {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0);
+    }
+}
+
+impl Equivalent<Key> for AnyOf {
+    fn equivalent(&self, key: &Key) -> bool {
+        self.0 == key.token
+    }
+}
+
 impl Default for TokenCache {
     fn default() -> Self {
-        Self::new(ENTRIES, BYTES)
+        Self::new(BYTES)
     }
 }
 
@@ -135,14 +196,31 @@ impl std::fmt::Debug for TokenCache {
     }
 }
 
-#[derive(Debug, Clone)]
-struct ByWeight {
-    least: u64,
+/// Takes the hash of a [`Key`] for what it is. It was made with keys that nobody outside knows, so nobody chooses where tokens come to stand.
+#[derive(Debug, Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    /// Keys write one number, and nothing else.
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
+    }
 }
 
-impl Weighter<u64, Arc<Verified>> for ByWeight {
-    fn weight(&self, _key: &u64, verified: &Arc<Verified>) -> u64 {
-        verified.weight.max(self.least).max(1)
+#[derive(Debug, Clone)]
+struct ByMemory;
+
+impl Weighter<Key, Arc<Verified>> for ByMemory {
+    fn weight(&self, _key: &Key, verified: &Arc<Verified>) -> u64 {
+        verified.weight
     }
 }
 
@@ -159,38 +237,67 @@ mod tests {
         Verified::new([verifier; 32], token, (Algorithm::Es256, None), Registered::default(), ([0; 32], 1), identity(token))
     }
 
+    /// As a verifier finds it.
+    fn find(cache: &TokenCache, verifier: u8, token: &str) -> Option<Arc<Verified>> {
+        cache.find(token).and_then(|known| cache.find_as(&[verifier; 32], known))
+    }
+
     #[test]
     fn a_token_is_found_by_its_verifier_and_by_no_other() {
         let cache = TokenCache::default();
         cache.insert(verified(1, "a.b.c"));
-        let found = cache.find(&[1; 32], "a.b.c").unwrap();
-        assert_eq!(found.identity.subject.as_deref(), Some("a.b.c"));
-        assert!(cache.find(&[2; 32], "a.b.c").is_none());
-        assert!(cache.find(&[1; 32], "a.b.d").is_none());
-        assert!(cache.find(&[1; 32], "a.b.").is_none());
+        assert_eq!(find(&cache, 1, "a.b.c").unwrap().identity.subject.as_deref(), Some("a.b.c"));
+        assert!(find(&cache, 2, "a.b.c").is_none());
+        assert!(find(&cache, 1, "a.b.d").is_none());
+        assert!(find(&cache, 1, "a.b.").is_none());
         assert_eq!(cache.hits_and_misses(), (1, 3));
+    }
+
+    #[test]
+    fn a_token_that_many_verified_is_found_by_each() {
+        let cache = TokenCache::default();
+        (0..9).for_each(|verifier| cache.insert(verified(verifier, "a.b.c")));
+        for verifier in 0..9 {
+            assert_eq!(find(&cache, verifier, "a.b.c").unwrap().verifier, [verifier; 32]);
+        }
+        assert!(find(&cache, 9, "a.b.c").is_none());
+        assert_eq!(cache.len(), 9);
     }
 
     #[test]
     fn a_hash_that_collides_finds_nothing() {
         let cache = TokenCache::default();
-        let other = verified(1, "mallory.b.c");
-        cache.entries.insert(cache.hash(&[1; 32], "alice.b.c"), Arc::new(other));
-        assert!(cache.find(&[1; 32], "alice.b.c").is_none());
-        let other = verified(2, "alice.b.c");
-        cache.entries.insert(cache.hash(&[1; 32], "alice.b.c"), Arc::new(other));
-        assert!(cache.find(&[1; 32], "alice.b.c").is_none());
+        let place = cache.key(&[1; 32], "alice.b.c");
+        cache.entries.insert(place.clone(), Arc::new(verified(1, "mallory.b.c")));
+        assert!(cache.find("alice.b.c").is_none());
+        // Also where a token of its own is known to another verifier.
+        let mut elsewhere = verified(1, "alice.b.c");
+        elsewhere.verifier[31] = 2;
+        cache.entries.insert(place, Arc::new(elsewhere));
+        let known = cache.find("alice.b.c").unwrap();
+        assert!(cache.find_as(&[1; 32], known).is_none());
+        cache.entries.insert(cache.key(&[3; 32], "alice.b.c"), Arc::new(verified(3, "mallory.b.c")));
+        assert!(cache.find_as(&[3; 32], Arc::new(verified(1, "alice.b.c"))).is_none());
     }
 
     #[test]
-    fn a_flood_of_tokens_is_bounded_by_number_and_by_bytes() {
-        let by_number = TokenCache::new(100, 1 << 30);
-        let by_bytes = TokenCache::new(1 << 20, 1 << 20);
-        for i in 0..5000 {
-            by_number.insert(verified(1, &format!("{i}.b.c")));
-            by_bytes.insert(verified(1, &format!("{i}.{}.c", "x".repeat(2000))));
-        }
-        assert!((1..=100).contains(&by_number.len()), "{}", by_number.len());
-        assert!((1..=100).contains(&by_bytes.len()), "{}", by_bytes.len());
+    fn a_flood_of_tokens_is_bounded_by_bytes() {
+        let cache = TokenCache::new(1 << 20);
+        (0..5000).for_each(|i| cache.insert(verified(1, &format!("{i}.{}.c", "x".repeat(2000)))));
+        assert!((100..=400).contains(&cache.len()), "{}", cache.len());
+    }
+
+    #[test]
+    fn a_cache_that_grows_keeps_all_and_one_that_shrinks_keeps_what_there_is_room_for() {
+        let cache = TokenCache::new(1 << 20);
+        (0..1000).for_each(|i| cache.insert(verified(1, &format!("{i}.b.c"))));
+        let before = cache.len();
+        cache.resize(1 << 22);
+        assert_eq!(cache.len(), before);
+        (1000..4000).for_each(|i| cache.insert(verified(1, &format!("{i}.b.c"))));
+        assert!(cache.len() > 2 * before, "{}", cache.len());
+        cache.resize(1 << 19);
+        assert!((before / 4..=before).contains(&cache.len()), "{}", cache.len());
+        assert!((0..4000).filter(|i| cache.find(&format!("{i}.b.c")).is_some()).count() == cache.len());
     }
 }

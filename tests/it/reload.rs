@@ -283,3 +283,37 @@ fn a_swap_of_the_link_of_a_mounted_volume_is_applied() {
     until("the swapped configuration serves", || serves("/second"));
     assert!(!serves("/first"));
 }
+
+#[test]
+fn the_room_for_verified_tokens_changes_without_a_restart_and_keeps_them() {
+    let issuer = Issuer::start(Algorithm::Es256);
+    let configuration = |server: &str| {
+        format!(
+            r#"
+server: {{{server}}}
+listeners: [{{address: "127.0.0.1:0"}}]
+admin: {{address: "127.0.0.1:0"}}
+upstreams: {{demo: {{builtin: echo}}}}
+authenticators: {{staff: {{jwt: {{issuer: "{}", audiences: [gw], keys: {{jwks_url: "{}"}}}}}}}}
+routes: [{{name: all, path: "/{{*rest}}", policy: {{authenticate: staff}}, upstream: demo}}]
+"#,
+            issuer.url(),
+            issuer.jwks_url()
+        )
+    };
+    let gateway = Gateway::start(&configuration("threads: 2"));
+    let bearer = format!("Bearer {}", issuer.token("gw", json!({})));
+    let get = || gateway.get("/x", &[("Authorization", &bearer)]).status;
+    let misses = || gateway.metric("edgeward_token_cache_misses", &[]);
+    until("the issuer's keys are there", || get() == 200);
+    let verified = misses();
+    for room in ["16MiB", "1GiB"] {
+        gateway.rewrite(&configuration(&format!("threads: 2, token_cache: {room}")));
+        apply(&gateway);
+        assert_eq!((get(), misses()), (200, verified), "{room}");
+    }
+    let refused = gateway.metric("edgeward_config_reloads_refused_total", &[]);
+    gateway.rewrite(&configuration("threads: 3, token_cache: 1GiB"));
+    gateway.signal("HUP");
+    until("the rest of the process is fixed", || gateway.metric("edgeward_config_reloads_refused_total", &[]) > refused);
+}
