@@ -230,7 +230,7 @@ impl Line {
         self.name(name);
         self.0.push('"');
         // To the end in any case: a loop without a way out looks at many bytes at once.
-        let plain = |byte: u8| (byte >= b' ') & (byte <= b'~') & (byte != b'"') & (byte != b'\\');
+        let plain = |byte: u8| (b' '..=b'~').contains(&byte) & (byte != b'"') & (byte != b'\\');
         if value.len() <= LONGEST && value.bytes().fold(true, |sound, byte| sound & plain(byte)) {
             self.0.push_str(value);
         } else {
