@@ -9,6 +9,7 @@ import trial_dpop
 import trial_exchange
 import trial_external
 import trial_fleet
+import trial_glewlwyd
 import trial_grpc
 import trial_introspection
 import trial_issuer
