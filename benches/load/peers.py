@@ -433,6 +433,8 @@ class Envoy(Peer):
             raise Unable("new configuration comes from a management server, not by a reload of a file")
         if chain.credential == "api_key" and chain.keys > 100_000:
             raise Unable("its keys are part of its configuration, which is not made for so many")
+        if chain.routes > 1_000:
+            raise Unable("its list of routes is tried from the top; its matcher trees, made for so many, are another grammar")
         hosts = {"name": "all", "domains": ["*"], "routes": self._routes()}
         filters = [*self._guards(), *self._credential(), extension("http", "router.v3.Router", {})]
         if chain.guarded or chain.exhausted:

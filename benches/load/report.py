@@ -71,7 +71,9 @@ def notes(result):
     """What does not stand in a column."""
     for name, peer in sorted(result["peers"].items()):
         median = peer["median"]
-        if median["errors"] or (median["refused"] and not result["name"].startswith("refused")):
+        # A graceful reload may end connections that are idle: what wrk takes for a failure is none.
+        reloads = result["name"] == "reload"
+        if (median["errors"] and not reloads) or (median["refused"] and not result["name"].startswith("refused")):
             yield f"{name}: {median['errors']} failed connections, {median['refused']} answers with another status"
     if result["name"] == "connections_1000":
         for name, peer in sorted(result["peers"].items()):

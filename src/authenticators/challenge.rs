@@ -39,6 +39,11 @@ impl Challenge {
         self
     }
 
+    /// How it wants its credential presented.
+    pub fn scheme(&self) -> &'static str {
+        self.scheme
+    }
+
     /// Whether it asks for a token that an authorization server gave.
     pub fn asks_for_token(&self) -> bool {
         self.names_error

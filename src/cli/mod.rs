@@ -99,4 +99,6 @@ fn log_to_stderr() {
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Pingora logs through `log`; its lines take the same way. A second subscriber can only be a test's.
     let _ = if std::io::stderr().is_terminal() { subscriber.try_init() } else { subscriber.json().flatten_event(true).try_init() };
+    // Beyond this Pingora quotes whole heads, credentials and all; no setting of ours may show them.
+    log::set_max_level(log::max_level().min(log::LevelFilter::Info));
 }

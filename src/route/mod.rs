@@ -81,6 +81,8 @@ pub struct Challenges {
     pub unproven: Vec<http::HeaderValue>,
     /// When the proof lacked a nonce (RFC 9449 section 9).
     pub nonce_wanted: Vec<http::HeaderValue>,
+    /// How tokens are presented where none is taken as `Bearer`.
+    otherwise: Option<&'static str>,
     /// Where the metadata of the resource is, as one more parameter; empty where there is none.
     described: Box<str>,
 }
@@ -103,7 +105,9 @@ impl Challenges {
             };
             challenges = challenges.into_iter().map(describe).collect();
         }
+        let mut tokens = challenges.iter().filter(|challenge| challenge.asks_for_token()).map(Challenge::scheme);
         Self {
+            otherwise: if tokens.clone().any(|scheme| scheme == BEARER) { None } else { tokens.next() },
             missing: challenges.iter().map(Challenge::missing).collect(),
             invalid: challenges.iter().map(Challenge::invalid).collect(),
             unproven: challenges.iter().map(Challenge::unproven).collect(),
@@ -114,8 +118,9 @@ impl Challenges {
 
     /// When the token lacks one of these scopes, separated by spaces (RFC 6750 section 3.1).
     pub fn insufficient_scope(&self, scopes: &str) -> String {
-        format!("Bearer error=\"insufficient_scope\", scope=\"{scopes}\"{}", self.described)
+        format!("{} error=\"insufficient_scope\", scope=\"{scopes}\"{}", self.otherwise.unwrap_or(BEARER), self.described)
     }
 }
 
+const BEARER: &str = "Bearer";
 const RESOURCE_METADATA: &str = "resource_metadata";

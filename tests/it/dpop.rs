@@ -80,6 +80,7 @@ authenticators:
 routes:
   - {{name: orders, path: "/orders/{{*rest}}", upstream: orders, policy: {{authenticate: [customers]}}}}
   - {{name: kept, path: "/kept", upstream: orders, policy: {{authenticate: [customers], forward: {{token: keep}}}}}}
+  - {{name: scoped, path: "/scoped", upstream: orders, policy: {{authenticate: [customers], authorize: {{scopes: [admin]}}}}}}
 {more}
 "#,
         origin.address
@@ -274,6 +275,11 @@ fn where_a_binding_is_required_nobody_comes_in_without() {
         assert_eq!(outcome(&scene.ask("Bearer", &bound, &[])), refused());
         assert_eq!(outcome(&scene.ask("DPoP", &bound, &[&scene.holder.proof(id, "GET", URL, &bound)])), ok());
     }
+    // It is told how a token with the scope is to be presented: not as one that anybody could use.
+    let url = URL.replace("/orders/7", "/scoped");
+    let lacking = ask(&scene.gateway, "/scoped", "DPoP", &bound, &[&scene.holder.proof("3", "GET", &url, &bound)]);
+    assert_eq!(outcome(&lacking), (403, "insufficient_scope".to_owned()));
+    assert_eq!(lacking.header("www-authenticate"), Some("DPoP error=\"insufficient_scope\", scope=\"admin\""));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::harness::client::{Answer, Connection, request};
 use crate::harness::framing::request_lines;
-use crate::harness::gateway::Gateway;
+use crate::harness::gateway::{Folder, Gateway};
 use crate::harness::issuer::Issuer;
 use crate::harness::origin::{Origin, Reply, answer};
 use crate::harness::until;
@@ -441,4 +441,31 @@ routes:
     assert_eq!(ask(&behind, "/open", "10.0.0.1, 203.0.113.7"), 200);
     assert_eq!(origin.last().header("x-forwarded-for"), Some("10.0.0.1, 203.0.113.7, 127.0.0.1"));
     logged(&behind, "203.0.113.7");
+}
+
+#[test]
+fn no_log_that_can_be_asked_for_holds_a_credential() {
+    let origin = Origin::start();
+    let yaml = format!(
+        r#"
+listeners: [{{address: "127.0.0.1:0"}}]
+admin: {{address: "127.0.0.1:0"}}
+upstreams: {{all: {{servers: ["{}"]}}}}
+routes: [{{name: all, path: "/{{*rest}}", upstream: all, policy: {{authenticate: public}}}}]
+"#,
+        origin.address
+    );
+    let gateway = Gateway::start_with(Folder::new(), &yaml, &[("RUST_LOG", "trace")]);
+    let mut connection = Connection::open(gateway.address());
+    // By either way to the backend: `TE` takes the long one.
+    for more in [&[][..], &[("TE", "trailers")]] {
+        let sent = [&[("Authorization", "Bearer hush-1"), ("Cookie", "session=hush-2")], more].concat();
+        assert_eq!(connection.ask(request("POST", "/", &sent, b"hush-3")).status, 200);
+    }
+    let (log, access) = (gateway.log(), gateway.access_log());
+    // The framework is heard, as it is not unless asked for.
+    assert!(access.len() == 2 && log.iter().any(|line| line["message"] == "Server starting"), "{log:?}");
+    for line in log.iter().chain(&access) {
+        assert!(!line.to_string().contains("hush"), "{line}");
+    }
 }
