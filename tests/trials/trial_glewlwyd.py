@@ -65,6 +65,13 @@ class Glewlwyd:
     def freeze(self):
         """It takes connections and says nothing, as a machine that swaps."""
         self._process.send_signal(signal.SIGSTOP)
+        # A thread that runs on another core may still answer.
+        threads = Path(f"/proc/{self._process.pid}/task")
+        within(1, "every thread is stopped", lambda: all(self._is_stopped(thread) for thread in threads.iterdir()))
+
+    @staticmethod
+    def _is_stopped(thread):
+        return (thread / "stat").read_text().rpartition(") ")[2].startswith("T")
 
     def thaw(self):
         self._process.send_signal(signal.SIGCONT)
