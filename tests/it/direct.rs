@@ -262,7 +262,8 @@ fn a_backend_may_answer_before_it_has_the_whole_request() {
             while reader.read_line(&mut line).is_ok_and(|length| length > 2) {
                 line.clear();
             }
-            let _ = (&stream).write_all(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig");
+            let _ = (&stream)
+                .write_all(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbig");
             let _ = stream.shutdown(std::net::Shutdown::Write);
             let _ = std::io::copy(&mut reader, &mut std::io::sink());
         }
