@@ -136,8 +136,8 @@ impl Gateway {
     }
 
     async fn connect(&self, context: &Context, address: SocketAddr, may_be_kept: bool) -> Result<Connection, BError> {
-        let now = context.asked.unwrap_or(context.started.monotonic);
-        let kept = if may_be_kept { self.pool.take(address, now) } else { None };
+        // A body may have taken its time since the request began.
+        let kept = if may_be_kept { self.pool.take(address, (self.clock)().monotonic) } else { None };
         let (stream, kept) = match kept {
             Some(stream) => (stream, true),
             None => (open(address, timeouts(context).map(|timeouts| timeouts.connect).unwrap_or_default()).await?, false),
