@@ -11,6 +11,7 @@ use pingora::listeners::{L4BufferSettings, ListenerConfig, TcpSocketOptions};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ExecutionPhase, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
+use pingora::services::listening::Service;
 
 use crate::admin::Admin;
 use crate::config::{Config, System};
@@ -23,7 +24,7 @@ use crate::live::signing_keys::SigningKeys;
 use crate::live::{LiveState, api_keys, backends, key_set};
 use crate::metrics::Metrics;
 use crate::net::redis::Redis;
-use crate::proxy::{self, AccessLog, Gateway, OwnServices, Pool};
+use crate::proxy::{self, AccessLog, Front, Gateway, OwnServices, Pool};
 use crate::reload::{Candidate, Occasion, Reloader, open_stores};
 use crate::request::{Clock, Now};
 use crate::snapshot::Slot;
@@ -83,7 +84,11 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     let own = OwnServices { echo: echo_address, oauth: oauth_address };
     let pool = Arc::new(Pool::new(POOL));
     let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock), own, Arc::clone(&pool));
-    let mut service = pingora_proxy::http_proxy_service_with_name(&server.configuration, gateway, "edgeward");
+    let mut framework = pingora_proxy::http_proxy(&server.configuration, gateway.clone());
+    let mut options = HttpServerOptions::default();
+    options.h2_idle_timeout = Some(config.server.timeouts.idle);
+    framework.server_options = Some(options);
+    let mut service = Service::new("edgeward".to_owned(), Front::new(gateway, framework));
     let mut addresses = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         let address = settle(*listener.address)?;
@@ -98,11 +103,6 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
             service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::default().read(0)));
         }
         addresses.push(address);
-    }
-    if let Some(proxy) = service.app_logic_mut() {
-        let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(config.server.timeouts.idle);
-        proxy.server_options = Some(options);
     }
     let proxy_service = server.add_service(service);
 

@@ -5,8 +5,7 @@ use std::io::Write;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
-use pingora_proxy::Session;
-
+use super::caller::Caller;
 use super::context::Context;
 use crate::metrics::Metrics;
 use crate::request::{Clock, Now, Rejection};
@@ -36,10 +35,10 @@ impl AccessLog {
     }
 
     /// Counts the request, and writes its line: every refusal, and the configured share of the rest.
-    pub(super) fn record(&self, metrics: &Metrics, session: &Session, context: &Context) {
+    pub(super) fn record(&self, metrics: &Metrics, caller: &impl Caller, context: &Context) {
         let now = (self.clock)();
         let times = Times::of(context, now.monotonic);
-        let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
+        let status = caller.status().map_or(0, |status| status.as_u16());
         metrics.own_time.observe(times.own);
         if let Some(upstream) = times.upstream {
             metrics.upstream_time.observe(upstream);
@@ -56,32 +55,31 @@ impl AccessLog {
         if context.rejection.is_none() && (sample <= 0.0 || (sample < 1.0 && fastrand::f64() >= sample)) {
             return;
         }
-        let line = line(session, context, status, &times, now);
+        let line = line(caller, context, status, &times, now);
         if let Err(TrySendError::Full(_)) = self.lines.try_send(line) {
             metrics.access_log_dropped.inc();
         }
     }
 }
 
-fn line(session: &Session, context: &Context, status: u16, times: &Times, now: Now) -> String {
-    let header = session.req_header();
+fn line(caller: &impl Caller, context: &Context, status: u16, times: &Times, now: Now) -> String {
+    let head = caller.head(None);
     let mut line = Line::new();
     line.time("time", now.unix);
     line.text("request_id", context.request_id.as_str());
     if let Some(client) = context.client {
         line.plain("client", format_args!("\"{}\"", client.address));
     }
-    line.text("method", header.method.as_str());
-    let authority = header.uri.authority().map(http::uri::Authority::as_str);
-    let host = authority.or_else(|| header.headers.get(http::header::HOST)?.to_str().ok());
+    line.text("method", head.method.as_str());
+    let host = head.authority.or_else(|| head.headers.get(http::header::HOST)?.to_str().ok());
     line.text("host", host.unwrap_or(""));
-    let target = String::from_utf8_lossy(header.raw_path());
+    let target = String::from_utf8_lossy(head.target);
     let (path, query) = target.split_once('?').map_or((&*target, None), |(path, query)| (path, Some(query)));
     line.text("path", path);
     if let Some(query) = query {
         line.text("query", &context.snapshot.redact_query(query));
     }
-    line.text("protocol", protocol(header.version));
+    line.text("protocol", protocol(head.version));
     line.number("status", u64::from(status));
     line.text("code", context.rejection.as_ref().map_or("ok", |rejection| rejection.code()));
     if let Some(reason) = context.rejection.as_ref().and_then(|rejection| rejection.reason()) {
@@ -129,8 +127,8 @@ fn line(session: &Session, context: &Context, status: u16, times: &Times, now: N
     }
     line.number("total_us", micros(times.total));
     line.number("bytes_in", context.body_received);
-    line.number("bytes_out", session.body_bytes_sent() as u64);
-    if let Some(agent) = header.headers.get(http::header::USER_AGENT) {
+    line.number("bytes_out", caller.body_sent());
+    if let Some(agent) = head.headers.get(http::header::USER_AGENT) {
         line.text("user_agent", &String::from_utf8_lossy(agent.as_bytes()));
     }
     line.end()

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header;
-use pingora_proxy::Session;
 
+use super::caller::Caller;
 use super::failure;
 use crate::request::{BodyCheck, BodyDigest, Rejection};
 
@@ -36,11 +36,11 @@ impl Body {
 
     /// Reads the whole of a body that is known to be short, and nothing of another. Where there is a bound, somebody decides by the body: it is
     /// read whatever is known of it, and one that is longer is refused.
-    pub(super) async fn read_ahead(&mut self, session: &mut Session, rules: Rules, bound: Option<usize>) -> Result<(), Rejection> {
-        let headers = &session.req_header().headers;
+    pub(super) async fn read_ahead(&mut self, caller: &mut impl Caller, rules: Rules, bound: Option<usize>) -> Result<(), Rejection> {
+        let headers = caller.headers();
         let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         let expects = headers.contains_key(header::EXPECT);
-        let done = session.is_body_done();
+        let done = caller.is_body_done();
         let bound = bound.map(|bound| (bound as u64).min(READ_AHEAD));
         if bound.is_some_and(|bound| length.is_some_and(|length| length > bound)) {
             return Err(Rejection::BodyTooLarge);
@@ -49,13 +49,13 @@ impl Body {
             return Ok(());
         }
         if expects && !done {
-            session.as_mut().write_continue_response().await.map_err(|error| failure(&error.into_down()))?;
+            caller.go_on().await.map_err(|error| failure(&error))?;
             self.continued = true;
         }
-        session.as_mut().enable_retry_buffering();
+        caller.keep_body();
         let mut read = BytesMut::new();
-        while !session.is_body_done() {
-            let Some(piece) = next(session, rules.timeout).await? else { break };
+        while !caller.is_body_done() {
+            let Some(piece) = next(caller, rules.timeout).await? else { break };
             read.extend_from_slice(&piece);
             if bound.is_some_and(|bound| read.len() as u64 > bound) {
                 return Err(Rejection::BodyTooLarge);
@@ -66,11 +66,11 @@ impl Body {
     }
 
     /// Asks for a proof of the body: at once where it is short, from piece to piece where it is not.
-    pub(super) async fn prove(&mut self, session: &mut Session, digests: &[BodyDigest], rules: Rules) -> Result<(), Rejection> {
+    pub(super) async fn prove(&mut self, caller: &mut impl Caller, digests: &[BodyDigest], rules: Rules) -> Result<(), Rejection> {
         if digests.is_empty() {
             return Ok(());
         }
-        self.read_ahead(session, rules, None).await?;
+        self.read_ahead(caller, rules, None).await?;
         self.begin(digests);
         match self.whole.clone() {
             Some(whole) => {
@@ -106,14 +106,14 @@ impl Body {
     }
 
     /// Waits for the rest of a body whose upstream answers without having had it: no answer to a body that was not proven.
-    pub(super) async fn settle(&mut self, session: &mut Session, rules: Rules) -> Result<(), Rejection> {
+    pub(super) async fn settle(&mut self, caller: &mut impl Caller, rules: Rules) -> Result<(), Rejection> {
         if self.checks.is_empty() {
             return Ok(());
         }
         let mut length = self.withheld.len() as u64;
         self.withheld = BytesMut::new();
-        while !session.is_body_done() {
-            let Some(piece) = next(session, rules.timeout).await? else { break };
+        while !caller.is_body_done() {
+            let Some(piece) = next(caller, rules.timeout).await? else { break };
             length += piece.len() as u64;
             if length > rules.limit {
                 return Err(Rejection::BodyTooLarge);
@@ -147,9 +147,9 @@ pub(super) struct Rules {
     pub(super) timeout: Duration,
 }
 
-async fn next(session: &mut Session, timeout: Duration) -> Result<Option<Bytes>, Rejection> {
-    match tokio::time::timeout(timeout, session.as_mut().read_request_body()).await {
-        Ok(piece) => piece.map_err(|error| failure(&error.into_down())),
+async fn next(caller: &mut impl Caller, timeout: Duration) -> Result<Option<Bytes>, Rejection> {
+    match tokio::time::timeout(timeout, caller.read_body()).await {
+        Ok(piece) => piece.map_err(|error| failure(&error)),
         Err(_) => Err(Rejection::RequestTimeout),
     }
 }

@@ -16,13 +16,16 @@
 
 mod access_log;
 mod body;
+mod caller;
 mod context;
 mod direct;
+mod http1;
 mod peer;
 mod queue;
 mod respond;
 mod session;
 pub mod tls;
+mod upstream_head;
 
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
@@ -52,10 +55,13 @@ use crate::snapshot::Slot;
 use crate::upstream::{Chosen, Service, Upstream};
 
 pub use access_log::AccessLog;
+use caller::Caller;
 use context::{Context, RequestId, Target};
 pub use direct::Pool;
+pub use http1::Front;
 
-/// The proxy: one per process, shared by every listener.
+/// The proxy: shared by every listener.
+#[derive(Clone)]
 pub struct Gateway {
     slot: Arc<Slot>,
     metrics: Arc<Metrics>,
@@ -81,38 +87,41 @@ impl Gateway {
     }
 
     /// Everything between the request's head and the permit to forward it.
-    async fn decide(&self, session: &mut Session, context: &mut Context) -> Result<(), Refusal> {
+    async fn decide(&self, caller: &mut impl Caller, context: &mut Context) -> Result<Decided, Refusal> {
         let now = context.started;
         let Context { snapshot, client, certificate, request_id, route: matched, admission, target, body, body_received, .. } = context;
         let body_rules = body::Rules { limit: snapshot.server.body_limit, timeout: snapshot.server.body_timeout };
-        session::prepare(session, &snapshot.server);
-        let peer = session.client_addr().and_then(|address| address.as_inet()).ok_or(Rejection::Internal("no_peer_address"))?.ip();
-        let caller = snapshot.server.client(peer, &session.req_header().headers);
-        *client = Some(caller);
-        if caller.through_trusted_proxy {
-            let received = session.req_header().headers.get("x-request-id").and_then(RequestId::received);
+        caller.prepare(&snapshot.server);
+        let peer = caller.peer().ok_or(Rejection::Internal("no_peer_address"))?.ip();
+        let found = snapshot.server.client(peer, caller.headers());
+        *client = Some(found);
+        if found.through_trusted_proxy {
+            let received = caller.headers().get("x-request-id").and_then(RequestId::received);
             *request_id = received.unwrap_or_else(|| request_id.clone());
         }
-        let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
-        let bodiless = session.as_mut().is_body_empty();
+        let raw = caller.raw();
+        let bodiless = caller.is_body_empty();
         let mut read_ahead = false;
         loop {
-            let message = Message::read(session::head(session, raw.as_deref()), snapshot.server.head)?;
+            let message = Message::read(caller.head(raw.as_deref()), snapshot.server.head)?;
             let mut parameters = crate::route::router::ParametersBuffer::default();
             let route = snapshot.router.find(&message.host, &message.path, message.method, &mut parameters)?;
+            if caller.leaves(route) {
+                return Ok(Decided::Left);
+            }
             *matched = Some(Arc::clone(route));
             message.check_length(snapshot.server.body_limit)?;
-            *certificate = session::certificate(session, snapshot, &message, &caller, now)?;
+            *certificate = tls::certificate(caller, snapshot, &message, &found, now)?;
             let request = crate::request::Request {
                 method: message.method,
                 host: &message.host,
                 port: message.port,
-                scheme: forward::scheme(message.headers, caller.through_trusted_proxy, session::is_secure(session)),
+                scheme: forward::scheme(message.headers, found.through_trusted_proxy, caller.tls().is_some()),
                 path: &message.path,
                 query: message.query,
                 headers: message.headers,
                 body: if bodiless { Some(&[]) } else { body.whole().map(|whole| &**whole) },
-                client: &caller,
+                client: &found,
                 certificate: certificate.as_deref(),
                 route: &route.name,
                 parameters: parameters.parameters(),
@@ -123,20 +132,20 @@ impl Gateway {
             };
             if !read_ahead && (bound.is_some() || asked) {
                 // From where nobody may come, nothing is read.
-                route.policy.ip_rules.check(caller.address)?;
+                route.policy.ip_rules.check(found.address)?;
                 // Reading wants the session for itself, so what was read of the head is read again: rare, and cheaper than a copy for all.
-                body.read_ahead(session, body_rules, bound).await?;
+                body.read_ahead(caller, body_rules, bound).await?;
                 read_ahead = true;
                 continue;
             }
             let permit = admit(route, &request, now, || fastrand::u128(..)).await?;
             *target = Some(Target::new(&message, route, request.parameters, permit.identity())?);
-            let proven = body.prove(session, permit.body(), body_rules).await;
+            let proven = body.prove(caller, permit.body(), body_rules).await;
             *body_received = body.whole().map_or(0, |whole| whole.len() as u64);
             return match proven {
                 Ok(()) => {
                     *admission = Some(permit);
-                    Ok(())
+                    Ok(Decided::Admitted)
                 }
                 Err(rejection) => Err(Refusal { rejection, shadowed: permit.shadowed().to_vec(), identity: permit.withdraw() }),
             };
@@ -166,10 +175,10 @@ impl Gateway {
     }
 
     /// Waits for the turn of a request that everything else has admitted; a caller that hangs up leaves the queue.
-    async fn wait(&self, session: &mut Session, context: &mut Context) -> Result<(), BError> {
+    async fn wait(&self, caller: &mut impl Caller, context: &mut Context) -> Result<(), BError> {
         let Some(turn) = context.admission.as_mut().and_then(Admission::take_turn) else { return Ok(()) };
         let began = (self.clock)().monotonic;
-        let stayed = queue::stays(session, turn.at.saturating_sub(began)).await;
+        let stayed = caller.stays(turn.at.saturating_sub(began)).await;
         context.queued = (self.clock)().monotonic.saturating_sub(began);
         if stayed {
             return Ok(());
@@ -178,6 +187,27 @@ impl Gateway {
         context.admission = None;
         context.rejection = Some(Rejection::ClientClosed);
         Err(Error::new_down(ErrorType::ConnectionClosed))
+    }
+
+    /// One request of a caller that we hear ourselves, to its line in the log; whether it was ours.
+    async fn serve(&self, caller: &mut impl Caller, context: &mut Context) -> bool {
+        let decided = refuse_on_panic(pin!(self.decide(caller, context)), &self.metrics.panics).await;
+        let served = match decided {
+            Ok(Decided::Left) => return false,
+            Ok(Decided::Admitted) => self.forward(caller, context).await,
+            Err(refusal) => refuse(caller, context, refusal).await,
+        };
+        if let Err(error) = served {
+            fail(caller, &error, context).await;
+        }
+        context.land();
+        self.access_log.record(&self.metrics, caller, context);
+        true
+    }
+
+    async fn forward(&self, caller: &mut impl Caller, context: &mut Context) -> Result<(), BError> {
+        self.wait(caller, context).await?;
+        self.exchange(caller, context).await
     }
 }
 
@@ -195,20 +225,14 @@ impl ProxyHttp for Gateway {
 
     async fn request_filter(&self, session: &mut Session, context: &mut Box<Context>) -> Result<bool, BError> {
         let decided = refuse_on_panic(pin!(self.decide(session, context)), &self.metrics.panics).await;
-        let Err(refusal) = decided else {
-            self.wait(session, context).await?;
-            if !direct::takes(session, context) {
-                return Ok(false);
-            }
-            return self.exchange(session, context).await.map(|()| true);
-        };
-        context.admission = None;
-        context.refused = refusal.identity;
-        context.shadowed = refusal.shadowed;
-        let rejection = refusal.rejection;
-        let answered = respond::refuse(session, context, &rejection).await;
-        context.rejection = Some(rejection);
-        answered.map(|()| true)
+        if let Err(refusal) = decided {
+            return refuse(session, context, refusal).await.map(|()| true);
+        }
+        self.wait(session, context).await?;
+        if !direct::takes(session, context) {
+            return Ok(false);
+        }
+        self.exchange(session, context).await.map(|()| true)
     }
 
     async fn request_body_filter(
@@ -243,7 +267,7 @@ impl ProxyHttp for Gateway {
         upstream: &mut RequestHeader,
         context: &mut Box<Context>,
     ) -> Result<(), BError> {
-        session::prepare_upstream(session, upstream, context)
+        upstream_head::prepare(session, upstream, context)
     }
 
     async fn upstream_response_filter(
@@ -321,20 +345,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Box<Context>) -> FailToProxy {
-        let rejection = context.rejection.take().unwrap_or_else(|| failure(error));
-        if *error.esource() == ErrorSource::Upstream {
-            let upstream = context.tried.last().map(ToString::to_string);
-            tracing::warn!(request_id = context.request_id.as_str(), upstream, error = shown(error), "the upstream failed");
-        }
-        // Pingora closes the connection after a failure; unannounced, the caller's next request would be lost with it.
-        session.set_keepalive(None);
-        let answered = session.response_written().is_some_and(|answer| !answer.status.is_informational());
-        context.land();
-        let answerable = rejection != Rejection::ClientClosed && !answered;
-        let answered = answerable && respond::refuse(session, context, &rejection).await.is_ok();
-        let error_code = if answered { rejection.status().as_u16() } else { 0 };
-        context.rejection = Some(rejection);
-        FailToProxy { error_code, can_reuse_downstream: false }
+        FailToProxy { error_code: fail(session, error, context).await, can_reuse_downstream: false }
     }
 
     /// Every failure is in the access log with its code, and upstream failures are logged once in `fail_to_proxy`.
@@ -362,6 +373,42 @@ impl ProxyHttp for Gateway {
     }
 }
 
+/// How a decision ended that refused nothing.
+enum Decided {
+    /// The permit is in the context.
+    Admitted,
+    /// Nothing was asked of the policy: somebody else serves requests of this route.
+    Left,
+}
+
+/// Answers a request that was refused.
+async fn refuse(caller: &mut impl Caller, context: &mut Context, refusal: Refusal) -> Result<(), BError> {
+    context.admission = None;
+    context.refused = refusal.identity;
+    context.shadowed = refusal.shadowed;
+    let answered = respond::refuse(caller, context, &refusal.rejection).await;
+    context.rejection = Some(refusal.rejection);
+    answered
+}
+
+/// Answers a request that was admitted and failed, where that can still be done, with the status that is returned.
+async fn fail(caller: &mut impl Caller, error: &Error, context: &mut Context) -> u16 {
+    let rejection = context.rejection.take().unwrap_or_else(|| failure(error));
+    if *error.esource() == ErrorSource::Upstream {
+        let upstream = context.tried.last().map(ToString::to_string);
+        tracing::warn!(request_id = context.request_id.as_str(), upstream, error = shown(error), "the upstream failed");
+    }
+    // The connection closes after a failure; unannounced, the caller's next request would be lost with it.
+    caller.close();
+    let answered = caller.status().is_some_and(|status| !status.is_informational());
+    context.land();
+    let answerable = rejection != Rejection::ClientClosed && !answered;
+    let answered = answerable && respond::refuse(caller, context, &rejection).await.is_ok();
+    let status = if answered { rejection.status().as_u16() } else { 0 };
+    context.rejection = Some(rejection);
+    status
+}
+
 /// A phase was reached without a permit: a mistake of ours, which forwards nothing.
 fn no_permit(context: &mut Context) -> BError {
     context.rejection = Some(Rejection::Internal("no_permit"));
@@ -370,7 +417,7 @@ fn no_permit(context: &mut Context) -> BError {
 
 /// A panic in a decision refuses this request and no other, and still reaches the log. The decision stays where it is: moving it costs more
 /// than all its checks.
-async fn refuse_on_panic(mut decision: Pin<&mut impl Future<Output = Result<(), Refusal>>>, panics: &IntCounter) -> Result<(), Refusal> {
+async fn refuse_on_panic<D>(mut decision: Pin<&mut impl Future<Output = Result<D, Refusal>>>, panics: &IntCounter) -> Result<D, Refusal> {
     let caught = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| decision.as_mut().poll(cx))) {
         Ok(poll) => poll.map(Ok),
         Err(panic) => Poll::Ready(Err(panic)),
@@ -382,14 +429,14 @@ async fn refuse_on_panic(mut decision: Pin<&mut impl Future<Output = Result<(), 
 }
 
 /// Whether the upstream may be asked once more: the configuration says so, the method is idempotent, the body can be sent again.
-fn may_retry(session: &mut Session, context: &Context, cause: RetryOn) -> bool {
+fn may_retry(caller: &impl Caller, context: &Context, cause: RetryOn) -> bool {
     let Some(retries) = context.route.as_ref().and_then(|route| route.upstream.retries.as_ref()) else {
         return false;
     };
     retries.on.contains(&cause)
         && context.tried.len() as u64 <= u64::from(retries.attempts)
-        && session.req_header().method.is_idempotent()
-        && !session.as_ref().retry_buffer_truncated()
+        && caller.method().is_idempotent()
+        && caller.may_repeat_body()
 }
 
 /// A backend that is well, rather one that was not tried: where there is no other, the same one is asked again.

@@ -8,6 +8,7 @@ use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
+use super::caller::Caller;
 use super::context::{Context, RequestId};
 use crate::request::{LimitState, Rejection};
 
@@ -26,35 +27,34 @@ const DRAINED_BODY: u64 = 64 * 1024;
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Answers a refused request.
-pub(super) async fn refuse(session: &mut Session, context: &Context, rejection: &Rejection) -> Result<()> {
+pub(super) async fn refuse(caller: &mut impl Caller, context: &Context, rejection: &Rejection) -> Result<()> {
     let body = match rejection {
         Rejection::Relayed(relayed) => relayed.body.clone(),
         _ => body(rejection, &context.request_id),
     };
     let header = head(context, rejection, body.len())?;
-    if closes(session, rejection) {
-        session.set_keepalive(None);
+    if closes(caller, rejection) {
+        caller.close();
     } else {
-        session.set_close_on_response_before_downstream_finish(false);
-        session.set_total_drain_timeout(Some(Duration::from_secs(2)));
+        caller.keep_open();
     }
-    let head_only = session.req_header().method == http::Method::HEAD;
-    session.write_response_header(Box::new(header), head_only).await?;
+    let head_only = caller.method() == http::Method::HEAD;
+    caller.write_head(Box::new(header), head_only).await?;
     if !head_only {
-        session.write_response_body(Some(body), true).await?;
+        caller.write_body(body, true).await?;
     }
     Ok(())
 }
 
 /// Whether the connection ends with this answer: always where the two sides may disagree on where the request ended.
-fn closes(session: &mut Session, rejection: &Rejection) -> bool {
+fn closes(caller: &mut impl Caller, rejection: &Rejection) -> bool {
     if matches!(rejection.status().as_u16(), 400 | 408 | 413 | 421 | 431 | 500) {
         return true;
     }
-    if session.is_body_done() {
+    if caller.is_body_done() {
         return false;
     }
-    let headers = &session.req_header().headers;
+    let headers = caller.headers();
     // Whoever waits for 100 may keep the body back now that it is refused (RFC 9110, 10.1.1): what comes next could be either.
     if headers.contains_key(header::EXPECT) {
         return true;

@@ -1,231 +1,136 @@
-//! What is done to Pingora's session: deadlines before the decision, the upstream's headers after it.
+//! A caller that the framework hears, as the phases see it.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::time::Duration;
 
-use http::HeaderName;
-use http::header;
-use pingora::http::RequestHeader;
-use pingora::{Error, ErrorType, Result};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, Version, header};
+use pingora::http::ResponseHeader;
+use pingora::protocols::tls::SslDigest;
+use pingora::{BError, Error, ErrorType, Result};
 use pingora_proxy::Session;
 
-use super::context::{Context, hexadecimal};
-use super::tls::TlsConnection;
-use crate::request::message::{Head, Message};
-use crate::request::{Client, ClientCertificate, Now, Rejection};
-use crate::route::fields::Fields;
-use crate::snapshot::{ServerRules, Snapshot};
+use super::caller::Caller;
+use super::{direct, queue};
+use crate::request::message::Head;
+use crate::route::Route;
+use crate::snapshot::ServerRules;
 
-/// The head as it was parsed, and for HTTP/1 the bytes it was parsed from.
-pub(super) fn head<'a>(session: &'a Session, raw: Option<&'a [u8]>) -> Head<'a> {
-    let header = session.req_header();
-    Head {
-        version: header.version,
-        method: &header.method,
-        authority: header.uri.authority().map(http::uri::Authority::as_str),
-        target: header.raw_path(),
-        headers: &header.headers,
-        raw,
-    }
-}
-
-/// Deadlines of the connection. Pingora forgets the keep-alive time after the first request, so it is said on each.
-pub(super) fn prepare(session: &mut Session, rules: &ServerRules) {
-    if session.get_keepalive().is_some() {
-        session.set_keepalive(Some(rules.idle.as_secs().max(1)));
-    }
-    session.set_read_timeout(Some(rules.body_timeout));
-}
-
-/// The certificate that was proven for the caller: the connection's own, or, where the configuration says that they forward them, the one that
-/// a trusted proxy forwards. Such a proxy's own certificate never stands for the caller that it forwards none of.
-pub(super) fn certificate(
-    session: &Session,
-    snapshot: &Snapshot,
-    message: &Message<'_>,
-    caller: &Client,
-    now: Now,
-) -> Result<Option<Arc<ClientCertificate>>, Rejection> {
-    let own = match session.digest().and_then(|digest| digest.ssl_digest.as_ref()) {
-        None => None,
-        Some(tls) => {
-            let connection = tls.extension.get::<TlsConnection>().ok_or(Rejection::Internal("no_handshake"))?;
-            let listener = snapshot.listeners.get(connection.listener).ok_or(Rejection::Internal("no_listener"))?;
-            let clients = listener.clients.as_ref();
-            clients.map(|clients| connection.certificate(clients, &message.host, now)).transpose()?.flatten()
-        }
-    };
-    match &snapshot.server.forwarded {
-        Some(forwarded) if caller.through_trusted_proxy => forwarded.certificate(message.headers, now),
-        _ => Ok(own),
-    }
-}
-
-/// Rewrites the head for the upstream. Pingora has by now removed what `Connection` nominated, so nothing set here can be taken away.
-pub(super) fn prepare_upstream(session: &Session, upstream: &mut RequestHeader, context: &Context) -> Result<()> {
-    let Some(target) = &context.target else {
-        return Error::e_explain(ErrorType::HTTPStatus(500), "no permit");
-    };
-    // An HTTP/2 URI carries an authority of its own; what the upstream is told comes from `Host` alone.
-    if upstream.uri.authority().is_some() || upstream.raw_path() != target.path_and_query.as_bytes() {
-        let uri = target.path_and_query.parse::<http::Uri>();
-        upstream.set_uri(uri.map_err(|_| Error::explain(ErrorType::HTTPStatus(500), "the canonical path is no URI"))?);
-    }
-    if upstream.headers.get(header::HOST).map(http::HeaderValue::as_bytes) != Some(target.authority.as_bytes()) {
-        upstream.insert_header(header::HOST, target.authority.as_str())?;
-    }
-    let websocket = context.route.as_ref().is_some_and(|route| route.websocket);
-    if !websocket && upstream.headers.contains_key(header::UPGRADE) {
-        upstream.remove_header(&header::UPGRADE);
-        upstream.remove_header(&header::CONNECTION);
-    }
-    if context.body.continued {
-        upstream.remove_header(&header::EXPECT);
-    }
-    introduce(session, upstream, context)
-}
-
-/// Tells the upstream who calls, and nothing that the caller says of that itself.
-pub(super) fn introduce<'a>(session: &Session, upstream: &mut impl Fields<'a>, context: &'a Context) -> Result<()> {
-    let (Some(route), Some(admission), Some(target), Some(client)) = (&context.route, &context.admission, &context.target, context.client)
-    else {
-        return Error::e_explain(ErrorType::HTTPStatus(500), "no permit");
-    };
-    merge_cookies(upstream);
-    continue_trace(upstream);
-    let connection = crate::route::forward::Connection {
-        client: client.address,
-        peer: session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip()),
-        through_trusted_proxy: client.through_trusted_proxy,
-        secure: is_secure(session),
-        host: &target.authority,
-        request_id: context.request_id.value(),
-        certificate: context.certificate.as_deref(),
-    };
-    route.policy.forward.apply(upstream, admission.identity().map(|identity| &**identity), &connection);
-    route.policy.forward.copy(upstream, admission.headers());
-    if let Some((name, value)) = admission.token() {
-        upstream.set(name, value.as_bytes());
-    }
-    Ok(())
-}
-
-/// Whether the caller's own connection is TLS.
-pub(super) fn is_secure(session: &Session) -> bool {
-    session.digest().is_some_and(|digest| digest.ssl_digest.is_some())
-}
-
-static COOKIE: HeaderName = header::COOKIE;
-static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-
-/// Passes on the caller's trace, or begins one (W3C Trace Context): without a sampling flag, for nobody here records spans.
-fn continue_trace<'a>(upstream: &mut impl Fields<'a>) {
-    if upstream.lines(&TRACEPARENT).next().is_some_and(is_trace_parent) {
-        return;
-    }
-    // The state of a trace that was not understood must not be tied to another.
-    upstream.remove(&TRACESTATE);
-    let mut parent = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    // Zero would be no id.
-    let ids = [(3..35, fastrand::u128(1..)), (36..52, u128::from(fastrand::u64(1..)))];
-    for (place, id) in ids {
-        hexadecimal(id, parent.get_mut(place).unwrap_or_default());
-    }
-    upstream.set(&TRACEPARENT, &parent);
-}
-
-/// `version-trace_id-parent_id-flags`, hexadecimal and lower case; ids of zeros and version `ff` are invalid (section 3.2.2).
-fn is_trace_parent(value: &[u8]) -> bool {
-    let hexadecimal =
-        |part: &[u8], length: usize| part.len() == length && part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let mut parts = value.split(|byte| *byte == b'-');
-    let (Some(version), Some(trace), Some(parent), Some(flags)) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
-        return false;
-    };
-    let known = parts.next().is_none() || version != b"00";
-    let zero = |part: &[u8]| part.iter().all(|byte| *byte == b'0');
-    known
-        && hexadecimal(version, 2)
-        && version != b"ff"
-        && hexadecimal(trace, 32)
-        && !zero(trace)
-        && hexadecimal(parent, 16)
-        && !zero(parent)
-        && hexadecimal(flags, 2)
-}
-
-/// HTTP/2 may split cookies over several fields; an HTTP/1 upstream is owed one (RFC 9113 section 8.2.3).
-fn merge_cookies<'a>(upstream: &mut impl Fields<'a>) {
-    let mut cookies = upstream.lines(&COOKIE);
-    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else {
-        return;
-    };
-    let mut merged = first.to_vec();
-    for cookie in std::iter::once(second).chain(cookies) {
-        merged.extend_from_slice(b"; ");
-        merged.extend_from_slice(cookie);
-    }
-    upstream.set(&COOKIE, &merged);
-}
-
-impl<'a> Fields<'a> for RequestHeader {
-    fn names(&self) -> impl Iterator<Item = &HeaderName> {
-        self.headers.keys()
+impl Caller for Session {
+    fn raw(&self) -> Option<Bytes> {
+        self.as_http1().map(|http1| http1.get_headers_raw_bytes())
     }
 
-    fn lines(&self, name: &HeaderName) -> impl Iterator<Item = &[u8]> {
-        Fields::lines(&self.headers, name)
-    }
-
-    fn remove(&mut self, name: &HeaderName) {
-        self.remove_header(name);
-    }
-
-    fn set(&mut self, name: &'a HeaderName, value: &[u8]) {
-        if let Err(error) = self.insert_header(name.clone(), value) {
-            tracing::error!(%error, %name, "a header could not be set");
-            self.remove_header(name);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_trace_is_continued_when_it_is_one_and_begun_otherwise() {
-        let sound = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        for (given, kept) in [
-            (sound, true),
-            ("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", true),
-            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", false),
-            ("ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", false),
-            ("00-00000000000000000000000000000000-b7ad6b7169203331-01", false),
-            ("00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01", false),
-            ("00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", false),
-            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331", false),
-            ("", false),
-        ] {
-            let mut upstream = RequestHeader::build("GET", b"/", None).unwrap();
-            upstream.insert_header("traceparent", given).unwrap();
-            upstream.insert_header("tracestate", "a=b").unwrap();
-            continue_trace(&mut upstream);
-            let now = upstream.headers.get("traceparent").unwrap();
-            assert_eq!(now == given, kept, "{given}");
-            assert!(is_trace_parent(now.as_bytes()));
-            assert_eq!(upstream.headers.contains_key("tracestate"), kept, "{given}");
+    fn head<'a>(&'a self, raw: Option<&'a [u8]>) -> Head<'a> {
+        let header = self.req_header();
+        Head {
+            version: header.version,
+            method: &header.method,
+            authority: header.uri.authority().map(http::uri::Authority::as_str),
+            target: header.raw_path(),
+            headers: &header.headers,
+            raw,
         }
     }
 
-    #[test]
-    fn cookies_of_several_fields_become_one() {
-        let mut upstream = RequestHeader::build("GET", b"/", None).unwrap();
-        for cookie in ["a=1", "b=2; c=3", "d=4"] {
-            upstream.append_header(header::COOKIE, cookie).unwrap();
+    fn headers(&self) -> &HeaderMap {
+        &self.req_header().headers
+    }
+
+    fn method(&self) -> &http::Method {
+        &self.req_header().method
+    }
+
+    fn peer(&self) -> Option<SocketAddr> {
+        self.client_addr().and_then(|address| address.as_inet()).copied()
+    }
+
+    fn tls(&self) -> Option<&SslDigest> {
+        self.digest().and_then(|digest| digest.ssl_digest.as_deref())
+    }
+
+    fn leaves(&self, _: &Route) -> bool {
+        false
+    }
+
+    fn is_plain(&mut self) -> bool {
+        let framed = match self.req_header().version {
+            Version::HTTP_11 => self.as_http1().is_some(),
+            // Its end is known without a length; how long it is until then is not.
+            Version::HTTP_2 => self.headers().contains_key(header::CONTENT_LENGTH) || self.as_mut().is_body_empty(),
+            _ => false,
+        };
+        framed && direct::is_plain(self.headers())
+    }
+
+    /// Pingora forgets the keep-alive time after the first request, so it is said on each.
+    fn prepare(&mut self, rules: &ServerRules) {
+        if self.get_keepalive().is_some() {
+            self.set_keepalive(Some(rules.idle.as_secs().max(1)));
         }
-        merge_cookies(&mut upstream);
-        let cookies: Vec<_> = upstream.headers.get_all(header::COOKIE).iter().collect();
-        assert_eq!(cookies, ["a=1; b=2; c=3; d=4"]);
+        self.set_read_timeout(Some(rules.body_timeout));
+    }
+
+    fn is_body_empty(&mut self) -> bool {
+        self.as_mut().is_body_empty()
+    }
+
+    fn is_body_done(&mut self) -> bool {
+        self.as_mut().is_body_done()
+    }
+
+    async fn read_body(&mut self) -> Result<Option<Bytes>> {
+        self.as_mut().read_request_body().await.map_err(|error| error.into_down())
+    }
+
+    fn keep_body(&mut self) {
+        self.as_mut().enable_retry_buffering();
+    }
+
+    fn may_repeat_body(&self) -> bool {
+        !self.as_ref().retry_buffer_truncated()
+    }
+
+    async fn go_on(&mut self) -> Result<()> {
+        self.as_mut().write_continue_response().await.map_err(|error| error.into_down())
+    }
+
+    async fn gone(&mut self) -> BError {
+        let read = self.as_mut().read_body_or_idle(true).await;
+        read.map_or_else(|error| error.into_down(), |_| Error::new_down(ErrorType::ConnectionClosed))
+    }
+
+    async fn stays(&mut self, wait: Duration) -> bool {
+        queue::stays(self, wait).await
+    }
+
+    fn close(&mut self) {
+        self.set_keepalive(None);
+    }
+
+    fn keep_open(&mut self) {
+        self.set_close_on_response_before_downstream_finish(false);
+        self.set_total_drain_timeout(Some(Duration::from_secs(2)));
+    }
+
+    async fn write_head(&mut self, head: Box<ResponseHeader>, last: bool) -> Result<()> {
+        self.write_response_header(head, last).await.map_err(|error| error.into_down())
+    }
+
+    async fn write_body(&mut self, piece: Bytes, last: bool) -> Result<()> {
+        self.write_response_body(Some(piece), last).await.map_err(|error| error.into_down())
+    }
+
+    /// The framework sends what could be waited for by itself.
+    async fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn status(&self) -> Option<StatusCode> {
+        self.response_written().map(|answer| answer.status)
+    }
+
+    fn body_sent(&self) -> u64 {
+        self.body_bytes_sent() as u64
     }
 }

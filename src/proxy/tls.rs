@@ -18,9 +18,11 @@ use pingora::listeners::tls::TlsSettings;
 use pingora::tls::ext::ssl_set_verify_cert_store;
 use pingora::{Error, ErrorType, Result};
 
+use super::caller::Caller;
 use crate::net::client_certificates::{ClientAuthorities, Verified};
+use crate::request::message::Message;
 use crate::request::{ClientCertificate, Now, Rejection};
-use crate::snapshot::{ClientCertificates, Slot};
+use crate::snapshot::{ClientCertificates, Slot, Snapshot};
 
 /// The TLS settings of one listener: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1.
 pub fn settings(slot: Arc<Slot>, listener: usize, asks_for_certificates: bool) -> Result<TlsSettings> {
@@ -167,5 +169,28 @@ impl Client {
             true => Ok(verified.certificate),
             false => Err("certificate_expired"),
         }
+    }
+}
+/// The certificate that was proven for the caller: the connection's own, or, where the configuration says that they forward them, the one that
+/// a trusted proxy forwards. Such a proxy's own certificate never stands for the caller that it forwards none of.
+pub(super) fn certificate(
+    caller: &impl Caller,
+    snapshot: &Snapshot,
+    message: &Message<'_>,
+    client: &crate::request::Client,
+    now: Now,
+) -> Result<Option<Arc<ClientCertificate>>, Rejection> {
+    let own = match caller.tls() {
+        None => None,
+        Some(tls) => {
+            let connection = tls.extension.get::<TlsConnection>().ok_or(Rejection::Internal("no_handshake"))?;
+            let listener = snapshot.listeners.get(connection.listener).ok_or(Rejection::Internal("no_listener"))?;
+            let clients = listener.clients.as_ref();
+            clients.map(|clients| connection.certificate(clients, &message.host, now)).transpose()?.flatten()
+        }
+    };
+    match &snapshot.server.forwarded {
+        Some(forwarded) if client.through_trusted_proxy => forwarded.certificate(message.headers, now),
+        _ => Ok(own),
     }
 }

@@ -21,6 +21,7 @@ mod direct;
 mod dpop;
 mod exchange;
 mod external;
+mod http1;
 mod introspection;
 mod issuer;
 mod limits;

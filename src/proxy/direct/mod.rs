@@ -11,17 +11,17 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 use pingora::{BError, Error, ErrorSource, ErrorType};
-use pingora_proxy::Session;
 use pingora_timeout::fast_timeout::fast_timeout;
 use smallvec::SmallVec;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::TcpStream;
 
 use super::body::READ_AHEAD;
+use super::caller::Caller;
 use super::context::Context;
-use super::{Gateway, failure, may_retry, respond};
+use super::{Gateway, failure, may_retry, respond, upstream_head};
 use crate::config::{RetryOn, UpstreamTimeouts};
 use crate::route::fields::{FieldList, Fields};
 use answer::{Body, Head, Malformed};
@@ -41,33 +41,51 @@ const LONGEST_HEAD: usize = 1024 * 1024;
 const INTERIM: usize = 16;
 
 /// Whether a request that was admitted goes this way.
-pub(super) fn takes(session: &Session, context: &Context) -> bool {
+pub(super) fn takes(caller: &mut impl Caller, context: &Context) -> bool {
     let (Some(route), Some(admission)) = (&context.route, &context.admission) else { return false };
-    let upstream = &route.upstream;
-    let head = session.req_header();
-    upstream.builtin.is_none()
-        && upstream.tls.is_none()
-        && !upstream.http2
-        && admission.body().is_empty()
-        && head.version == Version::HTTP_11
-        && session.as_http1().is_some()
-        && is_plain(&head.headers)
+    // A body that was read whole was held against its digests already.
+    route.upstream.is_plain() && caller.is_plain() && (admission.body().is_empty() || context.body.whole().is_some())
+}
+
+/// What a field asks of those who pass a request on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// To be passed on.
+    Nothing,
+    /// To pass on a short body of this length.
+    Body(u64),
+    /// To keep the connection or to end it, and nothing else.
+    Connection { close: bool },
+    /// More than the short way does.
+    More,
+}
+
+/// What a field asks.
+pub(super) fn asks(name: &HeaderName, value: &http::HeaderValue) -> Ask {
+    match *name {
+        header::CONTENT_LENGTH => match length(value) {
+            Some(length) if length <= READ_AHEAD => Ask::Body(length),
+            _ => Ask::More,
+        },
+        header::CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"keep-alive") => Ask::Connection { close: false },
+        header::CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"close") => Ask::Connection { close: true },
+        header::CONNECTION | header::TRANSFER_ENCODING | header::UPGRADE | header::EXPECT | header::TE | header::TRAILER => Ask::More,
+        _ if matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings") => Ask::More,
+        _ => Ask::Nothing,
+    }
 }
 
 /// Whether the head frames no body or a short one, and asks nothing of the connection but to stay or to go.
-fn is_plain(headers: &HeaderMap) -> bool {
-    let asks = |(name, value): (&HeaderName, &http::HeaderValue)| match *name {
-        header::CONTENT_LENGTH => length(value).is_none_or(|length| length > READ_AHEAD),
-        header::TRANSFER_ENCODING | header::UPGRADE | header::EXPECT | header::TE | header::TRAILER => true,
-        _ => matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings"),
-    };
-    let mut connection = headers.get_all(header::CONNECTION).iter().map(http::HeaderValue::as_bytes);
-    let stays = match (connection.next(), connection.next()) {
-        (None, _) => true,
-        (Some(option), None) => option.eq_ignore_ascii_case(b"keep-alive") || option.eq_ignore_ascii_case(b"close"),
-        (Some(_), Some(_)) => false,
-    };
-    stays && !headers.iter().any(asks)
+pub(super) fn is_plain(headers: &HeaderMap) -> bool {
+    let mut options = 0;
+    headers.iter().all(|(name, value)| match asks(name, value) {
+        Ask::Nothing | Ask::Body(_) => true,
+        Ask::Connection { .. } => {
+            options += 1;
+            options == 1
+        }
+        Ask::More => false,
+    })
 }
 
 /// A request, as it is sent to whichever backend.
@@ -104,22 +122,25 @@ impl From<BError> for Broken {
 
 impl Gateway {
     /// Asks backends until one has answered, as the upstream's retries allow, and passes the answer on.
-    pub(super) async fn exchange(&self, session: &mut Session, context: &mut Context) -> Result<(), BError> {
+    pub(super) async fn exchange(&self, caller: &mut impl Caller, context: &mut Context) -> Result<(), BError> {
+        if !takes(caller, context) {
+            return Err(super::no_permit(context));
+        }
         // What the caller takes to send its body is not our time, as it is not on the long way.
         context.asked.get_or_insert_with(|| (self.clock)().monotonic);
-        let request = Request { body: body(session, context).await?, ..request(session, context)? };
+        let request = Request { body: body(caller, context).await?, ..request(caller, context)? };
         let mut may_be_kept = true;
         loop {
             let address = self.next_backend(context)?;
             let connection = self.connect(context, address, may_be_kept).await;
             let mut connection = match connection {
                 Ok(connection) => connection,
-                Err(_) if may_retry(session, context, RetryOn::ConnectFailure) => continue,
+                Err(_) if may_retry(caller, context, RetryOn::ConnectFailure) => continue,
                 Err(error) => return Err(error),
             };
-            match self.ask(session, context, &mut connection, &request).await {
-                Ok(head) if may_retry(session, context, RetryOn::Status(head.header.status.as_u16())) => {}
-                Ok(head) => return self.pass_on(session, context, connection, address, head).await,
+            match self.ask(caller, context, &mut connection, &request).await {
+                Ok(head) if may_retry(caller, context, RetryOn::Status(head.header.status.as_u16())) => {}
+                Ok(head) => return self.pass_on(caller, context, connection, address, head).await,
                 Err(Broken::Stale) => {
                     context.tried.pop();
                     may_be_kept = false;
@@ -127,7 +148,7 @@ impl Gateway {
                 Err(Broken::Failed(error)) => {
                     let of_the_upstream = *error.esource() == ErrorSource::Upstream;
                     // It broke off before it answered, or was silent: the caller's 502 or 504 is retried as the upstream's own would be.
-                    if !(of_the_upstream && may_retry(session, context, RetryOn::Status(failure(&error).status().as_u16()))) {
+                    if !(of_the_upstream && may_retry(caller, context, RetryOn::Status(failure(&error).status().as_u16()))) {
                         return Err(error);
                     }
                 }
@@ -148,7 +169,7 @@ impl Gateway {
     /// Sends the request and reads the head of its answer; interim ones are passed on.
     async fn ask(
         &self,
-        session: &mut Session,
+        caller: &mut impl Caller,
         context: &mut Context,
         connection: &mut Connection,
         request: &Request,
@@ -158,7 +179,7 @@ impl Gateway {
         let mut silent = connection.kept && request.repeatable && connection.buffer.is_empty();
         let mut interim = 0;
         loop {
-            if let Some(head) = answer::read(&mut connection.buffer, &session.req_header().method).map_err(malformed)? {
+            if let Some(head) = answer::read(&mut connection.buffer, caller.method()).map_err(malformed)? {
                 if !head.header.status.is_informational() {
                     context.answered.get_or_insert_with(|| (self.clock)().monotonic);
                     return Ok(head);
@@ -168,13 +189,13 @@ impl Gateway {
                 if head.header.status == StatusCode::SWITCHING_PROTOCOLS || interim > INTERIM {
                     return Err(malformed(Malformed("interim")).into());
                 }
-                session.write_response_header(head.header, false).await.map_err(|error| error.into_down())?;
+                caller.write_head(head.header, false).await?;
                 continue;
             }
             if connection.buffer.len() > LONGEST_HEAD {
                 return Err(malformed(Malformed("head_length")).into());
             }
-            match connection.read(session, FIRST_READ, patience).await {
+            match connection.read(caller, FIRST_READ, patience).await {
                 Ok(0) if silent => return Err(Broken::Stale),
                 Ok(0) => return Err(Error::new_up(ErrorType::ConnectionClosed).into()),
                 Ok(_) => silent = false,
@@ -189,7 +210,7 @@ impl Gateway {
     /// Passes an answer on, and keeps the connection when all of it was read and nothing came behind it.
     async fn pass_on(
         &self,
-        session: &mut Session,
+        caller: &mut impl Caller,
         context: &mut Context,
         mut connection: Connection,
         address: SocketAddr,
@@ -198,13 +219,18 @@ impl Gateway {
         let Head { mut header, mut body, persistent } = head;
         respond::decorate(&mut header, context)?;
         let patience = patience(context);
-        session.write_response_header(header, body.is_done()).await.map_err(|error| error.into_down())?;
-        loop {
+        let mut ended = body.is_done();
+        if ended {
+            context.land();
+        }
+        caller.write_head(header, ended).await?;
+        while !ended {
             let piece = body.next(&mut connection.buffer).map_err(malformed)?;
-            let mut ended = body.is_done();
+            ended = body.is_done();
             if piece.is_empty() && !ended {
+                caller.flush().await?;
                 let room = usize::try_from(body.expected()).unwrap_or(LONGEST_READ).clamp(FIRST_READ, LONGEST_READ);
-                if connection.read(session, room, patience).await? > 0 {
+                if connection.read(caller, room, patience).await? > 0 {
                     continue;
                 }
                 ended = body == Body::UntilClose;
@@ -215,10 +241,7 @@ impl Gateway {
             if ended {
                 context.land();
             }
-            session.write_response_body(Some(piece), ended).await.map_err(|error| error.into_down())?;
-            if ended {
-                break;
-            }
+            caller.write_body(piece, ended).await?;
         }
         if persistent && connection.written && body.is_done() && connection.buffer.is_empty() {
             let idle = timeouts(context).map(|timeouts| timeouts.idle).unwrap_or_default();
@@ -269,7 +292,7 @@ impl Connection {
     }
 
     /// Reads more of the answer; 0 at its end. A caller that hangs up meanwhile ends it.
-    async fn read(&mut self, session: &mut Session, room: usize, patience: Duration) -> Result<usize, BError> {
+    async fn read(&mut self, caller: &mut impl Caller, room: usize, patience: Duration) -> Result<usize, BError> {
         self.buffer.reserve(room);
         let read = async {
             tokio::select! {
@@ -277,9 +300,7 @@ impl Connection {
                 read = self.stream.read_buf(&mut self.buffer) => {
                     read.map_err(|error| Error::because(ErrorType::ReadError, "from a backend", error).into_up())
                 }
-                gone = session.as_mut().read_body_or_idle(true) => {
-                    Err(gone.map_or_else(|error| error.into_down(), |_| Error::new_down(ErrorType::ConnectionClosed)))
-                }
+                gone = caller.gone() => Err(gone),
             }
         };
         fast_timeout(patience, read).await.unwrap_or_else(|_| Err(Error::new_up(ErrorType::ReadTimedout)))
@@ -298,20 +319,21 @@ async fn open(address: SocketAddr, patience: Duration) -> Result<TcpStream, BErr
 }
 
 /// The body, which is short.
-async fn body(session: &mut Session, context: &mut Context) -> Result<SmallVec<[Bytes; 2]>, BError> {
+async fn body(caller: &mut impl Caller, context: &mut Context) -> Result<SmallVec<[Bytes; 2]>, BError> {
     let mut pieces = SmallVec::<[Bytes; 2]>::new();
     match context.body.whole() {
         Some(whole) => pieces.push(whole.clone()),
         None => {
-            while !session.is_body_done() {
-                let Some(piece) = session.as_mut().read_request_body().await.map_err(|error| error.into_down())? else { break };
+            while !caller.is_body_done() {
+                let read = fast_timeout(context.snapshot.server.body_timeout, caller.read_body()).await;
+                let Some(piece) = read.map_err(|_| Error::new_down(ErrorType::ReadTimedout))?? else { break };
                 context.body_received += piece.len() as u64;
                 pieces.push(piece);
             }
         }
     }
     // What the head says and what follows it must be the same, or the backend takes the next request for the rest of this one.
-    let length = session.req_header().headers.get(header::CONTENT_LENGTH).map_or(Some(0), length);
+    let length = caller.headers().get(header::CONTENT_LENGTH).map_or(Some(0), length);
     if length == Some(pieces.iter().map(|piece| piece.len() as u64).sum()) {
         Ok(pieces)
     } else {
@@ -320,31 +342,33 @@ async fn body(session: &mut Session, context: &mut Context) -> Result<SmallVec<[
 }
 
 /// The request but for its body.
-fn request(session: &Session, context: &Context) -> Result<Request, BError> {
-    let (Some(target), head) = (&context.target, session.req_header()) else {
+fn request(caller: &impl Caller, context: &Context) -> Result<Request, BError> {
+    let Some(target) = &context.target else {
         return Error::e_explain(ErrorType::HTTPStatus(500), "no permit");
     };
     // The canonical forms have no such byte. This is where one would begin a second request, so it is asked once more.
     if ![&target.path_and_query, &target.authority].iter().all(|part| part.bytes().all(|byte| byte.is_ascii_graphic())) {
         return Error::e_explain(ErrorType::HTTPStatus(500), "the canonical target has a byte that no target has");
     }
-    let mut fields = FieldList::new(&head.headers);
+    let mut fields = FieldList::new(caller.headers());
     fields.remove(&header::CONNECTION);
     fields.set(&HOST, target.authority.as_bytes());
-    super::session::introduce(session, &mut fields, context)?;
+    upstream_head::introduce(caller, &mut fields, context)?;
     let mut written = BytesMut::with_capacity(1024);
-    for part in [head.method.as_str(), " ", &target.path_and_query, " HTTP/1.1\r\n"] {
+    for part in [caller.method().as_str(), " ", &target.path_and_query, " HTTP/1.1\r\n"] {
         written.put_slice(part.as_bytes());
     }
     fields.write(&mut written);
     written.put_slice(b"\r\n");
-    Ok(Request { head: written, body: SmallVec::new(), repeatable: head.method.is_idempotent() })
+    Ok(Request { head: written, body: SmallVec::new(), repeatable: caller.method().is_idempotent() })
 }
 
 static HOST: HeaderName = header::HOST;
 
+/// Digits only: `parse` alone would take a sign.
 fn length(value: &http::HeaderValue) -> Option<u64> {
-    value.to_str().ok()?.parse().ok()
+    let digits = value.to_str().ok().filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+    digits.parse().ok()
 }
 
 fn timeouts(context: &Context) -> Option<&UpstreamTimeouts> {

@@ -1,0 +1,173 @@
+//! A request's head as HTTP/1.1 writes it, where it is one that we serve: every other is left as it came, for the framework.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use super::super::direct::{Ask, asks};
+
+/// Fields of a head at the most, as Pingora has it.
+const FIELDS: usize = 256;
+
+/// The longest head that is waited for, in bytes. A longer one is the framework's.
+const LONGEST: usize = 64 * 1024;
+
+/// What a buffer holds.
+#[derive(Debug)]
+pub(super) enum Parsed {
+    /// A head, which was taken from the buffer.
+    Head(Head),
+    /// The beginning of one.
+    Part,
+    /// Something else, which was left in the buffer.
+    Other,
+}
+
+/// A head but for its fields.
+#[derive(Debug)]
+pub(super) struct Head {
+    /// Its bytes, the empty line included.
+    pub(super) raw: Bytes,
+    pub(super) method: Method,
+    /// Where in the bytes the target stands.
+    pub(super) target: Range<usize>,
+    /// The length of the body.
+    pub(super) body: u64,
+    /// Whether the caller wants to end the connection with this request.
+    pub(super) closes: bool,
+}
+
+/// Takes a head, and puts its fields into the empty table.
+pub(super) fn take(buffer: &mut BytesMut, headers: &mut HeaderMap) -> Parsed {
+    let Some(end) = end(buffer) else {
+        return if buffer.len() > LONGEST { Parsed::Other } else { Parsed::Part };
+    };
+    let raw = buffer.split_to(end).freeze();
+    match read(&raw, headers) {
+        Some((method, target, body, closes)) => Parsed::Head(Head { raw, method, target, body, closes }),
+        None => {
+            headers.clear();
+            put_back(raw, buffer);
+            Parsed::Other
+        }
+    }
+}
+
+/// Puts a head back before what follows it.
+pub(super) fn put_back(raw: Bytes, buffer: &mut BytesMut) {
+    let rest = std::mem::replace(buffer, BytesMut::from(raw));
+    buffer.unsplit(rest);
+}
+
+/// Behind the empty line that ends a head: both ends of line that parsers take.
+fn end(buffer: &[u8]) -> Option<usize> {
+    memchr::memchr_iter(b'\n', buffer).find_map(|at| match buffer.get(at + 1..) {
+        Some([b'\n', ..]) => Some(at + 2),
+        Some([b'\r', b'\n', ..]) => Some(at + 3),
+        _ => None,
+    })
+}
+
+/// Nothing where the framework has to say what becomes of it: another version, another form of the target, a body that is long or of unknown length,
+/// and whatever is not understood.
+fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<(Method, Range<usize>, u64, bool)> {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(raw, &mut fields) {
+        Ok(httparse::Status::Complete(length)) if length == raw.len() => {}
+        _ => return None,
+    }
+    let (Some(method), Some(target), Some(1)) = (request.method, request.path, request.version) else { return None };
+    if !target.starts_with('/') || method == "CONNECT" {
+        return None;
+    }
+    let (mut body, mut closes, mut options) = (0, false, 0);
+    for field in request.headers.iter() {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        let value = HeaderValue::from_maybe_shared(raw.slice_ref(field.value)).ok()?;
+        match asks(&name, &value) {
+            Ask::Nothing => {}
+            Ask::Body(length) => body = length,
+            Ask::Connection { close } => {
+                options += 1;
+                closes = close;
+            }
+            Ask::More => return None,
+        }
+        headers.try_append(name, value).ok()?;
+    }
+    let start = target.as_ptr().addr().checked_sub(raw.as_ptr().addr())?;
+    (options <= 1).then(|| Some((method.parse().ok()?, start..start + target.len(), body, closes)))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> (Parsed, HeaderMap, BytesMut) {
+        let (mut buffer, mut headers) = (BytesMut::from(text), HeaderMap::new());
+        (take(&mut buffer, &mut headers), headers, buffer)
+    }
+
+    #[test]
+    fn a_head_is_taken_whole_and_what_follows_it_stays() {
+        let text = "POST /a/../b?c HTTP/1.1\r\nHost: a.test\r\nX-Two: 1\r\nx-two: 2\r\nConnection: Close\r\nContent-Length: 4\r\n\r\n";
+        for cut in 0..text.len() {
+            let (parsed, headers, left) = parse(&text[..cut]);
+            assert!(matches!(parsed, Parsed::Part) && headers.is_empty() && left.len() == cut, "{cut}");
+        }
+        let (Parsed::Head(head), headers, left) = parse(&format!("{text}bodyGET /")) else { panic!() };
+        assert_eq!((&head.raw[..], &left[..]), (text.as_bytes(), &b"bodyGET /"[..]));
+        assert_eq!((head.method, &head.raw[head.target.clone()], head.body, head.closes), (Method::POST, &b"/a/../b?c"[..], 4, true));
+        assert_eq!(headers.get_all("x-two").iter().count(), 2);
+        assert_eq!(headers.len(), 5);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_left_as_it_came() {
+        for text in [
+            "GET / HTTP/1.0\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
+            "GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+            "CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            "GET /\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nA: \0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nConnection: close\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: close, x-user\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +4\r\n\r\nbody",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 65537\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n",
+            "\u{16}\u{3}\u{1}\n\n",
+        ] {
+            let (parsed, headers, left) = parse(text);
+            assert!(matches!(parsed, Parsed::Other) && headers.is_empty(), "{text}");
+            assert_eq!(&left[..], text.as_bytes());
+        }
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(FIELDS + 1));
+        assert!(matches!(parse(&many).0, Parsed::Other));
+        assert!(matches!(parse(&"x".repeat(LONGEST)).0, Parsed::Part));
+        assert!(matches!(parse(&"x".repeat(LONGEST + 1)).0, Parsed::Other));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_of_what_came_is_lost(pieces in proptest::collection::vec(proptest::sample::select(vec![
+            "GET / HTTP/1.1\r\n", "Host: a\r\n", "Content-Length: 3\r\n", "Connection: x\r\n", "\r\n", "\n", "\r", " ", "a: b", "\0"
+        ]), 0..10)) {
+            let text = pieces.concat();
+            let (parsed, _, left) = parse(&text);
+            let taken = if let Parsed::Head(head) = &parsed { head.raw.clone() } else { Bytes::new() };
+            prop_assert_eq!([&taken[..], &left[..]].concat(), text.as_bytes());
+        }
+    }
+}

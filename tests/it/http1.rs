@@ -1,0 +1,137 @@
+//! Callers over HTTP/1.1: how their bytes are cut into requests, and when the framework takes over.
+
+use std::time::Duration;
+
+use crate::harness::client::{Connection, request};
+use crate::harness::gateway::Gateway;
+use crate::harness::origin::{Origin, Reply, answer};
+
+fn gateway(origin: &Origin, more: &str) -> Gateway {
+    Gateway::start(&format!(
+        r#"
+listeners: [{{address: "127.0.0.1:0"}}]
+admin: {{address: "127.0.0.1:0"}}
+upstreams: {{all: {{servers: ["{}"]}}}}
+routes: [{{name: all, path: "/{{*rest}}", upstream: all, policy: {{authenticate: public}}}}]
+{more}
+"#,
+        origin.address
+    ))
+}
+
+/// An origin that answers with the target and the body of a request.
+fn mirror() -> Origin {
+    Origin::scripted(|request| Reply::Bytes(answer(200, &[], &format!("{} {}", request.target(), String::from_utf8_lossy(&request.body)))))
+}
+
+const CHUNKED: &str = "POST /chunked HTTP/1.1\r\nHost: gw.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+
+#[test]
+fn one_connection_may_bring_what_we_serve_and_what_the_framework_serves() {
+    let origin = mirror();
+    let gateway = gateway(&origin, "");
+    let mut connection = Connection::open(gateway.address());
+    for (bytes, body) in [
+        (request("GET", "/1", &[], b""), "/1 "),
+        (request("POST", "/2", &[], b"body"), "/2 body"),
+        (CHUNKED.into(), "/chunked hello"),
+        (request("POST", "/3", &[], b"body"), "/3 body"),
+        (b"GET /4 HTTP/1.1\r\nHost: gw.test\r\nTE: trailers\r\n\r\n".to_vec(), "/4 "),
+    ] {
+        let answer = connection.ask(bytes);
+        assert_eq!((answer.status, answer.text()), (200, body));
+        assert!(answer.header("date").is_some_and(|date| date.ends_with(" GMT")) && answer.header("x-request-id").is_some());
+        assert_eq!(answer.header("connection"), Some("keep-alive"));
+    }
+    let old = connection.ask("GET /old HTTP/1.0\r\nHost: gw.test\r\n\r\n");
+    assert_eq!((old.text(), old.header("connection")), ("/old ", Some("close")));
+    assert!(connection.is_closed());
+}
+
+#[test]
+fn requests_that_come_together_are_answered_in_turn() {
+    let origin = mirror();
+    let gateway = gateway(&origin, "");
+    let mut connection = Connection::open(gateway.address());
+    let mut bytes = Vec::new();
+    for number in 0..50 {
+        bytes.extend(request("POST", &format!("/{number}"), &[], &b"x".repeat(number)));
+    }
+    bytes.extend(CHUNKED.as_bytes());
+    connection.send(bytes);
+    for number in 0..50 {
+        assert_eq!(connection.answer(false).text(), format!("/{number} {}", "x".repeat(number)));
+    }
+    assert_eq!(connection.answer(false).text(), "/chunked hello");
+}
+
+#[test]
+fn a_request_is_one_however_it_is_cut() {
+    let origin = mirror();
+    let gateway = gateway(&origin, "");
+    let mut connection = Connection::open(gateway.address());
+    for bytes in [request("POST", "/pieces", &[("X-Long", &"x".repeat(100))], b"body"), CHUNKED.into()] {
+        for piece in bytes.chunks(7) {
+            connection.send(piece);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert!(connection.answer(false).text().ends_with(if bytes.ends_with(b"body") { " body" } else { " hello" }));
+    }
+}
+
+#[test]
+fn a_long_head_is_waited_for_and_judged_by_its_limit() {
+    let origin = mirror();
+    let gateway = gateway(&origin, "server: {limits: {header_bytes: 128KiB}}");
+    for (length, status) in [(60_000, 200), (100_000, 200), (140_000, 431)] {
+        let answer = Connection::open(gateway.address()).ask(request("GET", "/", &[("X-Long", &"x".repeat(length))], b""));
+        assert_eq!(answer.status, status, "{length}");
+    }
+}
+
+#[test]
+fn a_long_answer_comes_whole_by_either_way() {
+    let body: &'static str = Box::leak((0..200_000).map(|number| format!("{number:06}\n")).collect::<String>().into_boxed_str());
+    let origin = Origin::scripted(move |request| {
+        if request.target() == "/length" {
+            return Reply::Bytes(answer(200, &[], body));
+        }
+        let mut bytes = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        for piece in body.as_bytes().chunks(30_011) {
+            bytes.extend(format!("{:x}\r\n", piece.len()).bytes().chain(piece.iter().copied()).chain(*b"\r\n"));
+        }
+        bytes.extend(b"0\r\n\r\n");
+        Reply::Bytes(bytes)
+    });
+    let gateway = gateway(&origin, "");
+    let mut connection = Connection::open(gateway.address());
+    for target in ["/length", "/chunked", "/length"] {
+        assert!(connection.ask(request("GET", target, &[], b"")).text() == body, "{target}");
+    }
+    let head = connection.ask(request("HEAD", "/length", &[], b""));
+    assert_eq!(head.header("content-length"), Some(&*body.len().to_string()));
+    assert_eq!(connection.ask(request("HEAD", "/chunked", &[], b"")).status, 200);
+    assert!(connection.ask(request("GET", "/chunked", &[("Connection", "close")], b"")).text() == body);
+    assert!(connection.is_closed());
+}
+
+#[test]
+fn the_body_of_a_refused_request_is_not_the_next_request() {
+    let origin = mirror();
+    let gateway = gateway(&origin, "");
+    let mut connection = Connection::open(gateway.address());
+    // Refused by its path, which leaves open where it ends; by its method, which does not.
+    let hidden = request("GET", "/hidden", &[], b"");
+    assert_eq!(connection.ask(request("POST", "/%zz", &[], &hidden)).status, 400);
+    assert!(connection.is_closed());
+    assert!(origin.requests().is_empty());
+}
+
+#[test]
+fn a_connection_that_says_nothing_is_closed_in_time() {
+    let origin = mirror();
+    let gateway = gateway(&origin, "server: {timeouts: {idle: 1s}}");
+    let (mut silent, mut kept) = (Connection::open(gateway.address()), Connection::open(gateway.address()));
+    assert_eq!(kept.ask(request("GET", "/1", &[], b"")).text(), "/1 ");
+    assert!(silent.is_closed() && kept.is_closed());
+}
