@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod net;
 pub mod request;
 pub mod secret;
+pub mod text;
 
 // What the operator wants, and what the world has told us. Strangers to each other.
 pub mod config;

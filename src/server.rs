@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -168,14 +169,27 @@ fn settle(address: SocketAddr) -> Result<SocketAddr, StartError> {
     probe.local_addr().map_err(|error| StartError::Listen { address, error })
 }
 
-/// The one clock of the process.
+/// The one clock of the process. How far the time of people is from its own is looked up once in a second: it is set by hand and by NTP, and to
+/// ask the system for both costs twice as much, several times for each request.
 #[expect(clippy::disallowed_methods, reason = "the clock that all others are handed")]
 pub fn clock() -> Clock {
     let started = Instant::now();
-    Arc::new(move || Now {
-        monotonic: started.elapsed(),
-        unix: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
+    let since_epoch = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    // The second of the last look, and when in the epoch the process started, in nanoseconds.
+    let (looked, began) = (AtomicU64::new(0), AtomicU64::new(nanoseconds(since_epoch())));
+    Arc::new(move || {
+        let monotonic = started.elapsed();
+        let second = monotonic.as_secs();
+        if looked.load(Ordering::Relaxed) != second && looked.swap(second, Ordering::Relaxed) != second {
+            began.store(nanoseconds(since_epoch().saturating_sub(monotonic)), Ordering::Relaxed);
+        }
+        Now { monotonic, unix: Duration::from_nanos(began.load(Ordering::Relaxed)) + monotonic }
     })
+}
+
+/// Until the year 2554.
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Pingora sleeps the whole grace period after `SIGTERM`, idle or not; this ends the process when the last request has.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms by floor, from the ground up. A room uses rooms of lower floors only, and none of its own floor: so `config` and `live` are strangers.
 const FLOORS: &[&[&str]] = &[
-    &["request", "secret"],
+    &["request", "secret", "text"],
     &["net", "jose", "metrics"],
     &["config", "live"],
     &["authenticators", "authorizers", "issuer", "upstream"],

@@ -1,7 +1,8 @@
 //! One JSON line per request on stdout, never a credential; written by a thread of its own so that a slow reader slows nobody.
 
-use std::fmt::Write as _;
+use std::cell::RefCell;
 use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use super::caller::Caller;
 use super::context::Context;
 use crate::metrics::Metrics;
 use crate::request::{Clock, Now, Rejection};
+use crate::text::{Digits, digits, push_address, push_number, push_socket};
 
 /// Lines that may wait for the writer; more are dropped and counted.
 const WAITING: usize = 16_384;
@@ -22,7 +24,7 @@ const LONGEST: usize = 1_024;
 /// The writing end of the log.
 #[derive(Clone)]
 pub struct AccessLog {
-    lines: SyncSender<String>,
+    lines: SyncSender<Vec<u8>>,
     clock: Clock,
 }
 
@@ -62,22 +64,24 @@ impl AccessLog {
     }
 }
 
-fn line(caller: &impl Caller, context: &Context, status: u16, times: &Times, now: Now) -> String {
+fn line(caller: &impl Caller, context: &Context, status: u16, times: &Times, now: Now) -> Vec<u8> {
     let head = caller.head(None);
     let mut line = Line::new();
     line.time("time", now.unix);
     line.text("request_id", context.request_id.as_str());
     if let Some(client) = context.client {
-        line.plain("client", format_args!("\"{}\"", client.address));
+        line.address("client", client.address);
     }
     line.text("method", head.method.as_str());
     let host = head.authority.or_else(|| head.headers.get(http::header::HOST)?.to_str().ok());
     line.text("host", host.unwrap_or(""));
-    let target = String::from_utf8_lossy(head.target);
-    let (path, query) = target.split_once('?').map_or((&*target, None), |(path, query)| (path, Some(query)));
-    line.text("path", path);
+    let (path, query) = match memchr::memchr(b'?', head.target) {
+        Some(at) => (head.target.get(..at).unwrap_or_default(), head.target.get(at + 1..)),
+        None => (head.target, None),
+    };
+    line.bytes("path", path);
     if let Some(query) = query {
-        line.text("query", &context.snapshot.redact_query(query));
+        line.text("query", &context.snapshot.redact_query(&String::from_utf8_lossy(query)));
     }
     line.text("protocol", protocol(head.version));
     line.number("status", u64::from(status));
@@ -105,7 +109,7 @@ fn line(caller: &impl Caller, context: &Context, status: u16, times: &Times, now
         }
     }
     if let Some(upstream) = context.tried.last() {
-        line.plain("upstream", format_args!("\"{upstream}\""));
+        line.socket("upstream", *upstream);
         line.number("tries", context.tried.len() as u64);
     }
     if let Some(filter) = context.rejection.as_ref().and_then(Rejection::filter) {
@@ -129,7 +133,7 @@ fn line(caller: &impl Caller, context: &Context, status: u16, times: &Times, now
     line.number("bytes_in", context.body_received);
     line.number("bytes_out", caller.body_sent());
     if let Some(agent) = head.headers.get(http::header::USER_AGENT) {
-        line.text("user_agent", &String::from_utf8_lossy(agent.as_bytes()));
+        line.bytes("user_agent", agent.as_bytes());
     }
     line.end()
 }
@@ -166,75 +170,79 @@ fn protocol(version: http::Version) -> &'static str {
 }
 
 /// A JSON object on one line. Every byte that could steer a terminal or end a line is escaped, the bidirectional marks of Unicode too.
-struct Line(String);
+struct Line(Vec<u8>);
+
+thread_local! {
+    /// The last second that was written, and how: for each refusal it is the longest to write.
+    static SECOND: RefCell<(u64, Vec<u8>)> = const { RefCell::new((0, Vec::new())) };
+}
 
 impl Line {
     fn new() -> Self {
-        let mut line = String::with_capacity(512);
-        line.push('{');
+        let mut line = Vec::with_capacity(768);
+        line.push(b'{');
         Self(line)
     }
 
     fn name(&mut self, name: &str) {
         if self.0.len() > 1 {
-            self.0.push(',');
+            self.0.push(b',');
         }
-        self.0.push('"');
-        self.0.push_str(name);
-        self.0.push_str("\":");
-    }
-
-    /// What needs no escape.
-    fn plain(&mut self, name: &str, value: std::fmt::Arguments<'_>) {
-        self.name(name);
-        let _ = self.0.write_fmt(value);
+        self.0.push(b'"');
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(b"\":");
     }
 
     fn number(&mut self, name: &str, value: u64) {
         self.name(name);
-        self.digits(value, 1);
+        push_number(&mut self.0, value);
     }
 
-    /// A number of at least so many digits. The formatter of the standard library takes several times as long, for each refusal a dozen times.
-    fn digits(&mut self, mut value: u64, least: usize) {
-        let mut digits = [b'0'; 20];
-        let mut first = digits.len();
-        while let Some(digit) = first.checked_sub(1).and_then(|at| digits.get_mut(at)).filter(|_| value > 0 || 20 - first < least) {
-            *digit = b'0' + (value % 10) as u8;
-            value /= 10;
-            first -= 1;
-        }
-        self.0.push_str(digits.get(first..).and_then(|digits| std::str::from_utf8(digits).ok()).unwrap_or_default());
+    fn address(&mut self, name: &str, address: IpAddr) {
+        self.name(name);
+        self.0.push(b'"');
+        push_address(&mut self.0, address);
+        self.0.push(b'"');
+    }
+
+    fn socket(&mut self, name: &str, address: SocketAddr) {
+        self.name(name);
+        self.0.push(b'"');
+        push_socket(&mut self.0, address);
+        self.0.push(b'"');
     }
 
     /// As RFC 3339 writes it, to the microsecond.
     fn time(&mut self, name: &str, unix: Duration) {
-        let time = time::OffsetDateTime::UNIX_EPOCH + unix;
-        let (year, month, day) = time.to_calendar_date();
-        let (hour, minute, second, microsecond) = time.to_hms_micro();
         self.name(name);
-        self.0.push('"');
-        self.digits(u64::from(year.unsigned_abs()), 4);
-        for (before, number) in [('-', u8::from(month)), ('-', day), ('T', hour), (':', minute), (':', second)] {
-            self.0.push(before);
-            self.digits(number.into(), 2);
-        }
-        self.0.push('.');
-        self.digits(microsecond.into(), 6);
-        self.0.push_str("Z\"");
+        self.0.push(b'"');
+        SECOND.with_borrow_mut(|(second, text)| {
+            if text.is_empty() || *second != unix.as_secs() {
+                *second = unix.as_secs();
+                write_second(text, unix);
+            }
+            self.0.extend_from_slice(text);
+        });
+        self.0.extend_from_slice(digits(&mut Digits::default(), unix.subsec_micros().into(), 6));
+        self.0.extend_from_slice(b"Z\"");
     }
 
     fn text(&mut self, name: &str, value: &str) {
+        self.bytes(name, value.as_bytes());
+    }
+
+    /// A text of which nobody knows whether it is one.
+    fn bytes(&mut self, name: &str, value: &[u8]) {
         self.name(name);
-        self.0.push('"');
+        self.0.push(b'"');
         // To the end in any case: a loop without a way out looks at many bytes at once.
         let plain = |byte: u8| (b' '..=b'~').contains(&byte) & (byte != b'"') & (byte != b'\\');
-        if value.len() <= LONGEST && value.bytes().fold(true, |sound, byte| sound & plain(byte)) {
-            self.0.push_str(value);
+        if value.len() <= LONGEST && value.iter().fold(true, |sound, byte| sound & plain(*byte)) {
+            self.0.extend_from_slice(value);
         } else {
-            self.escape(value);
+            self.escape(&String::from_utf8_lossy(value));
         }
-        self.0.push('"');
+        self.0.push(b'"');
     }
 
     fn escape(&mut self, value: &str) {
@@ -243,9 +251,9 @@ impl Line {
             (*length <= LONGEST).then_some(character)
         }) {
             match character {
-                '"' => self.0.push_str("\\\""),
-                '\\' => self.0.push_str("\\\\"),
-                ' '..='~' => self.0.push(character),
+                '"' => self.0.extend_from_slice(b"\\\""),
+                '\\' => self.0.extend_from_slice(b"\\\\"),
+                ' '..='~' => self.0.push(character as u8),
                 _ => {
                     for unit in character.encode_utf16(&mut [0; 2]) {
                         let _ = write!(self.0, "\\u{unit:04x}");
@@ -259,22 +267,31 @@ impl Line {
         self.text(name, &words.collect::<Vec<_>>().join(" "));
     }
 
-    fn end(mut self) -> String {
-        self.0.push_str("}\n");
+    fn end(mut self) -> Vec<u8> {
+        self.0.extend_from_slice(b"}\n");
         self.0
     }
 }
 
+/// A time to the second, and the point behind it.
+fn write_second(text: &mut Vec<u8>, unix: Duration) {
+    let time = time::OffsetDateTime::UNIX_EPOCH + unix;
+    let (year, month, day) = time.to_calendar_date();
+    let (hour, minute, second) = time.to_hms();
+    text.clear();
+    let _ = write!(text, "{year:04}-{:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.", u8::from(month));
+}
+
 /// Writes what waits, and flushes whenever nothing more does. Whoever sends a line to a thread that is not waiting for it need not wake it, which
 /// costs more than the line: so it gathers for a moment first.
-fn write_lines(waiting: &Receiver<String>, out: &mut impl Write) {
+fn write_lines(waiting: &Receiver<Vec<u8>>, out: &mut impl Write) {
     let mut buffered = std::io::BufWriter::with_capacity(64 * 1024, out);
     while let Ok(first) = waiting.recv() {
         std::thread::sleep(GATHERING);
         let mut next = Some(first);
         while let Some(line) = next {
             // Nobody reads the log: requests are served all the same.
-            let _ = buffered.write_all(line.as_bytes());
+            let _ = buffered.write_all(&line);
             next = waiting.try_recv().ok();
         }
         let _ = buffered.flush();
@@ -287,25 +304,10 @@ mod tests {
 
     #[test]
     fn a_time_is_written_as_rfc_3339_says() {
-        let mut line = Line::new();
-        line.time("time", Duration::new(1_800_000_000, 1_234_567));
-        assert_eq!(line.end(), "{\"time\":\"2027-01-15T08:00:00.001234Z\"}\n");
-    }
-
-    #[test]
-    fn a_number_is_written_in_full() {
-        for (value, least, expected) in [
-            (0, 1, "0"),
-            (7, 1, "7"),
-            (10, 1, "10"),
-            (7, 2, "07"),
-            (0, 6, "000000"),
-            (123, 2, "123"),
-            (u64::MAX, 1, "18446744073709551615"),
-        ] {
-            let mut line = Line(String::new());
-            line.digits(value, least);
-            assert_eq!(line.0, expected);
+        for (second, text) in [(1_800_000_000, "2027-01-15T08:00:00"), (0, "1970-01-01T00:00:00"), (1_800_000_000, "2027-01-15T08:00:00")] {
+            let mut line = Line::new();
+            line.time("time", Duration::new(second, 1_234_567));
+            assert_eq!(String::from_utf8(line.end()).unwrap(), format!("{{\"time\":\"{text}.001234Z\"}}\n"));
         }
     }
 
@@ -315,7 +317,7 @@ mod tests {
             let mut line = Line::new();
             line.text("path", hostile);
             line.number("status", 200);
-            let line = line.end();
+            let line = String::from_utf8(line.end()).unwrap();
             assert!(line.bytes().all(|byte| (b' '..=b'~').contains(&byte) || byte == b'\n'), "{line:?}");
             assert_eq!(line.matches('\n').count(), 1);
             let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();

@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use pingora::BError;
-use pingora::http::ResponseHeader;
 use pingora::protocols::tls::SslDigest;
 
+use super::answer_head::AnswerHead;
 use crate::request::message::Head;
 use crate::route::Route;
 use crate::snapshot::ServerRules;
@@ -74,7 +74,7 @@ pub(super) trait Caller: Send {
     fn keep_open(&mut self);
 
     /// Writes a head; `last` where nothing follows it.
-    fn write_head(&mut self, head: Box<ResponseHeader>, last: bool) -> impl Future<Output = Result<(), BError>> + Send;
+    fn write_head(&mut self, head: AnswerHead, last: bool) -> impl Future<Output = Result<(), BError>> + Send;
 
     /// Writes a piece of the body; `last` where nothing follows it.
     fn write_body(&mut self, piece: Bytes, last: bool) -> impl Future<Output = Result<(), BError>> + Send;

@@ -36,8 +36,9 @@ impl Front {
     /// Serves a connection as long as its requests are ours; the rest of it, where one is not.
     async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let mut connection = Connection::new(stream, shutdown.clone());
+        let mut idle = self.gateway.slot.load().server.idle;
         loop {
-            match connection.hear(self.gateway.slot.load().server.idle).await {
+            match connection.hear(idle).await {
                 Heard::Request => {}
                 Heard::Other => return Some(connection.hand_over()),
                 Heard::End => return None,
@@ -48,6 +49,7 @@ impl Front {
             if !self.gateway.serve(&mut connection, &mut context).await {
                 return Some(connection.hand_over());
             }
+            idle = context.snapshot.server.idle;
             drop(context);
             if !connection.end().await {
                 return None;

@@ -15,6 +15,7 @@
 //! ```
 
 mod access_log;
+mod answer_head;
 mod body;
 mod caller;
 mod context;

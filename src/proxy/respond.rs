@@ -5,12 +5,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use pingora::Result;
-use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
+use smallvec::SmallVec;
 
+use super::answer_head::{AnswerFields, AnswerHead, Length};
 use super::caller::Caller;
 use super::context::{Context, RequestId};
 use crate::request::{LimitState, Rejection};
+use crate::text::{Digits, digits};
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -32,14 +34,14 @@ pub(super) async fn refuse(caller: &mut impl Caller, context: &Context, rejectio
         Rejection::Relayed(relayed) => relayed.body.clone(),
         _ => body(rejection, &context.request_id),
     };
-    let header = head(context, rejection, body.len())?;
+    let head = head(context, rejection, body.len());
     if closes(caller, rejection) {
         caller.close();
     } else {
         caller.keep_open();
     }
     let head_only = caller.method() == http::Method::HEAD;
-    caller.write_head(Box::new(header), head_only).await?;
+    caller.write_head(head, head_only).await?;
     if !head_only {
         caller.write_body(body, true).await?;
     }
@@ -81,75 +83,90 @@ pub(super) async fn linger(session: &mut Session) {
     let _ = tokio::time::timeout(LINGER, ended).await;
 }
 
-fn head(context: &Context, rejection: &Rejection, body: usize) -> Result<ResponseHeader> {
-    let mut header = ResponseHeader::build_no_case(rejection.status(), Some(12))?;
-    header.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"))?;
-    header.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body))?;
-    header.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
-    header.insert_header(&X_REQUEST_ID, context.request_id.value().clone())?;
+fn head(context: &Context, rejection: &Rejection, body: usize) -> AnswerHead {
+    let mut head = AnswerHead::new(rejection.status(), Length::Bytes(body as u64));
+    head.add(&header::CACHE_CONTROL, b"no-store");
+    head.add(&X_REQUEST_ID, context.request_id.as_str().as_bytes());
+    let challenges = context.route.as_ref().map(|route| &route.challenges);
+    if !matches!(rejection, Rejection::Relayed(_)) {
+        head.add(&header::CONTENT_TYPE, b"application/problem+json");
+    }
     match rejection {
         Rejection::Relayed(relayed) => {
-            header.remove_header(&header::CONTENT_TYPE);
             for (name, value) in &relayed.headers {
-                header.append_header(name, value.clone())?;
+                head.add(name, value.as_bytes());
             }
             // RFC 9110 section 15.5.2: a 401 says how to do better.
             if rejection.status() == http::StatusCode::UNAUTHORIZED && !relayed.headers.contains_key(header::WWW_AUTHENTICATE) {
-                challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.invalid))?;
+                challenge(&mut head, challenges.map(|challenges| &challenges.invalid));
             }
         }
-        Rejection::CredentialMissing => challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.missing))?,
+        Rejection::CredentialMissing => challenge(&mut head, challenges.map(|challenges| &challenges.missing)),
         Rejection::CredentialInvalid(_) | Rejection::CredentialExpired | Rejection::CredentialRevoked => {
-            challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.invalid))?;
+            challenge(&mut head, challenges.map(|challenges| &challenges.invalid));
         }
-        Rejection::ProofInvalid(_) => challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.unproven))?,
+        Rejection::ProofInvalid(_) => challenge(&mut head, challenges.map(|challenges| &challenges.unproven)),
         Rejection::NonceWanted(nonce) => {
-            header.insert_header(&DPOP_NONCE, nonce.clone())?;
-            challenge(&mut header, context.route.as_ref().map(|route| &route.challenges.nonce_wanted))?;
+            head.add(&DPOP_NONCE, nonce.as_bytes());
+            challenge(&mut head, challenges.map(|challenges| &challenges.nonce_wanted));
         }
         Rejection::InsufficientScope(scopes) => {
-            if let Some(route) = &context.route {
-                header.append_header(header::WWW_AUTHENTICATE, route.challenges.insufficient_scope(scopes))?;
+            if let Some(challenges) = challenges {
+                head.add(&header::WWW_AUTHENTICATE, challenges.insufficient_scope(scopes).as_bytes());
             }
         }
-        Rejection::MethodNotAllowed(allow) => {
-            header.insert_header(header::ALLOW, &**allow)?;
-        }
+        Rejection::MethodNotAllowed(allow) => head.add(&header::ALLOW, allow.as_bytes()),
         Rejection::RateLimited(state) | Rejection::QuotaExceeded(state) | Rejection::QueueFull(state) => {
-            header.insert_header(header::RETRY_AFTER, HeaderValue::from(seconds(state.retry_after).max(1)))?;
-            limit_headers(&mut header, state)?;
+            head.add(&header::RETRY_AFTER, &number(seconds(state.retry_after).max(1)));
+            for (name, value) in limit_headers(state) {
+                head.add(name, &value);
+            }
         }
-        Rejection::DependencyUnavailable { retry_after, .. } => {
-            header.insert_header(header::RETRY_AFTER, HeaderValue::from(seconds(*retry_after).max(1)))?;
-        }
-        Rejection::Overloaded(_) | Rejection::NoHealthyUpstream => {
-            header.insert_header(header::RETRY_AFTER, HeaderValue::from_static("1"))?;
-        }
+        Rejection::DependencyUnavailable { retry_after, .. } => head.add(&header::RETRY_AFTER, &number(seconds(*retry_after).max(1))),
+        Rejection::Overloaded(_) | Rejection::NoHealthyUpstream => head.add(&header::RETRY_AFTER, b"1"),
         _ => {}
     }
-    Ok(header)
+    head
 }
 
-fn challenge(header: &mut ResponseHeader, challenges: Option<&Vec<HeaderValue>>) -> Result<()> {
+fn challenge(head: &mut AnswerHead, challenges: Option<&Vec<HeaderValue>>) {
     for value in challenges.into_iter().flatten() {
-        header.append_header(header::WWW_AUTHENTICATE, value.clone())?;
+        head.add(&header::WWW_AUTHENTICATE, value.as_bytes());
     }
-    Ok(())
 }
 
 /// The limit nearest to its end: the usual three, and the two of draft-ietf-httpapi-ratelimit-headers.
-pub(super) fn limit_headers(header: &mut ResponseHeader, state: &LimitState) -> Result<()> {
+fn limit_headers(state: &LimitState) -> [(&'static HeaderName, SmallVec<[u8; 64]>); 5] {
     let reset = seconds(state.reset);
-    header.insert_header(&X_RATELIMIT_LIMIT, HeaderValue::from(state.limit))?;
-    header.insert_header(&X_RATELIMIT_REMAINING, HeaderValue::from(state.remaining))?;
-    header.insert_header(&X_RATELIMIT_RESET, HeaderValue::from(reset))?;
-    header.insert_header(&RATELIMIT, format!("\"{}\";r={};t={reset}", state.name, state.remaining))?;
-    let mut policy = format!("\"{}\";q={}", state.name, state.limit);
+    let mut policy = parts(&state.name, &[(";q=", state.limit)]);
     if let Some(window) = state.window {
-        policy.push_str(&format!(";w={}", seconds(window)));
+        policy.extend_from_slice(b";w=");
+        policy.extend_from_slice(&number(seconds(window)));
     }
-    header.insert_header(&RATELIMIT_POLICY, policy)?;
-    Ok(())
+    [
+        (&X_RATELIMIT_LIMIT, number(state.limit)),
+        (&X_RATELIMIT_REMAINING, number(state.remaining)),
+        (&X_RATELIMIT_RESET, number(reset)),
+        (&RATELIMIT, parts(&state.name, &[(";r=", state.remaining), (";t=", reset)])),
+        (&RATELIMIT_POLICY, policy),
+    ]
+}
+
+/// A name in quotes, and parameters of it.
+fn parts(name: &str, parameters: &[(&str, u64)]) -> SmallVec<[u8; 64]> {
+    let mut text = SmallVec::new();
+    for part in [b"\"", name.as_bytes(), b"\""] {
+        text.extend_from_slice(part);
+    }
+    for (parameter, value) in parameters {
+        text.extend_from_slice(parameter.as_bytes());
+        text.extend_from_slice(&number(*value));
+    }
+    text
+}
+
+fn number(value: u64) -> SmallVec<[u8; 64]> {
+    SmallVec::from_slice(digits(&mut Digits::default(), value, 1))
 }
 
 /// Whole seconds, rounded up: a caller that waits as told is not refused again.
@@ -158,16 +175,18 @@ fn seconds(duration: std::time::Duration) -> u64 {
 }
 
 /// The headers of an answer that came from the upstream.
-pub(super) fn decorate(header: &mut ResponseHeader, context: &Context) -> Result<()> {
-    header.insert_header(&X_REQUEST_ID, context.request_id.value().clone())?;
+pub(super) fn decorate(answer: &mut impl AnswerFields, context: &Context) -> Result<()> {
+    answer.set(&X_REQUEST_ID, context.request_id.as_str().as_bytes())?;
     let Some(admission) = &context.admission else { return Ok(()) };
     if let Some(state) = admission.limit() {
-        limit_headers(header, state)?;
+        for (name, value) in limit_headers(state) {
+            answer.set(name, &value)?;
+        }
     }
     if let Some(nonce) = admission.nonce() {
-        header.insert_header(&DPOP_NONCE, nonce.clone())?;
+        answer.set(&DPOP_NONCE, nonce.as_bytes())?;
         // RFC 9449 section 8.2: from a cache the nonce would come when it counts no more.
-        header.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
+        answer.set(&header::CACHE_CONTROL, b"no-store")?;
     }
     Ok(())
 }
@@ -175,13 +194,21 @@ pub(super) fn decorate(header: &mut ResponseHeader, context: &Context) -> Result
 fn body(rejection: &Rejection, request_id: &RequestId) -> Bytes {
     let status = rejection.status();
     let title = status.canonical_reason().unwrap_or("Error");
-    let (code, detail) = (rejection.code(), detail(rejection));
     // Every part is a word of ours, and a request id has no quote or control character.
-    Bytes::from(format!(
-        "{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{},\"code\":\"{code}\",\"detail\":\"{detail}\",\"request_id\":\"{}\"}}\n",
-        status.as_u16(),
-        request_id.as_str()
-    ))
+    let parts = [
+        "{\"type\":\"about:blank\",\"title\":\"",
+        title,
+        "\",\"status\":",
+        status.as_str(),
+        ",\"code\":\"",
+        rejection.code(),
+        "\",\"detail\":\"",
+        detail(rejection),
+        "\",\"request_id\":\"",
+        request_id.as_str(),
+        "\"}\n",
+    ];
+    Bytes::from(parts.concat())
 }
 
 /// One sentence per code; an unknown, revoked, expired or misplaced API key reads the same.

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Version, header};
-use pingora::http::ResponseHeader;
 use pingora::protocols::tls::SslDigest;
 use pingora::{BError, Error, ErrorType, Result};
 use pingora_proxy::Session;
 
+use super::answer_head::AnswerHead;
 use super::caller::Caller;
 use super::{direct, queue};
 use crate::request::message::Head;
@@ -113,8 +113,8 @@ impl Caller for Session {
         self.set_total_drain_timeout(Some(Duration::from_secs(2)));
     }
 
-    async fn write_head(&mut self, head: Box<ResponseHeader>, last: bool) -> Result<()> {
-        self.write_response_header(head, last).await.map_err(|error| error.into_down())
+    async fn write_head(&mut self, head: AnswerHead, last: bool) -> Result<()> {
+        self.write_response_header(head.into_header()?, last).await.map_err(|error| error.into_down())
     }
 
     async fn write_body(&mut self, piece: Bytes, last: bool) -> Result<()> {

@@ -86,7 +86,7 @@ impl<'a> Message<'a> {
     /// The canonical host, with the port that stood behind it.
     pub fn authority(&self) -> String {
         match self.port {
-            Some(port) => format!("{}:{port}", self.host),
+            Some(port) => [&*self.host, ":", port].concat(),
             None => self.host.clone().into_owned(),
         }
     }

@@ -75,7 +75,7 @@ impl<'a> Request<'a> {
     /// The canonical host, with the port that stood behind it.
     pub fn authority(&self) -> String {
         match self.port {
-            Some(port) => format!("{}:{port}", self.host),
+            Some(port) => [self.host, ":", port].concat(),
             None => self.host.to_owned(),
         }
     }

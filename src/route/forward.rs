@@ -4,7 +4,6 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
-use std::io::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -16,6 +15,7 @@ use crate::authenticators::credential;
 use crate::config::{self, Location, TemplatePart, Token};
 use crate::request::header::{fold, folds_to};
 use crate::request::{ClientCertificate, HeaderChange, Identity, Method};
+use crate::text::push_address;
 
 /// Where a request came from, for the headers that say so.
 #[derive(Debug)]
@@ -335,7 +335,7 @@ impl Origin {
             let mut lines = headers.lines(&X_FORWARDED_HOST);
             host = lines.next().filter(|_| lines.next().is_none()).map(<[u8]>::to_vec);
         }
-        let _ = write!(forwarded_for, "{}", connection.peer.unwrap_or(connection.client).to_canonical());
+        push_address(&mut forwarded_for, connection.peer.unwrap_or(connection.client).to_canonical());
         Self { forwarded_for, proto: scheme(headers, trusted, connection.secure), host }
     }
 

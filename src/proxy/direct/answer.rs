@@ -3,8 +3,9 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Method, Version, header};
-use pingora::http::ResponseHeader;
+use http::{Method, StatusCode};
+
+use super::super::answer_head::{AnswerHead, Length};
 
 /// Fields of a head at the most, as Pingora has it.
 const FIELDS: usize = 256;
@@ -19,7 +20,7 @@ pub(super) struct Malformed(pub(super) &'static str);
 /// An answer's head, without what speaks of the connection it came over.
 #[derive(Debug)]
 pub(super) struct Head {
-    pub(super) header: Box<ResponseHeader>,
+    pub(super) answer: AnswerHead,
     /// Where its body ends.
     pub(super) body: Body,
     /// Whether the connection may serve another request once the body has been read.
@@ -62,39 +63,54 @@ pub(super) fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head
         Ok(httparse::Status::Complete(length)) if length == end => {}
         _ => return Err(Malformed("head")),
     }
-    let status = response.code.ok_or(Malformed("head"))?;
-    let mut header = ResponseHeader::build_no_case(status, Some(response.headers.len() + 8)).map_err(|_| Malformed("status"))?;
-    header.set_reason_phrase(response.reason).map_err(|_| Malformed("reason"))?;
+    let status = response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Malformed("head"))?;
+    let mut answer = AnswerHead::received(status, bytes.clone(), response.reason.unwrap_or_default());
     let (mut framing, mut persistent) = (Framing::default(), response.version == Some(1));
     for field in response.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed("field_name"))?;
-        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value)).map_err(|_| Malformed("field_value"))?;
-        match name {
-            header::CONNECTION => {
-                let mut options = value.as_bytes().split(|byte| *byte == b',');
+        match About::field(field.name) {
+            About::Closing => {
+                let mut options = field.value.split(|byte| *byte == b',');
                 persistent &= !options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
-                continue;
             }
-            header::UPGRADE if status != 101 => continue,
-            header::TRANSFER_ENCODING => {
-                framing.chunked(&value)?;
-                continue;
-            }
-            header::CONTENT_LENGTH => {
-                framing.length(&value)?;
-                continue;
-            }
-            name if is_of_the_connection(&name) => continue,
-            name => header.append_header(name, value).map_err(|_| Malformed("field"))?,
-        };
+            About::Coding => framing.chunked(field.value)?,
+            About::Length => framing.length(field.value)?,
+            About::Connection => {}
+            About::Answer => answer.keep(field.name.as_bytes(), field.value),
+        }
     }
-    let body = framing.settle(&mut header, method, &mut persistent)?;
-    Ok(Some(Head { header: Box::new(header), body, persistent }))
+    let (length, body) = framing.settle(status, method, &mut persistent);
+    answer.length = length;
+    Ok(Some(Head { answer, body, persistent }))
 }
 
-/// Fields of the connection between the backend and us (RFC 9110 section 7.6.1), beside `Connection` and `Upgrade`.
-fn is_of_the_connection(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "keep-alive" | "proxy-connection" | "te")
+/// What a field is about.
+enum About {
+    /// Whether the connection closes.
+    Closing,
+    /// How the body is coded.
+    Coding,
+    /// How long it is.
+    Length,
+    /// Something else of the connection between the backend and us (RFC 9110 section 7.6.1).
+    Connection,
+    /// The answer itself.
+    Answer,
+}
+
+impl About {
+    fn field(name: &str) -> Self {
+        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        match name.len() {
+            10 if is("connection") => Self::Closing,
+            17 if is("transfer-encoding") => Self::Coding,
+            14 if is("content-length") => Self::Length,
+            2 if is("te") => Self::Connection,
+            7 if is("upgrade") => Self::Connection,
+            10 if is("keep-alive") => Self::Connection,
+            16 if is("proxy-connection") => Self::Connection,
+            _ => Self::Answer,
+        }
+    }
 }
 
 /// Behind the empty line that ends a head: both ends of line that the parser takes.
@@ -114,9 +130,9 @@ struct Framing {
 }
 
 impl Framing {
-    fn chunked(&mut self, value: &HeaderValue) -> Result<(), Malformed> {
+    fn chunked(&mut self, value: &[u8]) -> Result<(), Malformed> {
         // Of another coding nobody here knows the end, and twice is another (RFC 9112 section 6.1).
-        if self.chunked || !value.as_bytes().eq_ignore_ascii_case(b"chunked") {
+        if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
             return Err(Malformed("transfer_encoding"));
         }
         self.chunked = true;
@@ -124,8 +140,8 @@ impl Framing {
     }
 
     /// The same length twice, also in one line, is one (RFC 9110 section 8.6).
-    fn length(&mut self, value: &HeaderValue) -> Result<(), Malformed> {
-        for part in value.as_bytes().split(|byte| *byte == b',') {
+    fn length(&mut self, value: &[u8]) -> Result<(), Malformed> {
+        for part in value.split(|byte| *byte == b',') {
             let digits = part.trim_ascii();
             let length = std::str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
             let length = length.and_then(|digits| digits.parse().ok()).ok_or(Malformed("content_length"))?;
@@ -136,25 +152,21 @@ impl Framing {
         Ok(())
     }
 
-    /// Where the body ends (RFC 9112 section 6.3), and the one field that says so to the caller.
-    fn settle(self, header: &mut ResponseHeader, method: &Method, persistent: &mut bool) -> Result<Body, Malformed> {
-        let set = |header: &mut ResponseHeader, name, value: HeaderValue| header.insert_header(name, value).map_err(|_| Malformed("field"));
-        header.set_version(Version::HTTP_11);
+    /// Where the body ends (RFC 9112 section 6.3), and what the caller is told of that.
+    fn settle(self, status: StatusCode, method: &Method, persistent: &mut bool) -> (Length, Body) {
         // A backend that says two things of the end may say a third: nothing after this answer is believed.
         *persistent &= !(self.chunked && self.length.is_some());
-        let bodiless = method == Method::HEAD || matches!(header.status.as_u16(), 100..=199 | 204 | 304);
+        let lengthless = matches!(status.as_u16(), 100..=199 | 204);
+        let bodiless = lengthless || method == Method::HEAD || status == StatusCode::NOT_MODIFIED;
         match self {
             Self { chunked: false, length: Some(length) } => {
-                if !matches!(header.status.as_u16(), 100..=199 | 204) {
-                    set(header, header::CONTENT_LENGTH, length.into())?;
-                }
-                Ok(Body::Length(if bodiless { 0 } else { length }))
+                let said = if lengthless { Length::Unsaid } else { Length::Bytes(length) };
+                (said, Body::Length(if bodiless { 0 } else { length }))
             }
-            _ if bodiless => Ok(Body::Length(0)),
+            _ if bodiless => (Length::Unsaid, Body::Length(0)),
             Self { chunked, .. } => {
-                set(header, header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
                 *persistent &= chunked;
-                Ok(if chunked { Body::Chunked(Chunk::Size) } else { Body::UntilClose })
+                (Length::Chunked, if chunked { Body::Chunked(Chunk::Size) } else { Body::UntilClose })
             }
         }
     }
@@ -306,10 +318,10 @@ mod tests {
             }
         }
         let (head, rest) = parse(&Method::GET, &format!("{text}ok")).unwrap().unwrap();
-        let names: Vec<_> = head.header.headers.keys().map(HeaderName::as_str).collect();
-        assert_eq!(names, ["server", "set-cookie", "x-bytes", "content-length"]);
-        assert_eq!(head.header.headers.get_all("set-cookie").iter().count(), 2);
-        assert_eq!((head.header.get_reason_phrase(), &rest[..]), (Some("Fine"), &b"ok"[..]));
+        let mut out = Vec::new();
+        head.answer.write(&mut out);
+        let kept = "HTTP/1.1 200 Fine\r\nServer: x\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nX-Bytes: \u{e9}\r\ncontent-length: 2\r\n";
+        assert_eq!((std::str::from_utf8(&out).unwrap(), &rest[..]), (kept, &b"ok"[..]));
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Gateway {
                 Err(error) => return Err(error),
             };
             match self.ask(caller, context, &mut connection, &request).await {
-                Ok(head) if may_retry(caller, context, RetryOn::Status(head.header.status.as_u16())) => {}
+                Ok(head) if may_retry(caller, context, RetryOn::Status(head.answer.status.as_u16())) => {}
                 Ok(head) => return self.pass_on(caller, context, connection, address, head).await,
                 Err(Broken::Stale) => {
                     context.tried.pop();
@@ -180,16 +180,16 @@ impl Gateway {
         let mut interim = 0;
         loop {
             if let Some(head) = answer::read(&mut connection.buffer, caller.method()).map_err(malformed)? {
-                if !head.header.status.is_informational() {
+                if !head.answer.status.is_informational() {
                     context.answered.get_or_insert_with(|| (self.clock)().monotonic);
                     return Ok(head);
                 }
                 interim += 1;
                 // Nobody asked to switch protocols on this way.
-                if head.header.status == StatusCode::SWITCHING_PROTOCOLS || interim > INTERIM {
+                if head.answer.status == StatusCode::SWITCHING_PROTOCOLS || interim > INTERIM {
                     return Err(malformed(Malformed("interim")).into());
                 }
-                caller.write_head(head.header, false).await?;
+                caller.write_head(head.answer, false).await?;
                 continue;
             }
             if connection.buffer.len() > LONGEST_HEAD {
@@ -216,14 +216,14 @@ impl Gateway {
         address: SocketAddr,
         head: Head,
     ) -> Result<(), BError> {
-        let Head { mut header, mut body, persistent } = head;
-        respond::decorate(&mut header, context)?;
+        let Head { mut answer, mut body, persistent } = head;
+        respond::decorate(&mut answer, context)?;
         let patience = patience(context);
         let mut ended = body.is_done();
         if ended {
             context.land();
         }
-        caller.write_head(header, ended).await?;
+        caller.write_head(answer, ended).await?;
         while !ended {
             let piece = body.next(&mut connection.buffer).map_err(malformed)?;
             ended = body.is_done();

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode, Version, header};
-use pingora::http::ResponseHeader;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{Shutdown, Stream};
 use pingora::server::ShutdownWatch;
@@ -19,6 +18,7 @@ use pingora::{BError, Error, ErrorType};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::super::answer_head::{AnswerHead, Length};
 use super::super::caller::Caller;
 use super::date::Date;
 use super::handed_over::HandedOver;
@@ -86,7 +86,7 @@ struct Request {
 #[derive(Default)]
 struct Answer {
     status: Option<StatusCode>,
-    ends: Ends,
+    body: Body,
     /// What was written and not yet sent.
     out: Vec<u8>,
     sent: u64,
@@ -96,16 +96,16 @@ struct Answer {
     closes: bool,
 }
 
-/// Where the body of an answer ends.
+/// How the body of an answer is written.
 #[derive(Default, PartialEq, Eq)]
-enum Ends {
-    /// It has none.
+enum Body {
+    /// Not at all.
     #[default]
-    AtHead,
-    /// Where the head says.
-    AtLength,
-    /// With its last chunk.
-    AtChunk,
+    Absent,
+    /// As it is.
+    Plain,
+    /// In chunks.
+    Chunked,
 }
 
 impl Connection {
@@ -179,7 +179,7 @@ impl Connection {
         self.request.at = now.unix;
     }
 
-    /// Ends a request; whether the connection can serve another.
+    /// Body a request; whether the connection can serve another.
     pub(super) async fn end(&mut self) -> bool {
         let sent = self.flush().await.is_ok();
         let stays = sent && self.answer.whole && !self.answer.closes && self.drain(DRAIN_TIME).await;
@@ -354,38 +354,27 @@ impl Caller for Connection {
     /// The body is short, or the request would not be ours.
     fn keep_open(&mut self) {}
 
-    async fn write_head(&mut self, head: Box<ResponseHeader>, last: bool) -> Result<(), BError> {
-        let (status, interim) = (head.status, head.status.is_informational());
-        self.answer.status = Some(status);
+    async fn write_head(&mut self, head: AnswerHead, last: bool) -> Result<(), BError> {
+        self.answer.status = Some(head.status);
         let out = &mut self.answer.out;
-        let reason = head.get_reason_phrase().unwrap_or_default();
-        out.extend_from_slice(b"HTTP/1.1 ");
-        out.extend_from_slice(status.as_str().as_bytes());
-        for part in [" ", reason, "\r\n"] {
-            out.extend_from_slice(part.as_bytes());
-        }
-        for (name, value) in &head.headers {
-            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-                out.extend_from_slice(part);
-            }
-        }
-        if interim {
+        head.write(out);
+        if head.status.is_informational() {
             out.extend_from_slice(b"\r\n");
             return self.flush().await;
         }
-        if !head.headers.contains_key(header::DATE) {
+        if !head.has(&header::DATE) {
             out.extend_from_slice(b"date: ");
             out.extend_from_slice(self.date.of(self.request.at));
             out.extend_from_slice(b"\r\n");
         }
-        self.answer.ends = match status {
-            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => Ends::AtHead,
-            _ if self.request.method == Method::HEAD => Ends::AtHead,
-            _ if head.headers.contains_key(header::TRANSFER_ENCODING) => Ends::AtChunk,
-            _ => Ends::AtLength,
+        self.answer.body = match (head.status, head.length) {
+            (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) => Body::Absent,
+            _ if self.request.method == Method::HEAD => Body::Absent,
+            (_, Length::Chunked) => Body::Chunked,
+            _ => Body::Plain,
         };
         // Without a length it would end with the connection.
-        self.answer.closes |= self.answer.ends == Ends::AtLength && !head.headers.contains_key(header::CONTENT_LENGTH);
+        self.answer.closes |= self.answer.body == Body::Plain && head.length == Length::Unsaid;
         out.extend_from_slice(if self.answer.closes { b"connection: close\r\n\r\n" } else { b"connection: keep-alive\r\n\r\n" });
         if last {
             // A chunked body that is empty has an end all the same.
@@ -398,9 +387,9 @@ impl Caller for Connection {
         if self.answer.whole {
             return self.flush().await;
         }
-        let mut piece = if self.answer.ends == Ends::AtHead { Bytes::new() } else { piece };
+        let mut piece = if self.answer.body == Body::Absent { Bytes::new() } else { piece };
         self.answer.sent += piece.len() as u64;
-        if self.answer.ends == Ends::AtChunk {
+        if self.answer.body == Body::Chunked {
             let out = &mut self.answer.out;
             if !piece.is_empty() {
                 let _ = write!(out, "{:x}\r\n", piece.len());
