@@ -38,7 +38,11 @@ impl AccessLog {
 
     /// Counts the request, and writes its line: every refusal, and the configured share of the rest.
     pub(super) fn record(&self, metrics: &Metrics, caller: &impl Caller, context: &Context) {
-        let now = (self.clock)();
+        let sample = context.snapshot.access_log_sample;
+        let written = context.rejection.is_some() || (sample > 0.0 && (sample >= 1.0 || fastrand::f64() < sample));
+        // Of one that was answered and is not written down, everything is known.
+        let known = context.answered.filter(|_| context.asked.is_some() && !written);
+        let now = known.map_or_else(|| (self.clock)(), |answered| Now { monotonic: answered, ..context.started });
         let times = Times::of(context, now.monotonic);
         let status = caller.status().map_or(0, |status| status.as_u16());
         metrics.own_time.observe(times.own);
@@ -53,8 +57,7 @@ impl AccessLog {
         if let Some(identity) = context.admission.as_ref().and_then(|admission| admission.identity()) {
             identity.parts().for_each(|part| counters.count_accepted(&part.authenticator));
         }
-        let sample = context.snapshot.access_log_sample;
-        if context.rejection.is_none() && (sample <= 0.0 || (sample < 1.0 && fastrand::f64() >= sample)) {
+        if !written {
             return;
         }
         let line = line(caller, context, status, &times, now);

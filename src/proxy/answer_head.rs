@@ -40,7 +40,7 @@ pub(super) struct AnswerHead {
     pub(super) length: Length,
     /// The bytes of the upstream's head, and where in them things stand.
     received: Bytes,
-    reason: Range<usize>,
+    reason: Place,
     lines: SmallVec<[Line; 16]>,
     /// The lines that were set, each with its end.
     own: Vec<u8>,
@@ -48,9 +48,12 @@ pub(super) struct AnswerHead {
 
 #[derive(Debug)]
 struct Line {
-    name: Range<usize>,
-    value: Range<usize>,
+    name: Place,
+    value: Place,
 }
+
+/// From and to, in bytes of which there are at most 4 GiB.
+type Place = Range<u32>;
 
 impl AnswerHead {
     /// A head of ours.
@@ -88,8 +91,8 @@ impl AnswerHead {
         line.name.len() == name.as_str().len() && self.bytes(&line.name).eq_ignore_ascii_case(name.as_str().as_bytes())
     }
 
-    fn bytes(&self, range: &Range<usize>) -> &[u8] {
-        self.received.get(range.clone()).unwrap_or_default()
+    fn bytes(&self, place: &Place) -> &[u8] {
+        self.received.get(place.start as usize..place.end as usize).unwrap_or_default()
     }
 
     /// Writes the status line and every line, but for the empty one at the end.
@@ -119,7 +122,7 @@ impl AnswerHead {
     }
 
     /// The table that the framework writes from.
-    pub(super) fn into_header(self) -> Result<Box<ResponseHeader>> {
+    pub(super) fn to_header(&self) -> Result<Box<ResponseHeader>> {
         let mut header = ResponseHeader::build_no_case(self.status, Some(self.lines.len() + 12))?;
         if let Ok(reason @ [_, ..]) = std::str::from_utf8(self.bytes(&self.reason)).map(str::as_bytes) {
             header.set_reason_phrase(std::str::from_utf8(reason).ok())?;
@@ -157,9 +160,11 @@ fn append(header: &mut ResponseHeader, name: &[u8], value: &[u8]) -> Result<()> 
 }
 
 /// Where in the whole a part of it stands.
-fn place(whole: &[u8], part: &[u8]) -> Range<usize> {
+fn place(whole: &[u8], part: &[u8]) -> Place {
     let start = part.as_ptr().addr().wrapping_sub(whole.as_ptr().addr());
-    start..start.wrapping_add(part.len())
+    // What is no part of it is at no place in it.
+    let at = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+    at(start)..at(start.wrapping_add(part.len()))
 }
 
 #[cfg(test)]
@@ -187,7 +192,7 @@ mod tests {
         let text = "HTTP/1.1 200 Fine\r\nSet-Cookie: a=1\r\nset-cookie: b=2\r\nx-request-id: ours\r\ncontent-length: 12\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), text);
 
-        let header = head.into_header().unwrap();
+        let header = head.to_header().unwrap();
         assert_eq!((header.status, header.get_reason_phrase()), (StatusCode::OK, Some("Fine")));
         let lines: Vec<_> = header.headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
         assert_eq!(lines, ["set-cookie: a=1", "set-cookie: b=2", "x-request-id: ours", "content-length: 12"]);

@@ -74,7 +74,7 @@ pub(super) trait Caller: Send {
     fn keep_open(&mut self);
 
     /// Writes a head; `last` where nothing follows it.
-    fn write_head(&mut self, head: AnswerHead, last: bool) -> impl Future<Output = Result<(), BError>> + Send;
+    fn write_head(&mut self, head: &AnswerHead, last: bool) -> impl Future<Output = Result<(), BError>> + Send;
 
     /// Writes a piece of the body; `last` where nothing follows it.
     fn write_body(&mut self, piece: Bytes, last: bool) -> impl Future<Output = Result<(), BError>> + Send;

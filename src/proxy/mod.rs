@@ -19,6 +19,7 @@ mod answer_head;
 mod body;
 mod caller;
 mod context;
+mod deadline;
 mod direct;
 mod http1;
 mod peer;

@@ -41,7 +41,7 @@ pub(super) async fn refuse(caller: &mut impl Caller, context: &Context, rejectio
         caller.keep_open();
     }
     let head_only = caller.method() == http::Method::HEAD;
-    caller.write_head(head, head_only).await?;
+    caller.write_head(&head, head_only).await?;
     if !head_only {
         caller.write_body(body, true).await?;
     }

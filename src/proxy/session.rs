@@ -113,8 +113,8 @@ impl Caller for Session {
         self.set_total_drain_timeout(Some(Duration::from_secs(2)));
     }
 
-    async fn write_head(&mut self, head: AnswerHead, last: bool) -> Result<()> {
-        self.write_response_header(head.into_header()?, last).await.map_err(|error| error.into_down())
+    async fn write_head(&mut self, head: &AnswerHead, last: bool) -> Result<()> {
+        self.write_response_header(head.to_header()?, last).await.map_err(|error| error.into_down())
     }
 
     async fn write_body(&mut self, piece: Bytes, last: bool) -> Result<()> {

@@ -88,7 +88,10 @@ impl<'a> Fields<'a> for FieldList<'a> {
     }
 
     fn remove(&mut self, name: &HeaderName) {
-        self.lines.retain(|(own, _)| *own != name);
+        // Mostly there is none, and looking costs less than keeping all.
+        if self.lines.iter().any(|(own, _)| *own == name) {
+            self.lines.retain(|(own, _)| *own != name);
+        }
     }
 
     fn set(&mut self, name: &'a HeaderName, value: &[u8]) {

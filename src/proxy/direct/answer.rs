@@ -20,7 +20,7 @@ pub(super) struct Malformed(pub(super) &'static str);
 /// An answer's head, without what speaks of the connection it came over.
 #[derive(Debug)]
 pub(super) struct Head {
-    pub(super) answer: AnswerHead,
+    pub(super) answer: Box<AnswerHead>,
     /// Where its body ends.
     pub(super) body: Body,
     /// Whether the connection may serve another request once the body has been read.
@@ -64,7 +64,8 @@ pub(super) fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head
         _ => return Err(Malformed("head")),
     }
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Malformed("head"))?;
-    let mut answer = AnswerHead::received(status, bytes.clone(), response.reason.unwrap_or_default());
+    // Boxed: it is moved from hand to hand, and larger than it looks.
+    let mut answer = Box::new(AnswerHead::received(status, bytes.clone(), response.reason.unwrap_or_default()));
     let (mut framing, mut persistent) = (Framing::default(), response.version == Some(1));
     for field in response.headers.iter() {
         match About::field(field.name) {

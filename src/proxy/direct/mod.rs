@@ -6,6 +6,7 @@
 mod answer;
 mod pool;
 
+use std::future::poll_fn;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,10 +22,13 @@ use tokio::net::TcpStream;
 use super::body::READ_AHEAD;
 use super::caller::Caller;
 use super::context::Context;
+use super::deadline::Deadline;
 use super::{Gateway, failure, may_retry, respond, upstream_head};
 use crate::config::{RetryOn, UpstreamTimeouts};
 use crate::route::fields::{FieldList, Fields};
 use answer::{Body, Head, Malformed};
+
+use pool::Line;
 
 pub use pool::Pool;
 
@@ -99,7 +103,7 @@ struct Request {
 
 /// A connection to a backend, and what was read from it and not yet passed on.
 struct Connection {
-    stream: TcpStream,
+    line: Line,
     buffer: BytesMut,
     /// Whether it has served another request.
     kept: bool,
@@ -132,7 +136,7 @@ impl Gateway {
         let mut may_be_kept = true;
         loop {
             let address = self.next_backend(context)?;
-            let connection = self.connect(context, address, may_be_kept).await;
+            let connection = self.connect(context, &request, address, may_be_kept).await;
             let mut connection = match connection {
                 Ok(connection) => connection,
                 Err(_) if may_retry(caller, context, RetryOn::ConnectFailure) => continue,
@@ -156,14 +160,16 @@ impl Gateway {
         }
     }
 
-    async fn connect(&self, context: &Context, address: SocketAddr, may_be_kept: bool) -> Result<Connection, BError> {
-        // A body may have taken its time since the request began.
-        let kept = if may_be_kept { self.pool.take(address, (self.clock)().monotonic) } else { None };
-        let (stream, kept) = match kept {
-            Some(stream) => (stream, true),
+    async fn connect(&self, context: &Context, request: &Request, address: SocketAddr, may_be_kept: bool) -> Result<Connection, BError> {
+        // A body may have taken its time since, and so may a try before this one.
+        let asked = context.asked.filter(|_| request.body.is_empty() && context.tried.len() == 1);
+        let now = asked.unwrap_or_else(|| (self.clock)().monotonic);
+        let kept = if may_be_kept { self.pool.take(address, now) } else { None };
+        let (line, kept) = match kept {
+            Some(line) => (line, true),
             None => (open(address, timeouts(context).map(|timeouts| timeouts.connect).unwrap_or_default()).await?, false),
         };
-        Ok(Connection { stream, buffer: BytesMut::new(), kept, written: false })
+        Ok(Connection { line, buffer: BytesMut::new(), kept, written: false })
     }
 
     /// Sends the request and reads the head of its answer; interim ones are passed on.
@@ -189,7 +195,7 @@ impl Gateway {
                 if head.answer.status == StatusCode::SWITCHING_PROTOCOLS || interim > INTERIM {
                     return Err(malformed(Malformed("interim")).into());
                 }
-                caller.write_head(head.answer, false).await?;
+                caller.write_head(&head.answer, false).await?;
                 continue;
             }
             if connection.buffer.len() > LONGEST_HEAD {
@@ -217,13 +223,13 @@ impl Gateway {
         head: Head,
     ) -> Result<(), BError> {
         let Head { mut answer, mut body, persistent } = head;
-        respond::decorate(&mut answer, context)?;
+        respond::decorate(&mut *answer, context)?;
         let patience = patience(context);
         let mut ended = body.is_done();
         if ended {
             context.land();
         }
-        caller.write_head(answer, ended).await?;
+        caller.write_head(&answer, ended).await?;
         while !ended {
             let piece = body.next(&mut connection.buffer).map_err(malformed)?;
             ended = body.is_done();
@@ -246,7 +252,7 @@ impl Gateway {
         if persistent && connection.written && body.is_done() && connection.buffer.is_empty() {
             let idle = timeouts(context).map(|timeouts| timeouts.idle).unwrap_or_default();
             // Counted from the answer's beginning: no call of the clock for each.
-            self.pool.keep(address, connection.stream, context.answered.unwrap_or_default() + idle);
+            self.pool.keep(address, connection.line, context.answered.unwrap_or_default() + idle);
         }
         Ok(())
     }
@@ -258,18 +264,22 @@ impl Connection {
         let pieces = || std::iter::once(&*request.head).chain(request.body.iter().map(|piece| &**piece));
         let slices: SmallVec<[IoSlice<'_>; 3]> = pieces().map(IoSlice::new).collect();
         // Nearly always the whole of it fits into the kernel's buffer.
-        let mut written = self.stream.try_write_vectored(&slices).unwrap_or(0);
+        let written = match &*slices {
+            [head] => self.line.stream.try_write(head),
+            slices => self.line.stream.try_write_vectored(slices),
+        };
+        let mut written = written.unwrap_or(0);
         for piece in pieces() {
             let before = written.min(piece.len());
             written -= before;
             let mut rest = piece.get(before..).unwrap_or_default();
             while !rest.is_empty() {
-                let ready = fast_timeout(patience, self.stream.ready(Interest::READABLE | Interest::WRITABLE)).await;
+                let ready = fast_timeout(patience, self.line.stream.ready(Interest::READABLE | Interest::WRITABLE)).await;
                 let ready = ready.map_err(|_| Error::new_up(ErrorType::WriteTimedout))?;
                 if ready.is_ok_and(|ready| ready.is_readable()) && !self.hears_interim() {
                     return Ok(());
                 }
-                match self.stream.try_write(rest) {
+                match self.line.stream.try_write(rest) {
                     Ok(more) => rest = rest.get(more..).unwrap_or_default(),
                     Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                     Err(_) => return Ok(()),
@@ -284,7 +294,7 @@ impl Connection {
     fn hears_interim(&mut self) -> bool {
         const INTERIM: &[u8] = b"HTTP/1.1 1";
         self.buffer.reserve(FIRST_READ);
-        let open = match self.stream.try_read_buf(&mut self.buffer) {
+        let open = match self.line.stream.try_read_buf(&mut self.buffer) {
             Ok(read) => read > 0,
             Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
         };
@@ -294,20 +304,20 @@ impl Connection {
     /// Reads more of the answer; 0 at its end. A caller that hangs up meanwhile ends it.
     async fn read(&mut self, caller: &mut impl Caller, room: usize, patience: Duration) -> Result<usize, BError> {
         self.buffer.reserve(room);
-        let read = async {
-            tokio::select! {
-                biased;
-                read = self.stream.read_buf(&mut self.buffer) => {
-                    read.map_err(|error| Error::because(ErrorType::ReadError, "from a backend", error).into_up())
-                }
-                gone = caller.gone() => Err(gone),
+        let Line { stream, deadline } = &mut self.line;
+        deadline.begin(patience);
+        tokio::select! {
+            biased;
+            read = stream.read_buf(&mut self.buffer) => {
+                read.map_err(|error| Error::because(ErrorType::ReadError, "from a backend", error).into_up())
             }
-        };
-        fast_timeout(patience, read).await.unwrap_or_else(|_| Err(Error::new_up(ErrorType::ReadTimedout)))
+            gone = caller.gone() => Err(gone),
+            () = poll_fn(|cx| deadline.poll(cx)) => Err(Error::new_up(ErrorType::ReadTimedout)),
+        }
     }
 }
 
-async fn open(address: SocketAddr, patience: Duration) -> Result<TcpStream, BError> {
+async fn open(address: SocketAddr, patience: Duration) -> Result<Line, BError> {
     let stream = match tokio::time::timeout(patience, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(Error::because(ErrorType::ConnectError, format!("{address}"), error).into_up()),
@@ -315,7 +325,7 @@ async fn open(address: SocketAddr, patience: Duration) -> Result<TcpStream, BErr
     };
     let no_delay = stream.set_nodelay(true);
     no_delay.map_err(|error| Error::because(ErrorType::SocketError, format!("{address}"), error).into_up())?;
-    Ok(stream)
+    Ok(Line { stream, deadline: Deadline::default() })
 }
 
 /// The body, which is short.

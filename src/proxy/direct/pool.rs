@@ -9,6 +9,8 @@ use hashbrown::HashMap;
 use thread_local::ThreadLocal;
 use tokio::net::TcpStream;
 
+use super::super::deadline::Deadline;
+
 /// The kept connections of all workers.
 #[derive(Debug)]
 pub struct Pool {
@@ -22,9 +24,17 @@ struct Kept {
     by_address: HashMap<SocketAddr, Vec<Idle>, RandomState>,
 }
 
+/// A connection to a backend.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) stream: TcpStream,
+    /// Of the wait for its answer; with the connection, it keeps its timer.
+    pub(super) deadline: Deadline,
+}
+
 #[derive(Debug)]
 struct Idle {
-    stream: TcpStream,
+    line: Line,
     until: Duration,
 }
 
@@ -35,17 +45,17 @@ impl Pool {
     }
 
     /// A connection that was silent to its last moment: what has closed, or said something unasked, is dropped.
-    pub(super) fn take(&self, address: SocketAddr, now: Duration) -> Option<TcpStream> {
+    pub(super) fn take(&self, address: SocketAddr, now: Duration) -> Option<Line> {
         let own = lock(self.workers.get_or_default()).take(address, now);
         own.or_else(|| self.workers.iter().find_map(|other| other.try_lock().ok()?.take(address, now)))
     }
 
     /// Keeps a connection over which everything that was asked was answered.
-    pub(super) fn keep(&self, address: SocketAddr, stream: TcpStream, until: Duration) {
+    pub(super) fn keep(&self, address: SocketAddr, line: Line, until: Duration) {
         let mut own = lock(self.workers.get_or_default());
         if own.count < self.most {
             own.count += 1;
-            own.by_address.entry(address).or_default().push(Idle { stream, until });
+            own.by_address.entry(address).or_default().push(Idle { line, until });
         }
     }
 
@@ -63,13 +73,13 @@ impl Pool {
 }
 
 impl Kept {
-    fn take(&mut self, address: SocketAddr, now: Duration) -> Option<TcpStream> {
+    fn take(&mut self, address: SocketAddr, now: Duration) -> Option<Line> {
         // The last one kept is the likeliest to be alive, and lets those that are not needed grow old.
         let idle = self.by_address.get_mut(&address)?;
         while let Some(last) = idle.pop() {
             self.count -= 1;
             if last.is_good(now) {
-                return Some(last.stream);
+                return Some(last.line);
             }
         }
         None
@@ -79,7 +89,7 @@ impl Kept {
 impl Idle {
     /// Asks the runtime, which has been told by the system already: a call of it only where there is something to read.
     fn is_good(&self, now: Duration) -> bool {
-        now < self.until && matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+        now < self.until && matches!(self.line.stream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
     }
 }
 
@@ -96,6 +106,10 @@ mod tests {
     const SOON: Duration = Duration::from_secs(1);
     const LATER: Duration = Duration::from_secs(10);
 
+    fn line(stream: TcpStream) -> Line {
+        Line { stream, deadline: Deadline::default() }
+    }
+
     async fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
         let address = listener.local_addr().unwrap();
         let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
@@ -110,7 +124,7 @@ mod tests {
         assert!(pool.take(address, SOON).is_none());
 
         let (ours, _theirs) = pair(&listener).await;
-        pool.keep(address, ours, LATER);
+        pool.keep(address, line(ours), LATER);
         let taken = pool.take(address, SOON).unwrap();
         assert!(pool.take(address, SOON).is_none());
         pool.keep(address, taken, LATER);
@@ -125,12 +139,12 @@ mod tests {
         speaking.readable().await.unwrap();
         let (quiet, _theirs) = pair(&listener).await;
         let port = quiet.local_addr().unwrap();
-        pool.keep(address, quiet, LATER);
-        pool.keep(address, closed, LATER);
-        pool.keep(address, speaking, LATER);
+        pool.keep(address, line(quiet), LATER);
+        pool.keep(address, line(closed), LATER);
+        pool.keep(address, line(speaking), LATER);
         let (more, _theirs) = pair(&listener).await;
-        pool.keep(address, more, LATER);
-        assert_eq!(pool.take(address, SOON).unwrap().local_addr().unwrap(), port);
+        pool.keep(address, line(more), LATER);
+        assert_eq!(pool.take(address, SOON).unwrap().stream.local_addr().unwrap(), port);
         assert!(pool.take(address, SOON).is_none());
     }
 
@@ -146,11 +160,11 @@ mod tests {
         closed.readable().await.unwrap();
         let port = young.local_addr().unwrap();
         for (stream, until) in [(young, LATER), (closed, LATER), (old, SOON)] {
-            pool.keep(address, stream, until);
+            pool.keep(address, line(stream), until);
         }
         pool.sweep(SOON);
         assert_eq!(lock(pool.workers.get_or_default()).count, 1);
-        assert_eq!(pool.take(address, SOON).unwrap().local_addr().unwrap(), port);
+        assert_eq!(pool.take(address, SOON).unwrap().stream.local_addr().unwrap(), port);
         pool.sweep(SOON);
         assert!(lock(pool.workers.get_or_default()).by_address.is_empty());
     }
@@ -162,7 +176,7 @@ mod tests {
         let pool = std::sync::Arc::new(Pool::new(8));
         let (ours, _theirs) = pair(&listener).await;
         let keeper = pool.clone();
-        std::thread::spawn(move || keeper.keep(address, ours, LATER)).join().unwrap();
+        std::thread::spawn(move || keeper.keep(address, line(ours), LATER)).join().unwrap();
         assert!(pool.take(address, SOON).is_some());
     }
 }

@@ -16,10 +16,10 @@ use pingora::protocols::{Shutdown, Stream};
 use pingora::server::ShutdownWatch;
 use pingora::{BError, Error, ErrorType};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
-use tokio::time::{Instant, Sleep};
 
 use super::super::answer_head::{AnswerHead, Length};
 use super::super::caller::Caller;
+use super::super::deadline::Deadline;
 use super::date::Date;
 use super::handed_over::HandedOver;
 use super::head::{self, Parsed};
@@ -136,7 +136,7 @@ impl Connection {
     }
 
     async fn first_bytes(&mut self, idle: Duration) -> bool {
-        self.wait.begin(idle);
+        self.wait.deadline.begin(idle);
         poll_fn(|cx| {
             if let Poll::Ready(read) = self.poll_fill(cx) {
                 return Poll::Ready(read.is_ok_and(|read| read > 0));
@@ -354,7 +354,7 @@ impl Caller for Connection {
     /// The body is short, or the request would not be ours.
     fn keep_open(&mut self) {}
 
-    async fn write_head(&mut self, head: AnswerHead, last: bool) -> Result<(), BError> {
+    async fn write_head(&mut self, head: &AnswerHead, last: bool) -> Result<(), BError> {
         self.answer.status = Some(head.status);
         let out = &mut self.answer.out;
         head.write(out);
@@ -422,16 +422,15 @@ impl Caller for Connection {
     }
 }
 
-/// The wait for a caller that has said nothing yet. Timer and notice are set once for each connection and not for each request: both are shared
-/// by all cores.
+/// The wait for a caller that has said nothing yet. To be told of the end is asked once for each connection and not for each request: who tells is
+/// shared by all cores.
 struct Wait {
     draining: ShutdownWatch,
     /// Told of the end of the process.
     told: Pin<Box<dyn Future<Output = ()> + Send>>,
-    timer: Option<Pin<Box<Sleep>>>,
-    until: Instant,
-    /// Whom the two will wake.
+    /// Whom it will wake.
     wakes: Option<Waker>,
+    deadline: Deadline,
 }
 
 impl Wait {
@@ -444,11 +443,7 @@ impl Wait {
             // An error is a process without a main thread: over as well.
             let _ = watched.wait_for(|drains| *drains).await;
         });
-        Self { draining, told, timer: None, until: Instant::now(), wakes: None }
-    }
-
-    fn begin(&mut self, patience: Duration) {
-        self.until = Instant::now() + patience;
+        Self { draining, told, wakes: None, deadline: Deadline::default() }
     }
 
     fn drains(&self) -> bool {
@@ -461,21 +456,9 @@ impl Wait {
         if self.drains() || (woken && self.told.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(());
         }
-        let until = self.until;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
-        if timer.deadline() > until {
-            timer.as_mut().reset(until);
-        }
-        // It may have been set for the wait before: then it is not long enough yet.
-        while timer.as_mut().poll(cx).is_ready() {
-            if Instant::now() >= until {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(until);
-        }
         if woken {
             self.wakes = Some(cx.waker().clone());
         }
-        Poll::Pending
+        self.deadline.poll(cx)
     }
 }
