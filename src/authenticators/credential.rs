@@ -184,8 +184,8 @@ fn after_scheme<'r>(scheme: &str, line: &'r [u8]) -> Found<'r> {
     }
     let spaces = rest.iter().take_while(|&&byte| byte == b' ').count();
     let token = rest.get(spaces..).unwrap_or_default();
-    match whole(token) {
-        Found::One(text) if spaces > 0 && is_token68(token) => Found::One(text),
+    match std::str::from_utf8(token) {
+        Ok(text) if spaces > 0 && is_token68(token) => Found::One(Cow::Borrowed(text)),
         _ => Found::Malformed(MALFORMED),
     }
 }

@@ -84,15 +84,11 @@ impl AnswerHead {
 
     /// Whether the upstream said something of this name.
     pub(super) fn has(&self, name: &HeaderName) -> bool {
-        self.lines.iter().any(|line| self.is(line, name))
-    }
-
-    fn is(&self, line: &Line, name: &HeaderName) -> bool {
-        line.name.len() == name.as_str().len() && self.bytes(&line.name).eq_ignore_ascii_case(name.as_str().as_bytes())
+        self.lines.iter().any(|line| is(&self.received, line, name))
     }
 
     fn bytes(&self, place: &Place) -> &[u8] {
-        self.received.get(place.start as usize..place.end as usize).unwrap_or_default()
+        part(&self.received, place)
     }
 
     /// Writes the status line and every line, but for the empty one at the end.
@@ -146,9 +142,9 @@ impl AnswerHead {
 
 impl AnswerFields for AnswerHead {
     fn set(&mut self, name: &HeaderName, value: &[u8]) -> Result<()> {
-        let mut lines = std::mem::take(&mut self.lines);
-        lines.retain(|line| !self.is(line, name));
-        self.lines = lines;
+        if self.has(name) {
+            self.lines.retain(|line| !is(&self.received, line, name));
+        }
         self.add(name, value);
         Ok(())
     }
@@ -157,6 +153,14 @@ impl AnswerFields for AnswerHead {
 fn append(header: &mut ResponseHeader, name: &[u8], value: &[u8]) -> Result<()> {
     let name = HeaderName::from_bytes(name).or_err(ErrorType::InvalidHTTPHeader, "a name")?;
     header.append_header(name, value).map(|_| ())
+}
+
+fn is(received: &[u8], line: &Line, name: &HeaderName) -> bool {
+    line.name.len() == name.as_str().len() && part(received, &line.name).eq_ignore_ascii_case(name.as_str().as_bytes())
+}
+
+fn part<'w>(whole: &'w [u8], place: &Place) -> &'w [u8] {
+    whole.get(place.start as usize..place.end as usize).unwrap_or_default()
 }
 
 /// Where in the whole a part of it stands.

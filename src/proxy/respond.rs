@@ -6,13 +6,12 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use pingora::Result;
 use pingora_proxy::Session;
-use smallvec::SmallVec;
 
 use super::answer_head::{AnswerFields, AnswerHead, Length};
 use super::caller::Caller;
 use super::context::{Context, RequestId};
 use crate::request::{LimitState, Rejection};
-use crate::text::{Digits, digits};
+use crate::text::{Digits, digits, push_number};
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -117,12 +116,14 @@ fn head(context: &Context, rejection: &Rejection, body: usize) -> AnswerHead {
         }
         Rejection::MethodNotAllowed(allow) => head.add(&header::ALLOW, allow.as_bytes()),
         Rejection::RateLimited(state) | Rejection::QuotaExceeded(state) | Rejection::QueueFull(state) => {
-            head.add(&header::RETRY_AFTER, &number(seconds(state.retry_after).max(1)));
-            for (name, value) in limit_headers(state) {
-                head.add(name, &value);
-            }
+            retry_after(&mut head, state.retry_after);
+            // To add never fails.
+            let _ = limit_headers(state, |name, value| {
+                head.add(name, value);
+                Ok(())
+            });
         }
-        Rejection::DependencyUnavailable { retry_after, .. } => head.add(&header::RETRY_AFTER, &number(seconds(*retry_after).max(1))),
+        Rejection::DependencyUnavailable { retry_after: wait, .. } => retry_after(&mut head, *wait),
         Rejection::Overloaded(_) | Rejection::NoHealthyUpstream => head.add(&header::RETRY_AFTER, b"1"),
         _ => {}
     }
@@ -136,41 +137,40 @@ fn challenge(head: &mut AnswerHead, challenges: Option<&Vec<HeaderValue>>) {
 }
 
 /// The limit nearest to its end: the usual three, and the two of draft-ietf-httpapi-ratelimit-headers.
-fn limit_headers(state: &LimitState) -> [(&'static HeaderName, SmallVec<[u8; 64]>); 5] {
+fn limit_headers(state: &LimitState, mut set: impl FnMut(&HeaderName, &[u8]) -> Result<()>) -> Result<()> {
     let reset = seconds(state.reset);
-    let mut policy = parts(&state.name, &[(";q=", state.limit)]);
-    if let Some(window) = state.window {
-        policy.extend_from_slice(b";w=");
-        policy.extend_from_slice(&number(seconds(window)));
+    for (name, value) in [(&X_RATELIMIT_LIMIT, state.limit), (&X_RATELIMIT_REMAINING, state.remaining), (&X_RATELIMIT_RESET, reset)] {
+        set(name, digits(&mut Digits::default(), value, 1))?;
     }
-    [
-        (&X_RATELIMIT_LIMIT, number(state.limit)),
-        (&X_RATELIMIT_REMAINING, number(state.remaining)),
-        (&X_RATELIMIT_RESET, number(reset)),
-        (&RATELIMIT, parts(&state.name, &[(";r=", state.remaining), (";t=", reset)])),
-        (&RATELIMIT_POLICY, policy),
-    ]
+    let mut text = Vec::with_capacity(64);
+    named(&mut text, &state.name, &[(b";r=", state.remaining), (b";t=", reset)]);
+    set(&RATELIMIT, &text)?;
+    text.clear();
+    named(&mut text, &state.name, &[(b";q=", state.limit)]);
+    if let Some(window) = state.window {
+        text.extend_from_slice(b";w=");
+        push_number(&mut text, seconds(window));
+    }
+    set(&RATELIMIT_POLICY, &text)
 }
 
 /// A name in quotes, and parameters of it.
-fn parts(name: &str, parameters: &[(&str, u64)]) -> SmallVec<[u8; 64]> {
-    let mut text = SmallVec::new();
-    for part in [b"\"", name.as_bytes(), b"\""] {
-        text.extend_from_slice(part);
-    }
+fn named(text: &mut Vec<u8>, name: &str, parameters: &[(&[u8], u64)]) {
+    text.push(b'"');
+    text.extend_from_slice(name.as_bytes());
+    text.push(b'"');
     for (parameter, value) in parameters {
-        text.extend_from_slice(parameter.as_bytes());
-        text.extend_from_slice(&number(*value));
+        text.extend_from_slice(parameter);
+        push_number(text, *value);
     }
-    text
 }
 
-fn number(value: u64) -> SmallVec<[u8; 64]> {
-    SmallVec::from_slice(digits(&mut Digits::default(), value, 1))
+fn retry_after(head: &mut AnswerHead, wait: Duration) {
+    head.add(&header::RETRY_AFTER, digits(&mut Digits::default(), seconds(wait).max(1), 1));
 }
 
 /// Whole seconds, rounded up: a caller that waits as told is not refused again.
-fn seconds(duration: std::time::Duration) -> u64 {
+fn seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
@@ -179,9 +179,7 @@ pub(super) fn decorate(answer: &mut impl AnswerFields, context: &Context) -> Res
     answer.set(&X_REQUEST_ID, context.request_id.as_str().as_bytes())?;
     let Some(admission) = &context.admission else { return Ok(()) };
     if let Some(state) = admission.limit() {
-        for (name, value) in limit_headers(state) {
-            answer.set(name, &value)?;
-        }
+        limit_headers(state, |name, value| answer.set(name, value))?;
     }
     if let Some(nonce) = admission.nonce() {
         answer.set(&DPOP_NONCE, nonce.as_bytes())?;

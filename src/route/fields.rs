@@ -43,6 +43,8 @@ impl<'a> Fields<'a> for HeaderMap {
 #[derive(Debug)]
 pub struct FieldList<'a> {
     lines: SmallVec<[(&'a HeaderName, Value<'a>); 24]>,
+    /// A bit for the length of each name that was ever there: most that are set were not, and need not be looked for.
+    lengths: u64,
     /// The values that were set, one behind the other.
     text: Vec<u8>,
 }
@@ -57,8 +59,12 @@ enum Value<'a> {
 impl<'a> FieldList<'a> {
     /// The fields as they were received.
     pub fn new(received: &'a HeaderMap) -> Self {
-        let lines = received.iter().map(|(name, value)| (name, Value::Received(value.as_bytes())));
-        Self { lines: lines.collect(), text: Vec::with_capacity(512) }
+        let mut lengths = 0;
+        let lines = received.iter().map(|(name, value)| {
+            lengths |= length_bit(name);
+            (name, Value::Received(value.as_bytes()))
+        });
+        Self { lines: lines.collect(), lengths, text: Vec::with_capacity(512) }
     }
 
     /// Writes every line with its end.
@@ -78,6 +84,10 @@ impl<'a> FieldList<'a> {
     }
 }
 
+fn length_bit(name: &HeaderName) -> u64 {
+    1 << (name.as_str().len() % 64)
+}
+
 impl<'a> Fields<'a> for FieldList<'a> {
     fn names(&self) -> impl Iterator<Item = &HeaderName> {
         self.lines.iter().map(|(name, _)| *name)
@@ -88,8 +98,7 @@ impl<'a> Fields<'a> for FieldList<'a> {
     }
 
     fn remove(&mut self, name: &HeaderName) {
-        // Mostly there is none, and looking costs less than keeping all.
-        if self.lines.iter().any(|(own, _)| *own == name) {
+        if self.lengths & length_bit(name) != 0 {
             self.lines.retain(|(own, _)| *own != name);
         }
     }
@@ -101,6 +110,7 @@ impl<'a> Fields<'a> for FieldList<'a> {
             let from = self.text.len();
             self.text.extend_from_slice(value);
             self.lines.push((name, Value::Set(from, self.text.len())));
+            self.lengths |= length_bit(name);
         }
     }
 }
