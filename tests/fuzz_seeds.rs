@@ -52,6 +52,11 @@ fn only_a_proof_of_the_holder_is_accepted() {
 }
 
 #[test]
+fn requests_and_answers_end_at_one_place() {
+    run("http1", targets::http1::run);
+}
+
+#[test]
 fn only_true_is_active() {
     run("introspection", targets::introspection::run);
 }

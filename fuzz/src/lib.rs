@@ -7,6 +7,7 @@ pub mod credential;
 pub mod dpop;
 pub mod exchange;
 pub mod external;
+pub mod http1;
 pub mod introspection;
 pub mod jwks;
 pub mod jwt;

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use crate::text::push_number;
 
 /// What is set in an answer, whoever writes it.
-pub(super) trait AnswerFields {
+pub trait AnswerFields {
     /// Sets a name to one line, whatever the upstream said of it; each name once.
     fn set(&mut self, name: &HeaderName, value: &[u8]) -> Result<()>;
 }
@@ -24,7 +24,7 @@ impl AnswerFields for ResponseHeader {
 
 /// What a head says of its body's end (RFC 9112 section 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Length {
+pub enum Length {
     /// Nothing.
     Unsaid,
     /// So many bytes; an answer to HEAD, and a 304, may say so and have none.
@@ -35,9 +35,11 @@ pub(super) enum Length {
 
 /// A head but for what speaks of the connection.
 #[derive(Debug)]
-pub(super) struct AnswerHead {
-    pub(super) status: StatusCode,
-    pub(super) length: Length,
+pub struct AnswerHead {
+    /// The status.
+    pub status: StatusCode,
+    /// Where the body ends.
+    pub length: Length,
     /// The bytes of the upstream's head, and where in them things stand.
     received: Bytes,
     reason: Place,
@@ -57,23 +59,23 @@ type Place = Range<u32>;
 
 impl AnswerHead {
     /// A head of ours.
-    pub(super) fn new(status: StatusCode, length: Length) -> Self {
+    pub fn new(status: StatusCode, length: Length) -> Self {
         Self { status, length, received: Bytes::new(), reason: 0..0, lines: SmallVec::new(), own: Vec::with_capacity(512) }
     }
 
     /// An upstream's head, without its lines.
-    pub(super) fn received(status: StatusCode, received: Bytes, reason: &str) -> Self {
+    pub fn received(status: StatusCode, received: Bytes, reason: &str) -> Self {
         let reason = place(&received, reason.as_bytes());
         Self { received, reason, ..Self::new(status, Length::Unsaid) }
     }
 
     /// Takes over a line of the upstream's head, of whose bytes name and value are a part and were found sound by its parser.
-    pub(super) fn keep(&mut self, name: &[u8], value: &[u8]) {
+    pub fn keep(&mut self, name: &[u8], value: &[u8]) {
         self.lines.push(Line { name: place(&self.received, name), value: place(&self.received, value) });
     }
 
     /// Adds a line. One whose value is none is left out: what ends its line would begin another.
-    pub(super) fn add(&mut self, name: &HeaderName, value: &[u8]) {
+    pub fn add(&mut self, name: &HeaderName, value: &[u8]) {
         // To the end in any case: a loop without a way out looks at many bytes at once.
         if value.iter().fold(true, |sound, byte| sound & (*byte == b'\t' || (*byte >= 0x20 && *byte != 0x7f))) {
             for part in [name.as_str().as_bytes(), b": ", value, b"\r\n"] {
@@ -83,7 +85,7 @@ impl AnswerHead {
     }
 
     /// Whether the upstream said something of this name.
-    pub(super) fn has(&self, name: &HeaderName) -> bool {
+    pub fn has(&self, name: &HeaderName) -> bool {
         self.lines.iter().any(|line| is(&self.received, line, name))
     }
 
@@ -92,7 +94,7 @@ impl AnswerHead {
     }
 
     /// Writes the status line and every line, but for the empty one at the end.
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
+    pub fn write(&self, out: &mut Vec<u8>) {
         let reason = match self.bytes(&self.reason) {
             [] => self.status.canonical_reason().unwrap_or_default().as_bytes(),
             reason => reason,
@@ -118,7 +120,7 @@ impl AnswerHead {
     }
 
     /// The table that the framework writes from.
-    pub(super) fn to_header(&self) -> Result<Box<ResponseHeader>> {
+    pub fn to_header(&self) -> Result<Box<ResponseHeader>> {
         let mut header = ResponseHeader::build_no_case(self.status, Some(self.lines.len() + 12))?;
         if let Ok(reason @ [_, ..]) = std::str::from_utf8(self.bytes(&self.reason)).map(str::as_bytes) {
             header.set_reason_phrase(std::str::from_utf8(reason).ok())?;

@@ -7,7 +7,7 @@
 mod connection;
 mod date;
 mod handed_over;
-mod head;
+pub(super) mod head;
 
 use std::sync::Arc;
 

@@ -62,6 +62,13 @@ use context::{Context, RequestId, Target};
 pub use direct::Pool;
 pub use http1::Front;
 
+/// What reads the bytes of strangers in this room, for the fuzzer.
+pub mod parsers {
+    pub use super::answer_head::{AnswerFields, AnswerHead, Length};
+    pub use super::direct::answer::{Body, Chunk, Head as Answer, Malformed, read as read_answer};
+    pub use super::http1::head::{Head as Request, Parsed, take as take_request};
+}
+
 /// The proxy: shared by every listener.
 #[derive(Clone)]
 pub struct Gateway {

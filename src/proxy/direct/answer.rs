@@ -15,21 +15,22 @@ const LINE: usize = 16 * 1024;
 
 /// An answer that cannot be passed on; why, for the log.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Malformed(pub(super) &'static str);
+pub struct Malformed(pub &'static str);
 
 /// An answer's head, without what speaks of the connection it came over.
 #[derive(Debug)]
-pub(super) struct Head {
-    pub(super) answer: Box<AnswerHead>,
+pub struct Head {
+    /// What the caller is told.
+    pub answer: Box<AnswerHead>,
     /// Where its body ends.
-    pub(super) body: Body,
+    pub body: Body,
     /// Whether the connection may serve another request once the body has been read.
-    pub(super) persistent: bool,
+    pub persistent: bool,
 }
 
 /// What is still to come of a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Body {
+pub enum Body {
     /// So many bytes.
     Length(u64),
     /// Chunks (RFC 9112 section 7.1).
@@ -40,7 +41,7 @@ pub(super) enum Body {
 
 /// Where in a chunked body the reader stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Chunk {
+pub enum Chunk {
     /// Before a size.
     Size,
     /// Within data: so many bytes to go.
@@ -54,7 +55,7 @@ pub(super) enum Chunk {
 }
 
 /// Takes a whole head from the buffer, once it is there.
-pub(super) fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head>, Malformed> {
+pub fn read(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head>, Malformed> {
     let Some(end) = end_of_head(buffer) else { return Ok(None) };
     let bytes = buffer.split_to(end).freeze();
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
@@ -175,12 +176,12 @@ impl Framing {
 
 impl Body {
     /// Whether all of it was read.
-    pub(super) fn is_done(&self) -> bool {
+    pub fn is_done(&self) -> bool {
         matches!(self, Self::Length(0) | Self::Chunked(Chunk::Done))
     }
 
     /// The next piece of the body that the buffer holds; empty when more must be read first, or when the body is done.
-    pub(super) fn next(&mut self, buffer: &mut BytesMut) -> Result<Bytes, Malformed> {
+    pub fn next(&mut self, buffer: &mut BytesMut) -> Result<Bytes, Malformed> {
         match self {
             Self::Length(left) => Ok(take(left, buffer)),
             Self::UntilClose => Ok(buffer.split().freeze()),
@@ -189,7 +190,7 @@ impl Body {
     }
 
     /// How many bytes are known to come, as a hint for how much to read at once.
-    pub(super) fn expected(&self) -> u64 {
+    pub fn expected(&self) -> u64 {
         match self {
             Self::Length(left) | Self::Chunked(Chunk::Data(left)) => *left,
             _ => 0,

@@ -3,7 +3,7 @@
 //! Pingora's way is made for two bodies that stream past each other, for TLS, HTTP/2, caches and upgrades, and costs two thirds of a request's
 //! instructions (docs/decisions/0013). This one writes one request, reads one answer, and passes it on. Everything else takes Pingora's.
 
-mod answer;
+pub(super) mod answer;
 mod pool;
 
 use std::future::poll_fn;

@@ -16,7 +16,7 @@ const LONGEST: usize = 64 * 1024;
 
 /// What a buffer holds.
 #[derive(Debug)]
-pub(super) enum Parsed {
+pub enum Parsed {
     /// A head, which was taken from the buffer.
     Head(Head),
     /// The beginning of one.
@@ -27,20 +27,21 @@ pub(super) enum Parsed {
 
 /// A head but for its fields.
 #[derive(Debug)]
-pub(super) struct Head {
+pub struct Head {
     /// Its bytes, the empty line included.
-    pub(super) raw: Bytes,
-    pub(super) method: Method,
+    pub raw: Bytes,
+    /// The method.
+    pub method: Method,
     /// Where in the bytes the target stands.
-    pub(super) target: Range<usize>,
+    pub target: Range<usize>,
     /// The length of the body.
-    pub(super) body: u64,
+    pub body: u64,
     /// Whether the caller wants to end the connection with this request.
-    pub(super) closes: bool,
+    pub closes: bool,
 }
 
 /// Takes a head, and puts its fields into the empty table.
-pub(super) fn take(buffer: &mut BytesMut, headers: &mut HeaderMap) -> Parsed {
+pub fn take(buffer: &mut BytesMut, headers: &mut HeaderMap) -> Parsed {
     let Some(end) = end(buffer) else {
         return if buffer.len() > LONGEST { Parsed::Other } else { Parsed::Part };
     };
