@@ -13,6 +13,8 @@
 //! fail_to_proxy            the failure's answer
 //! logging                  metrics, access log
 //! ```
+//!
+//! A plain request over HTTP/1.1 is heard by `http1` before the framework is asked, and goes through the same steps in `Gateway::serve`.
 
 mod access_log;
 mod answer_head;

@@ -1,7 +1,8 @@
 //! The short way to a backend, for the plain request: a head and at most a short body, to a backend that speaks HTTP/1.1 in the clear.
 //!
 //! Pingora's way is made for two bodies that stream past each other, for TLS, HTTP/2, caches and upgrades, and costs two thirds of a request's
-//! instructions (docs/decisions/0013). This one writes one request, reads one answer, and passes it on. Everything else takes Pingora's.
+//! instructions (docs/decisions/0013). This one writes one request, reads one answer, and passes it on, whoever hears the caller. Everything else
+//! takes Pingora's.
 
 pub(super) mod answer;
 mod pool;
