@@ -2,21 +2,28 @@
 
 use std::time::Duration;
 
-use crate::harness::client::{Connection, request};
-use crate::harness::gateway::Gateway;
+use crate::harness::certificates::Authority;
+use crate::harness::client::{Connection, Http2, Tls, Verdict, request};
+use crate::harness::gateway::{Folder, Gateway};
 use crate::harness::origin::{Origin, Reply, answer};
 
-fn gateway(origin: &Origin, more: &str) -> Gateway {
-    Gateway::start(&format!(
+const PLAIN: &str = r#"listeners: [{address: "127.0.0.1:0"}]"#;
+
+fn config(origin: &Origin, more: &str) -> String {
+    format!(
         r#"
-listeners: [{{address: "127.0.0.1:0"}}]
+{PLAIN}
 admin: {{address: "127.0.0.1:0"}}
 upstreams: {{all: {{servers: ["{}"]}}}}
 routes: [{{name: all, path: "/{{*rest}}", upstream: all, policy: {{authenticate: public}}}}]
 {more}
 "#,
         origin.address
-    ))
+    )
+}
+
+fn gateway(origin: &Origin, more: &str) -> Gateway {
+    Gateway::start(&config(origin, more))
 }
 
 /// An origin that answers with the target and the body of a request.
@@ -134,4 +141,30 @@ fn a_connection_that_says_nothing_is_closed_in_time() {
     let (mut silent, mut kept) = (Connection::open(gateway.address()), Connection::open(gateway.address()));
     assert_eq!(kept.ask(request("GET", "/1", &[], b"")).text(), "/1 ");
     assert!(silent.is_closed() && kept.is_closed());
+}
+
+#[test]
+fn over_tls_the_callers_are_served_alike_and_the_server_chooses_how_to_encrypt() {
+    let origin = mirror();
+    let authority = Authority::new("http1");
+    let certificate = authority.issue(&["gw.test"]);
+    let folder = Folder::new();
+    folder.write("chain.pem", &certificate.chain);
+    folder.write("key.pem", &certificate.key);
+    let listeners = r#"listeners: [{address: "127.0.0.1:0", tls: {certificates: [{chain: chain.pem, key: {file: key.pem}}]}}]"#;
+    let gateway = Gateway::start_in(folder, &config(&origin, "").replace(PLAIN, listeners));
+    let ca = authority.pem();
+    let tls = Tls { ca: &ca, server_name: "gw.test", client: None };
+    let mut connection = Connection::open_tls(gateway.address(), &tls).unwrap();
+    // This client would rather have AES-256.
+    assert_eq!(connection.cipher(), "TLS_AES_128_GCM_SHA256");
+    for (bytes, body) in
+        [(request("GET", "/1", &[], b""), "/1 "), (request("POST", "/2", &[], b"body"), "/2 body"), (CHUNKED.into(), "/chunked hello")]
+    {
+        assert_eq!(connection.ask(bytes).text(), body);
+    }
+    let fields = [(":method", "GET"), (":scheme", "https"), (":path", "/h2"), (":authority", "gw.test")];
+    let verdicts = Http2::open(gateway.address(), &tls).ask_often(&fields, 20);
+    assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Answered(200)));
+    assert!(origin.last().head.starts_with("GET /h2 HTTP/1.1\r\n") && origin.last().header("x-forwarded-proto") == Some("https"));
 }

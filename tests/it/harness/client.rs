@@ -96,6 +96,11 @@ impl Connection<SslStream<TcpStream>> {
         builder.build().connect(tls.server_name, tcp(address)).map(Self::over).map_err(|error| error.to_string())
     }
 
+    /// The cipher suite that was agreed on.
+    pub fn cipher(&self) -> &'static str {
+        self.stream.ssl().current_cipher().unwrap().name()
+    }
+
     /// The common name of the certificate that the server showed.
     pub fn server_common_name(&self) -> String {
         let certificate = self.stream.ssl().peer_certificate().unwrap();
