@@ -83,11 +83,18 @@ def bearer(token):
     return {"authorization": f"Bearer {token}"}
 
 
+handed_out = set()
+
+
 def free_port():
-    """A port that nobody listens on. It is bound again in a moment; the system hands out others until then."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on, another each time: the system may hand out the same one twice before it is bound again."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port not in handed_out:
+            handed_out.add(port)
+            return port
 
 
 def listens(port):

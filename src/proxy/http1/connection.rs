@@ -179,7 +179,7 @@ impl Connection {
         self.request.at = now.unix;
     }
 
-    /// Body a request; whether the connection can serve another.
+    /// Ends a request; whether the connection can serve another.
     pub(super) async fn end(&mut self) -> bool {
         let sent = self.flush().await.is_ok();
         let stays = sent && self.answer.whole && !self.answer.closes && self.drain(DRAIN_TIME).await;
