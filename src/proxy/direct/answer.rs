@@ -116,7 +116,7 @@ impl About {
 }
 
 /// Behind the empty line that ends a head: both ends of line that the parser takes.
-fn end_of_head(buffer: &[u8]) -> Option<usize> {
+pub(in super::super) fn end_of_head(buffer: &[u8]) -> Option<usize> {
     memchr::memchr_iter(b'\n', buffer).find_map(|at| match buffer.get(at + 1..) {
         Some([b'\n', ..]) => Some(at + 2),
         Some([b'\r', b'\n', ..]) => Some(at + 3),

@@ -6,6 +6,7 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
+use super::super::direct::answer::end_of_head;
 use super::super::direct::{Ask, asks};
 
 /// Fields of a head at the most, as Pingora has it.
@@ -42,7 +43,7 @@ pub struct Head {
 
 /// Takes a head, and puts its fields into the empty table.
 pub fn take(buffer: &mut BytesMut, headers: &mut HeaderMap) -> Parsed {
-    let Some(end) = end(buffer) else {
+    let Some(end) = end_of_head(buffer) else {
         return if buffer.len() > LONGEST { Parsed::Other } else { Parsed::Part };
     };
     let raw = buffer.split_to(end).freeze();
@@ -60,15 +61,6 @@ pub fn take(buffer: &mut BytesMut, headers: &mut HeaderMap) -> Parsed {
 pub(super) fn put_back(raw: Bytes, buffer: &mut BytesMut) {
     let rest = std::mem::replace(buffer, BytesMut::from(raw));
     buffer.unsplit(rest);
-}
-
-/// Behind the empty line that ends a head: both ends of line that parsers take.
-fn end(buffer: &[u8]) -> Option<usize> {
-    memchr::memchr_iter(b'\n', buffer).find_map(|at| match buffer.get(at + 1..) {
-        Some([b'\n', ..]) => Some(at + 2),
-        Some([b'\r', b'\n', ..]) => Some(at + 3),
-        _ => None,
-    })
 }
 
 /// Nothing where the framework has to say what becomes of it: another version, another form of the target, a body that is long or of unknown length,
