@@ -28,7 +28,7 @@ fn check_request(data: &[u8]) {
     assert!(pieces.is_some_and(|raw| raw == head.raw), "the same head however it comes");
     assert!(head.raw.get(head.target.clone()).is_some_and(|target| target.first() == Some(&b'/')));
     // What is judged sound is one head for whoever splits at CR LF, and says one length of its body or none.
-    if framing::check(Version::HTTP_11, &head.method, &headers, Some(&head.raw)).is_err() {
+    if framing::check(head.version, &head.method, &headers, Some(&head.raw)).is_err() {
         return;
     }
     let text = String::from_utf8_lossy(&head.raw).to_ascii_lowercase();
@@ -41,7 +41,8 @@ fn check_request(data: &[u8]) {
         [length] => assert_eq!(length.parse(), Ok(head.body)),
         several => panic!("{several:?}"),
     }
-    assert_eq!(head.closes, said("connection").contains(&"close"));
+    let stays = if head.version == Version::HTTP_10 { said("connection") == ["keep-alive"] } else { said("connection") != ["close"] };
+    assert_eq!(head.closes, !stays);
 }
 
 fn in_pieces(data: &[u8]) -> Option<Bytes> {
@@ -79,7 +80,7 @@ fn answer(data: &[u8], step: usize, method: &Method) -> Option<(Vec<u8>, Vec<u8>
     }
     let head = head?;
     let mut written = Vec::new();
-    head.answer.write(&mut written);
+    head.answer.write(&mut written, head.answer.length);
     let text = String::from_utf8_lossy(&written);
     assert!(text.ends_with("\r\n") && !text.contains("\r\n\r\n"), "{text}");
     assert!(text.split("\r\n").all(|line| !line.contains(['\r', '\n'])), "{text}");

@@ -93,8 +93,8 @@ impl AnswerHead {
         part(&self.received, place)
     }
 
-    /// Writes the status line and every line, but for the empty one at the end.
-    pub fn write(&self, out: &mut Vec<u8>) {
+    /// Writes the status line and every line, with what is said of the body's end, but for the empty line at the end.
+    pub fn write(&self, out: &mut Vec<u8>, length: Length) {
         let reason = match self.bytes(&self.reason) {
             [] => self.status.canonical_reason().unwrap_or_default().as_bytes(),
             reason => reason,
@@ -108,7 +108,7 @@ impl AnswerHead {
             }
         }
         out.extend_from_slice(&self.own);
-        match self.length {
+        match length {
             Length::Unsaid => {}
             Length::Bytes(length) => {
                 out.extend_from_slice(b"content-length: ");
@@ -194,7 +194,7 @@ mod tests {
         assert!(!head.has(&id));
         head.length = Length::Bytes(12);
         let mut out = Vec::new();
-        head.write(&mut out);
+        head.write(&mut out, head.length);
         let text = "HTTP/1.1 200 Fine\r\nSet-Cookie: a=1\r\nset-cookie: b=2\r\nx-request-id: ours\r\ncontent-length: 12\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), text);
 
@@ -210,7 +210,7 @@ mod tests {
             let mut head = AnswerHead::new(StatusCode::UNAUTHORIZED, Length::Chunked);
             head.add(&header::WWW_AUTHENTICATE, value.as_bytes());
             let mut out = Vec::new();
-            head.write(&mut out);
+            head.write(&mut out, head.length);
             assert_eq!(out, b"HTTP/1.1 401 Unauthorized\r\ntransfer-encoding: chunked\r\n");
         }
     }

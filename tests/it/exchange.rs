@@ -107,7 +107,7 @@ fn config(issuer: &Issuer, server: &Server, origin: &Origin, fields: &str) -> St
         r#"
 listeners: [{{address: "127.0.0.1:0"}}]
 admin: {{address: "127.0.0.1:0"}}
-upstreams: {{orders: {{servers: ["{}"]}}}}
+upstreams: {{orders: {{servers: ["{}"], timeouts: {{connect: 10s}}}}}}
 revocation: {{database: data/revoked.db}}
 limits: {{few: {{per: client_ip, rate: 2/1h}}, fewer: {{per: subject, rate: 2/1h}}}}
 authenticators:

@@ -56,6 +56,31 @@ fn one_connection_may_bring_what_we_serve_and_what_the_framework_serves() {
 }
 
 #[test]
+fn callers_over_http_1_0_get_what_they_understand() {
+    let origin = Origin::scripted(|request| match request.target() {
+        "/chunked" => Reply::Bytes(
+            b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_vec(),
+        ),
+        target => Reply::Bytes(answer(200, &[], target)),
+    });
+    let gateway = gateway(&origin, "");
+    let old = |target: &str, more: &str| format!("GET {target} HTTP/1.0\r\nHost: gw.test\r\n{more}\r\n");
+    let mut connection = Connection::open(gateway.address());
+    for target in ["/1", "/2"] {
+        let answer = connection.ask(old(target, "Connection: keep-alive\r\n"));
+        assert_eq!((answer.text(), answer.header("connection")), (target, Some("keep-alive")));
+    }
+    // Without chunks, and with nothing before the answer.
+    let answer = connection.ask(old("/chunked", "Connection: keep-alive\r\n"));
+    assert_eq!((answer.status, answer.text(), answer.header("connection")), (200, "hello", Some("close")));
+    assert_eq!(answer.header("transfer-encoding"), None);
+    assert!(connection.is_closed());
+    let mut connection = Connection::open(gateway.address());
+    assert_eq!(connection.ask(old("/3", "")).header("connection"), Some("close"));
+    assert!(connection.is_closed());
+}
+
+#[test]
 fn requests_that_come_together_are_answered_in_turn() {
     let origin = mirror();
     let gateway = gateway(&origin, "");

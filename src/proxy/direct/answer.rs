@@ -321,7 +321,7 @@ mod tests {
         }
         let (head, rest) = parse(&Method::GET, &format!("{text}ok")).unwrap().unwrap();
         let mut out = Vec::new();
-        head.answer.write(&mut out);
+        head.answer.write(&mut out, head.answer.length);
         let kept = "HTTP/1.1 200 Fine\r\nServer: x\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nX-Bytes: \u{e9}\r\ncontent-length: 2\r\n";
         assert_eq!((std::str::from_utf8(&out).unwrap(), &rest[..]), (kept, &b"ok"[..]));
     }

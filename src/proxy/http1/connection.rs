@@ -73,6 +73,7 @@ pub(super) struct Connection {
 #[derive(Default)]
 struct Request {
     raw: Bytes,
+    version: Version,
     method: Method,
     target: Range<usize>,
     headers: HeaderMap,
@@ -164,6 +165,7 @@ impl Connection {
             Parsed::Other => Some(Heard::Other),
             Parsed::Head(head) => {
                 self.request.raw = head.raw;
+                self.request.version = head.version;
                 self.request.method = head.method;
                 self.request.target = head.target;
                 self.request.has_body = head.body > 0;
@@ -267,7 +269,7 @@ impl Caller for Connection {
 
     fn head<'a>(&'a self, _: Option<&'a [u8]>) -> message::Head<'a> {
         message::Head {
-            version: Version::HTTP_11,
+            version: self.request.version,
             method: &self.request.method,
             authority: None,
             target: self.request.raw.get(self.request.target.clone()).unwrap_or_default(),
@@ -355,9 +357,15 @@ impl Caller for Connection {
     fn keep_open(&mut self) {}
 
     async fn write_head(&mut self, head: &AnswerHead, last: bool) -> Result<(), BError> {
+        let old = self.request.version == Version::HTTP_10;
+        if old && head.status.is_informational() {
+            return Ok(());
+        }
         self.answer.status = Some(head.status);
+        // HTTP/1.0 knows no chunks: the end of the connection ends the body.
+        let length = if old && head.length == Length::Chunked { Length::Unsaid } else { head.length };
         let out = &mut self.answer.out;
-        head.write(out);
+        head.write(out, length);
         if head.status.is_informational() {
             out.extend_from_slice(b"\r\n");
             return self.flush().await;
@@ -367,14 +375,14 @@ impl Caller for Connection {
             out.extend_from_slice(self.date.of(self.request.at));
             out.extend_from_slice(b"\r\n");
         }
-        self.answer.body = match (head.status, head.length) {
+        self.answer.body = match (head.status, length) {
             (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) => Body::Absent,
             _ if self.request.method == Method::HEAD => Body::Absent,
             (_, Length::Chunked) => Body::Chunked,
             _ => Body::Plain,
         };
         // Without a length it would end with the connection.
-        self.answer.closes |= self.answer.body == Body::Plain && head.length == Length::Unsaid;
+        self.answer.closes |= self.answer.body == Body::Plain && length == Length::Unsaid;
         out.extend_from_slice(if self.answer.closes { b"connection: close\r\n\r\n" } else { b"connection: keep-alive\r\n\r\n" });
         if last {
             // A chunked body that is empty has an end all the same.

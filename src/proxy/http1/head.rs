@@ -1,10 +1,10 @@
-//! A request's head as HTTP/1.1 writes it, where it is one that we serve: every other is left as it came, for the framework.
+//! A request's head as HTTP/1 writes it, where it is one that we serve: every other is left as it came, for the framework.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
 use super::super::direct::answer::end_of_head;
 use super::super::direct::{Ask, asks};
@@ -31,6 +31,8 @@ pub enum Parsed {
 pub struct Head {
     /// Its bytes, the empty line included.
     pub raw: Bytes,
+    /// HTTP/1.1 or HTTP/1.0.
+    pub version: Version,
     /// The method.
     pub method: Method,
     /// Where in the bytes the target stands.
@@ -41,6 +43,15 @@ pub struct Head {
     pub closes: bool,
 }
 
+/// What is read of a head, but for its fields.
+struct Parts {
+    version: Version,
+    method: Method,
+    target: Range<usize>,
+    body: u64,
+    closes: bool,
+}
+
 /// Takes a head, and puts its fields into the empty table.
 pub fn take(buffer: &mut BytesMut, headers: &mut HeaderMap) -> Parsed {
     let Some(end) = end_of_head(buffer) else {
@@ -48,7 +59,7 @@ pub fn take(buffer: &mut BytesMut, headers: &mut HeaderMap) -> Parsed {
     };
     let raw = buffer.split_to(end).freeze();
     match read(&raw, headers) {
-        Some((method, target, body, closes)) => Parsed::Head(Head { raw, method, target, body, closes }),
+        Some(Parts { version, method, target, body, closes }) => Parsed::Head(Head { raw, version, method, target, body, closes }),
         None => {
             headers.clear();
             put_back(raw, buffer);
@@ -65,18 +76,20 @@ pub(super) fn put_back(raw: Bytes, buffer: &mut BytesMut) {
 
 /// Nothing where the framework has to say what becomes of it: another version, another form of the target, a body that is long or of unknown length,
 /// and whatever is not understood.
-fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<(Method, Range<usize>, u64, bool)> {
+fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Parts> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(raw, &mut fields) {
         Ok(httparse::Status::Complete(length)) if length == raw.len() => {}
         _ => return None,
     }
-    let (Some(method), Some(target), Some(1)) = (request.method, request.path, request.version) else { return None };
+    let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else { return None };
+    let version = if version == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     if !target.starts_with('/') || method == "CONNECT" {
         return None;
     }
-    let (mut body, mut closes, mut options) = (0, false, 0);
+    // HTTP/1.0 ends the connection unless it is asked not to (RFC 9112 section 9.3).
+    let (mut body, mut closes, mut options) = (0, version == Version::HTTP_10, 0);
     for field in request.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
         let value = HeaderValue::from_maybe_shared(raw.slice_ref(field.value)).ok()?;
@@ -92,7 +105,7 @@ fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<(Method, Range<usize>, u
         headers.try_append(name, value).ok()?;
     }
     let start = target.as_ptr().addr().checked_sub(raw.as_ptr().addr())?;
-    (options <= 1).then(|| Some((method.parse().ok()?, start..start + target.len(), body, closes)))?
+    (options <= 1).then(|| Some(Parts { version, method: method.parse().ok()?, target: start..start + target.len(), body, closes }))?
 }
 
 #[cfg(test)]
@@ -120,9 +133,17 @@ mod tests {
     }
 
     #[test]
+    fn a_caller_over_http_1_0_stays_only_where_it_says_so() {
+        for (line, closes) in [("", true), ("Connection: keep-alive\r\n", false), ("Connection: close\r\n", true)] {
+            let (Parsed::Head(head), ..) = parse(&format!("GET / HTTP/1.0\r\nHost: a\r\n{line}\r\n")) else { panic!() };
+            assert_eq!((head.version, head.closes), (Version::HTTP_10, closes), "{line}");
+        }
+    }
+
+    #[test]
     fn what_is_not_ours_is_left_as_it_came() {
         for text in [
-            "GET / HTTP/1.0\r\nHost: a\r\n\r\n",
+            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
             "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
             "GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
             "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
