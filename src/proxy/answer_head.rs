@@ -122,8 +122,8 @@ impl AnswerHead {
     /// The table that the framework writes from.
     pub fn to_header(&self) -> Result<Box<ResponseHeader>> {
         let mut header = ResponseHeader::build_no_case(self.status, Some(self.lines.len() + 12))?;
-        if let Ok(reason @ [_, ..]) = std::str::from_utf8(self.bytes(&self.reason)).map(str::as_bytes) {
-            header.set_reason_phrase(std::str::from_utf8(reason).ok())?;
+        if let Some(reason) = std::str::from_utf8(self.bytes(&self.reason)).ok().filter(|reason| !reason.is_empty()) {
+            header.set_reason_phrase(Some(reason))?;
         }
         for line in &self.lines {
             append(&mut header, self.bytes(&line.name), self.bytes(&line.value))?;

@@ -6,6 +6,7 @@ use crate::harness::certificates::Authority;
 use crate::harness::client::{Connection, Http2, Tls, Verdict, request};
 use crate::harness::gateway::{Folder, Gateway};
 use crate::harness::origin::{Origin, Reply, answer};
+use crate::harness::until;
 
 const PLAIN: &str = r#"listeners: [{address: "127.0.0.1:0"}]"#;
 
@@ -156,6 +157,18 @@ fn the_body_of_a_refused_request_is_not_the_next_request() {
     let hidden = request("GET", "/hidden", &[], b"");
     assert_eq!(connection.ask(request("POST", "/%zz", &[], &hidden)).status, 400);
     assert!(connection.is_closed());
+    assert!(origin.requests().is_empty());
+}
+
+#[test]
+fn a_fragment_is_refused_and_not_logged() {
+    let origin = mirror();
+    let gateway = gateway(&origin, "");
+    for target in ["/a#api_key=secret", "/a?x=1#api_key=secret"] {
+        assert_eq!(Connection::open(gateway.address()).ask(request("GET", target, &[], b"")).status, 400, "{target}");
+    }
+    until("both are in the log", || gateway.access_log().iter().filter(|line| line["code"] == "ambiguous_path").count() == 2);
+    assert!(gateway.access_log().iter().all(|line| !line.to_string().contains("secret")));
     assert!(origin.requests().is_empty());
 }
 

@@ -43,15 +43,6 @@ pub struct Head {
     pub closes: bool,
 }
 
-/// What is read of a head, but for its fields.
-struct Parts {
-    version: Version,
-    method: Method,
-    target: Range<usize>,
-    body: u64,
-    closes: bool,
-}
-
 /// Takes a head, and puts its fields into the empty table.
 pub fn take(buffer: &mut BytesMut, headers: &mut HeaderMap) -> Parsed {
     let Some(end) = end_of_head(buffer) else {
@@ -59,7 +50,7 @@ pub fn take(buffer: &mut BytesMut, headers: &mut HeaderMap) -> Parsed {
     };
     let raw = buffer.split_to(end).freeze();
     match read(&raw, headers) {
-        Some(Parts { version, method, target, body, closes }) => Parsed::Head(Head { raw, version, method, target, body, closes }),
+        Some(head) => Parsed::Head(Head { raw, ..head }),
         None => {
             headers.clear();
             put_back(raw, buffer);
@@ -74,9 +65,9 @@ pub(super) fn put_back(raw: Bytes, buffer: &mut BytesMut) {
     buffer.unsplit(rest);
 }
 
-/// Nothing where the framework has to say what becomes of it: another version, another form of the target, a body that is long or of unknown length,
+/// A head without its bytes. Nothing where the framework has to say what becomes of it: another version, another form of the target, a body that is long or of unknown length,
 /// and whatever is not understood.
-fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Parts> {
+fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Head> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(raw, &mut fields) {
@@ -84,6 +75,8 @@ fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Parts> {
         _ => return None,
     }
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else { return None };
+    // As other parsers leave it: who judges reads the bytes, and refuses a fragment; who logs must not take a credential from one.
+    let target = target.split('#').next().unwrap_or_default();
     let version = if version == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     if !target.starts_with('/') || method == "CONNECT" {
         return None;
@@ -105,7 +98,9 @@ fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Parts> {
         headers.try_append(name, value).ok()?;
     }
     let start = target.as_ptr().addr().checked_sub(raw.as_ptr().addr())?;
-    (options <= 1).then(|| Some(Parts { version, method: method.parse().ok()?, target: start..start + target.len(), body, closes }))?
+    (options <= 1).then(|| {
+        Some(Head { raw: Bytes::new(), version, method: method.parse().ok()?, target: start..start + target.len(), body, closes })
+    })?
 }
 
 #[cfg(test)]
