@@ -232,6 +232,10 @@ pub(super) fn digest(algorithm: Algorithm) -> Option<(&'static MdRef, bool)> {
 
 fn verify_rsa(key: &PKey<Public>, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Result<bool, openssl::error::ErrorStack> {
     let Some((digest, pss)) = digest(algorithm) else { return Ok(false) };
+    // RFC 8017 sections 8.1.2 and 8.2.2, step 1. OpenSSL takes PSS signatures whose leading zeros were left out: a second spelling of one signature.
+    if signature.len() != key.size() {
+        return Ok(false);
+    }
     let mut context = MdCtx::new()?;
     let parameters = context.digest_verify_init(Some(digest), key)?;
     if pss {
@@ -296,6 +300,23 @@ mod tests {
             })
             .collect()
     });
+
+    #[test]
+    fn a_leading_zero_of_an_rsa_signature_belongs_to_it() {
+        for algorithm in [Algorithm::Rs256, Algorithm::Ps256] {
+            let (_, signing, set) = KEYS.iter().find(|(key, ..)| *key == algorithm).unwrap();
+            // One signature in 256 begins so.
+            let beginning_with_zero = (0..10_000).find_map(|number| {
+                let token = signing.sign(json!({"n": number}).as_object().unwrap()).unwrap();
+                Jws::parse(&token).unwrap().signature().unwrap().starts_with(&[0]).then_some(token)
+            });
+            let token = beginning_with_zero.unwrap();
+            let jws = Jws::parse(&token).unwrap();
+            let signature = jws.signature().unwrap();
+            assert!(set.keys()[0].verify(algorithm, jws.signing_input(), &signature));
+            assert!(!set.keys()[0].verify(algorithm, jws.signing_input(), &signature[1..]), "{algorithm:?}");
+        }
+    }
 
     #[test]
     fn a_signature_is_good_for_its_message_its_key_and_its_algorithm_only() {
