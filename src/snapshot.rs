@@ -38,7 +38,7 @@ use crate::route::limit::RateLimit;
 use crate::route::rate_limits::RateLimits;
 use crate::route::resource::Documents;
 use crate::route::rewrite::Rewrite;
-use crate::route::router::{Entry, Fault, Router};
+use crate::route::router::{Entry, Fault, Place, Router};
 use crate::route::{Challenges, Policy, Route};
 use crate::upstream::Upstream;
 use limits::Limits;
@@ -101,6 +101,11 @@ impl Snapshot {
         if let Some(revocations) = &self.revocations {
             revocations.keep_at_most(self.revocations_at_most);
         }
+    }
+
+    /// The route of a request.
+    pub fn route(&self, place: Option<Place>) -> Option<&Route> {
+        self.router.get(place?).map(|route| &**route)
     }
 
     /// A query as the log may show it.

@@ -12,6 +12,7 @@ use cel::common::ast::{Expr, IdedExpr, LiteralValue};
 use cel::common::types::{self, CelBool};
 use cel::context::VariableResolver;
 use cel::{Context, Env, ExecutionError, Value};
+use thread_local::ThreadLocal;
 
 use crate::request::{Identity, Request};
 use values::{Network, Pattern, Scope};
@@ -28,7 +29,7 @@ pub struct Expression {
     /// What is written as a literal and worth preparing, by the name that stands for it in the tree.
     patterns: Vec<Pattern>,
     networks: Vec<Network>,
-    environment: Arc<Env>,
+    language: Language,
     needs_identity: bool,
     parameters: Vec<String>,
 }
@@ -39,12 +40,16 @@ impl std::fmt::Debug for Expression {
     }
 }
 
-/// What every expression of a configuration shares: the functions they may call.
-#[derive(Clone)]
-pub struct Language(Arc<Env>);
+/// What every expression of a configuration shares: the functions they may call, for each thread its own, as an evaluation counts itself there.
+#[derive(Clone, Default)]
+pub struct Language(Arc<ThreadLocal<Arc<Env>>>);
 
-impl Default for Language {
-    fn default() -> Self {
+impl Language {
+    fn environment(&self) -> Arc<Env> {
+        Arc::clone(self.0.get_or(|| Arc::new(Self::functions())))
+    }
+
+    fn functions() -> Env {
         let mut environment = Env::stdlib();
         let added = environment
             .add_member_overload("matches", "text_matches_pattern", types::STRING_TYPE, vec![types::DYN_TYPE], values::matches)
@@ -52,11 +57,9 @@ impl Default for Language {
                 environment.add_overload("inNetwork", "address_in_network", vec![types::STRING_TYPE, types::DYN_TYPE], values::in_network)
             });
         debug_assert!(added.is_ok(), "both names are free");
-        Self(Arc::new(environment))
+        environment
     }
-}
 
-impl Language {
     /// Reads an expression, or says what is wrong with it.
     pub fn read(&self, text: &str) -> Result<Expression, String> {
         let parser = cel::parser::Parser::new().max_recursion_depth(DEPTH);
@@ -67,8 +70,8 @@ impl Language {
         let checked = check::check(&tree)?;
         let (mut patterns, mut networks) = (Vec::new(), Vec::new());
         prepare(&mut tree, &mut patterns, &mut networks)?;
-        let environment = Arc::clone(&self.0);
-        Ok(Expression { tree, patterns, networks, environment, needs_identity: checked.needs_identity, parameters: checked.parameters })
+        let language = self.clone();
+        Ok(Expression { tree, patterns, networks, language, needs_identity: checked.needs_identity, parameters: checked.parameters })
     }
 }
 
@@ -77,7 +80,7 @@ impl Expression {
     pub fn holds(&self, request: &Request<'_>, identity: Option<&Identity>) -> Result<bool, &'static str> {
         let scope = Scope { request, identity, patterns: &self.patterns, networks: &self.networks };
         let resolver: &dyn VariableResolver = &scope;
-        let mut context = Context::with_env(Arc::clone(&self.environment));
+        let mut context = Context::with_env(self.language.environment());
         context.set_variable_resolver(resolver);
         match Value::resolve_val(&self.tree, &context) {
             Ok(value) => value.downcast_ref::<CelBool>().map(|value| *value.inner()).ok_or("expression_no_bool"),

@@ -20,7 +20,7 @@ grammar! {
         servers: Vec<UpstreamServer> as NonEmpty<Vec<UpstreamServer>> = absent,
         /// A service inside edgeward, in place of servers. It takes no other key.
         builtin: Option<Builtin> = absent,
-        /// How a server is chosen.
+        /// How a server is chosen. Each worker thread takes turns of its own.
         balance: Balance = "round_robin",
         /// TLS to the servers. Absent: plain text.
         tls: Option<UpstreamTls> = absent,

@@ -2,13 +2,15 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ahash::RandomState;
 use arc_swap::ArcSwap;
+use crossbeam_utils::CachePadded;
 use http::{HeaderMap, HeaderValue, header};
+use thread_local::ThreadLocal;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -77,9 +79,13 @@ pub struct Backend {
     health: AtomicU8,
     /// Checks in a row that speak against `health`.
     against: AtomicU32,
-    in_flight: AtomicUsize,
+    /// What the requests of each thread refer to, so that those of one core do not write where another's do.
+    in_flight: ThreadLocal<InFlight>,
     changes: Arc<Changes>,
 }
+
+/// A request that a backend is answering, for as long as this is kept.
+pub type InFlight = Arc<CachePadded<()>>;
 
 /// How a backend stands, for metrics, readiness and the dashboard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +124,7 @@ impl Backends {
             address,
             health: AtomicU8::new(UNKNOWN),
             against: AtomicU32::new(0),
-            in_flight: AtomicUsize::new(0),
+            in_flight: ThreadLocal::new(),
             changes: self.changes.clone(),
         })
     }
@@ -257,17 +263,12 @@ impl Backend {
 
     /// Requests that it is answering now.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+        self.in_flight.iter().map(|own| Arc::strong_count(own).saturating_sub(1)).sum()
     }
 
     /// One request more.
-    pub fn begin(&self) {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// One request less.
-    pub fn end(&self) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    pub fn begin(&self) -> InFlight {
+        Arc::clone(self.in_flight.get_or_default())
     }
 
     fn status(&self) -> BackendStatus {
@@ -373,7 +374,7 @@ impl Jitter {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU16;
+    use std::sync::atomic::{AtomicU16, AtomicUsize};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;

@@ -49,7 +49,7 @@ impl AccessLog {
         if let Some(upstream) = times.upstream {
             metrics.upstream_time.observe(upstream);
         }
-        let counters = context.route.as_ref().map_or(&context.snapshot.unrouted, |route| &route.metrics);
+        let counters = context.route().map_or(&context.snapshot.unrouted, |route| &route.metrics);
         match &context.rejection {
             Some(rejection) => counters.count_refused(rejection.code(), rejection.status().as_u16(), rejection.reason()),
             None => counters.count_served(status),
@@ -92,7 +92,7 @@ fn line(caller: &impl Caller, context: &Context, status: u16, times: &Times, now
     if let Some(reason) = context.rejection.as_ref().and_then(|rejection| rejection.reason()) {
         line.text("reason", reason);
     }
-    if let Some(route) = &context.route {
+    if let Some(route) = context.route() {
         line.text("route", &route.name);
     }
     let admitted = context.admission.as_ref().and_then(|admission| admission.identity());

@@ -12,6 +12,7 @@ use crate::admit::Admission;
 use crate::request::message::Message;
 use crate::request::{Client, ClientCertificate, Identity, Now, Parameters, Rejection};
 use crate::route::Route;
+use crate::route::router::Place;
 use crate::snapshot::Serving;
 use crate::upstream::Chosen;
 
@@ -27,8 +28,8 @@ pub struct Context {
     pub client: Option<Client>,
     /// The certificate that was proven for the caller.
     pub certificate: Option<Arc<ClientCertificate>>,
-    /// The matched route.
-    pub route: Option<Arc<Route>>,
+    /// Where the matched route stands in the snapshot.
+    pub place: Option<Place>,
     /// The permit; without it nothing reaches an upstream.
     pub admission: Option<Admission>,
     /// Who was refused, for the log.
@@ -65,7 +66,7 @@ impl Context {
             request_id: RequestId::random(),
             client: None,
             certificate: None,
-            route: None,
+            place: None,
             admission: None,
             refused: None,
             shadowed: Vec::new(),
@@ -79,6 +80,11 @@ impl Context {
             asked: None,
             answered: None,
         }
+    }
+
+    /// The matched route.
+    pub fn route(&self) -> Option<&Route> {
+        self.snapshot.route(self.place)
     }
 
     /// Ends a request whose body is not the one that was proven, and the permit that was given in expectation of it.

@@ -100,7 +100,7 @@ impl Gateway {
     /// Everything between the request's head and the permit to forward it.
     async fn decide(&self, caller: &mut impl Caller, context: &mut Context) -> Result<Decided, Refusal> {
         let now = context.started;
-        let Context { snapshot, client, certificate, request_id, route: matched, admission, target, body, body_received, .. } = context;
+        let Context { snapshot, client, certificate, request_id, place, admission, target, body, body_received, .. } = context;
         let body_rules = body::Rules { limit: snapshot.server.body_limit, timeout: snapshot.server.body_timeout };
         caller.prepare(&snapshot.server);
         let peer = caller.peer().ok_or(Rejection::Internal("no_peer_address"))?.ip();
@@ -116,11 +116,12 @@ impl Gateway {
         loop {
             let message = Message::read(caller.head(raw.as_deref()), snapshot.server.head)?;
             let mut parameters = crate::route::router::ParametersBuffer::default();
-            let route = snapshot.router.find(&message.host, &message.path, message.method, &mut parameters)?;
+            let found_at = snapshot.router.locate(&message.host, &message.path, message.method, &mut parameters)?;
+            let route = snapshot.route(Some(found_at)).ok_or(Rejection::Internal("route_without_value"))?;
             if caller.leaves(route) {
                 return Ok(Decided::Left);
             }
-            *matched = Some(Arc::clone(route));
+            *place = Some(found_at);
             message.check_length(snapshot.server.body_limit)?;
             *certificate = tls::certificate(caller, snapshot, &message, &found, now)?;
             let request = crate::request::Request {
@@ -165,23 +166,26 @@ impl Gateway {
 
     /// Where the next try goes.
     fn next_backend(&self, context: &mut Context) -> Result<SocketAddr, BError> {
-        let (Some(route), Some(_)) = (&context.route, &context.admission) else { return Err(no_permit(context)) };
-        if !context.tried.is_empty() {
+        let Context { snapshot, place, admission: Some(_), tried, backend, asked, rejection, .. } = &mut *context else {
+            return Err(no_permit(context));
+        };
+        let Some(route) = snapshot.route(*place) else { return Err(no_permit(context)) };
+        if !tried.is_empty() {
             route.metrics.count_retry();
         }
         let address = match route.upstream.builtin {
             Some(Service::Echo) => self.own.echo,
             Some(Service::Oauth) => self.own.oauth,
-            None => match choose(&route.upstream, &context.tried) {
-                Ok(chosen) => context.backend.insert(chosen).address,
-                Err(rejection) => {
-                    context.rejection = Some(rejection);
+            None => match choose(&route.upstream, tried) {
+                Ok(chosen) => backend.insert(chosen).address,
+                Err(refused) => {
+                    *rejection = Some(refused);
                     return Err(Error::new_in(ErrorType::HTTPStatus(503)));
                 }
             },
         };
-        context.asked.get_or_insert_with(|| (self.clock)().monotonic);
-        context.tried.push(address);
+        asked.get_or_insert_with(|| (self.clock)().monotonic);
+        tried.push(address);
         Ok(address)
     }
 
@@ -267,8 +271,9 @@ impl ProxyHttp for Gateway {
         let address = self.next_backend(context)?;
         // What a try has read of the body is read again by the next.
         context.body_received = 0;
-        let (Some(route), Some(admission)) = (&context.route, &context.admission) else { return Err(no_permit(context)) };
-        context.body.restart(admission.body());
+        let Context { snapshot, place, admission: Some(admission), body, .. } = &mut **context else { return Err(no_permit(context)) };
+        let Some(route) = snapshot.route(*place) else { return Err(no_permit(context)) };
+        body.restart(admission.body());
         Ok(peer::build(route, address))
     }
 
@@ -441,7 +446,7 @@ async fn refuse_on_panic<D>(mut decision: Pin<&mut impl Future<Output = Result<D
 
 /// Whether the upstream may be asked once more: the configuration says so, the method is idempotent, the body can be sent again.
 fn may_retry(caller: &impl Caller, context: &Context, cause: RetryOn) -> bool {
-    let Some(retries) = context.route.as_ref().and_then(|route| route.upstream.retries.as_ref()) else {
+    let Some(retries) = context.route().and_then(|route| route.upstream.retries.as_ref()) else {
         return false;
     };
     retries.on.contains(&cause)

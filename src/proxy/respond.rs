@@ -86,7 +86,7 @@ fn head(context: &Context, rejection: &Rejection, body: usize) -> AnswerHead {
     let mut head = AnswerHead::new(rejection.status(), Length::Bytes(body as u64));
     head.add(&header::CACHE_CONTROL, b"no-store");
     head.add(&X_REQUEST_ID, context.request_id.as_str().as_bytes());
-    let challenges = context.route.as_ref().map(|route| &route.challenges);
+    let challenges = context.route().map(|route| &route.challenges);
     if !matches!(rejection, Rejection::Relayed(_)) {
         head.add(&header::CONTENT_TYPE, b"application/problem+json");
     }

@@ -22,7 +22,7 @@ pub(super) fn prepare(caller: &impl Caller, upstream: &mut RequestHeader, contex
     if upstream.headers.get(header::HOST).map(http::HeaderValue::as_bytes) != Some(target.authority.as_bytes()) {
         upstream.insert_header(header::HOST, target.authority.as_str())?;
     }
-    let websocket = context.route.as_ref().is_some_and(|route| route.websocket);
+    let websocket = context.route().is_some_and(|route| route.websocket);
     if !websocket && upstream.headers.contains_key(header::UPGRADE) {
         upstream.remove_header(&header::UPGRADE);
         upstream.remove_header(&header::CONNECTION);
@@ -35,7 +35,7 @@ pub(super) fn prepare(caller: &impl Caller, upstream: &mut RequestHeader, contex
 
 /// Tells the upstream who calls, and nothing that the caller says of that itself.
 pub(super) fn introduce<'a>(caller: &impl Caller, upstream: &mut impl Fields<'a>, context: &'a Context) -> Result<()> {
-    let (Some(route), Some(admission), Some(target), Some(client)) = (&context.route, &context.admission, &context.target, context.client)
+    let (Some(route), Some(admission), Some(target), Some(client)) = (context.route(), &context.admission, &context.target, context.client)
     else {
         return Error::e_explain(ErrorType::HTTPStatus(500), "no permit");
     };

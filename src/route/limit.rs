@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use thread_local::ThreadLocal;
 
 use crate::config::{self, Allowance, LimitAlgorithm, LimitKey, LimitMode, LimitOn, LimitStore, OnStoreFailure, WhenMissing};
 use crate::live::LiveState;
@@ -22,6 +23,8 @@ use crate::request::{Identity, LimitState, Now, Rejection, Request};
 #[derive(Debug)]
 pub struct RateLimit {
     pub(super) name: Arc<str>,
+    /// The name again for each thread, whose answers refer to it: one for all would be counted where all cores write.
+    names: ThreadLocal<Arc<str>>,
     /// Whether it tells of what it would refuse, and lets it pass.
     pub(super) shadow: bool,
     /// Whether it counts refused credentials.
@@ -130,6 +133,7 @@ impl RateLimit {
         };
         Some(Self {
             name: Arc::clone(name),
+            names: ThreadLocal::new(),
             shadow,
             on_refused: limit.on == LimitOn::Refused,
             holder,
@@ -202,7 +206,8 @@ impl RateLimit {
     pub(super) fn state(&self, standing: Standing) -> LimitState {
         let Standing { remaining, reset, retry_after, .. } = standing;
         let (limit, window) = self.announced;
-        LimitState { name: Arc::clone(&self.name), limit, remaining: remaining.min(limit), reset, retry_after, window }
+        let name = Arc::clone(self.names.get_or(|| Arc::from(&*self.name)));
+        LimitState { name, limit, remaining: remaining.min(limit), reset, retry_after, window }
     }
 
     pub(super) fn rejection(&self, standing: Standing) -> Rejection {

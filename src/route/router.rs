@@ -56,6 +56,10 @@ pub enum Fault {
     },
 }
 
+/// Where a route stands in its router: kept by a request in place of a reference that all requests of the route would count in one place.
+#[derive(Debug, Clone, Copy)]
+pub struct Place(usize);
+
 /// Finds the route of a request.
 #[derive(Debug)]
 pub struct Router<T> {
@@ -103,6 +107,23 @@ impl<T> Router<T> {
         method: &Method,
         parameters: &mut ParametersBuffer<'a>,
     ) -> Result<&'a T, Rejection> {
+        let place = self.locate(host, path, method, parameters)?;
+        self.get(place).ok_or(Rejection::Internal("route_without_value"))
+    }
+
+    /// What stands at a place of this router.
+    pub fn get(&self, place: Place) -> Option<&T> {
+        self.values.get(place.0)
+    }
+
+    /// Where the route stands that [`find`](Self::find) finds.
+    pub fn locate<'a>(
+        &'a self,
+        host: &str,
+        path: &'a str,
+        method: &Method,
+        parameters: &mut ParametersBuffer<'a>,
+    ) -> Result<Place, Rejection> {
         let segments = path.strip_prefix('/').ok_or(Rejection::NoRoute)?;
         let leaf = self.trees(host).find_map(|tree| {
             parameters.length = 0;
@@ -111,7 +132,7 @@ impl<T> Router<T> {
         let leaf = leaf.ok_or(Rejection::NoRoute)?;
         let endpoint = leaf.endpoint(method).ok_or_else(|| Rejection::MethodNotAllowed(leaf.allow.clone()))?;
         parameters.name(&endpoint.names);
-        self.values.get(endpoint.entry).ok_or(Rejection::Internal("route_without_value"))
+        Ok(Place(endpoint.entry))
     }
 
     /// The trees that speak for a host, the most specific first.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use crossbeam_utils::CachePadded;
 use thread_local::ThreadLocal;
 
 use super::Snapshot;
@@ -14,7 +15,7 @@ use super::Snapshot;
 pub struct Slot {
     current: ArcSwap<Numbered>,
     number: AtomicU64,
-    threads: ThreadLocal<Mutex<Option<Serving>>>,
+    threads: ThreadLocal<CachePadded<Mutex<Option<Serving>>>>,
 }
 
 #[derive(Debug)]

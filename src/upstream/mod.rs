@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use ahash::RandomState;
 use arc_swap::ArcSwap;
+use crossbeam_utils::CachePadded;
 use openssl::pkey::{PKey, Private};
 use openssl::sha::Sha256;
 use openssl::x509::X509;
+use thread_local::ThreadLocal;
 
 use crate::config::{self, Balance, Builtin, Problem, Retries, UpstreamTimeouts};
 use crate::live::LiveState;
-use crate::live::backends::{Backend, Backends, Check, Server, Upkeep};
+use crate::live::backends::{Backend, Backends, Check, InFlight, Server, Upkeep};
 use crate::net;
 use crate::request::Rejection;
 use schedule::{Schedule, Turn};
@@ -47,7 +49,8 @@ pub struct Upstream {
     upkeep: Arc<Upkeep>,
     backends: Arc<Backends>,
     schedule: ArcSwap<Schedule>,
-    turns: AtomicU64,
+    /// Of each thread its own: threads that took turns together would all write to one place.
+    turns: ThreadLocal<CachePadded<AtomicU64>>,
 }
 
 /// A service inside edgeward.
@@ -75,7 +78,7 @@ pub struct Tls {
 pub struct Chosen {
     /// Where to connect.
     pub address: SocketAddr,
-    backend: Arc<Backend>,
+    _in_flight: InFlight,
 }
 
 impl Upstream {
@@ -115,8 +118,7 @@ impl Upstream {
             balance: config.balance,
             upkeep: Arc::new(Upkeep { upstream: name.clone(), servers: servers.iter().map(|(server, _)| server.clone()).collect(), check }),
             schedule: ArcSwap::from_pointee(Schedule::unmade()),
-            // Started anywhere, so that gateways that start together do not all send their first requests to the first server.
-            turns: AtomicU64::new(RandomState::new().hash_one(name)),
+            turns: ThreadLocal::new(),
             servers,
             backends,
         })
@@ -151,7 +153,7 @@ impl Upstream {
     /// A backend that is well and not among the tried ones.
     pub fn choose(&self, tried: &[SocketAddr]) -> Result<Chosen, Rejection> {
         let schedule = self.schedule();
-        let turn = Turn(self.turns.fetch_add(1, Ordering::Relaxed));
+        let turn = self.turn();
         let chosen = match self.balance {
             Balance::RoundRobin => schedule.next(turn),
             Balance::Random => schedule.random(turn),
@@ -159,8 +161,15 @@ impl Upstream {
         };
         let untried = |backend: &&Arc<Backend>| !tried.contains(&backend.address());
         let backend = chosen.filter(untried).or_else(|| schedule.all_from(turn).find(untried)).ok_or(Rejection::NoHealthyUpstream)?;
-        backend.begin();
-        Ok(Chosen { address: backend.address(), backend: backend.clone() })
+        Ok(Chosen { address: backend.address(), _in_flight: backend.begin() })
+    }
+
+    /// Started anywhere, so that threads, and gateways that start together, do not all send their first requests to the first server.
+    fn turn(&self) -> Turn {
+        let own = self.turns.get_or(|| AtomicU64::new(RandomState::new().hash_one(&self.name)).into());
+        let turn = own.load(Ordering::Relaxed);
+        own.store(turn.wrapping_add(1), Ordering::Relaxed);
+        Turn(turn)
     }
 
     /// The schedule over what is well now. It is remade by the first request after a change, at the cost of one pass over the backends.
@@ -174,12 +183,6 @@ impl Upstream {
         let checked = self.upkeep.check.is_some();
         self.schedule.store(Arc::new(Schedule::new(changes, &self.servers, |backend| !checked || backend.is_well())));
         self.schedule.load()
-    }
-}
-
-impl Drop for Chosen {
-    fn drop(&mut self) {
-        self.backend.end();
     }
 }
 

@@ -199,7 +199,7 @@ mod tests {
         let servers = servers(&backends, &[1, 1, 1]);
         let schedule = Schedule::new(0, &servers, |_| true);
         let busiest = servers[1].0.backends()[0].clone();
-        (0..3).for_each(|_| busiest.begin());
+        let _held: Vec<_> = (0..3).map(|_| busiest.begin()).collect();
         for turn in 0..1000 {
             assert!(!Arc::ptr_eq(schedule.less_busy(Turn(turn), &[]).unwrap(), &busiest));
         }

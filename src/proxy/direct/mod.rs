@@ -47,7 +47,7 @@ const INTERIM: usize = 16;
 
 /// Whether a request that was admitted goes this way.
 pub(super) fn takes(caller: &mut impl Caller, context: &Context) -> bool {
-    let (Some(route), Some(admission)) = (&context.route, &context.admission) else { return false };
+    let (Some(route), Some(admission)) = (context.route(), &context.admission) else { return false };
     // A body that was read whole was held against its digests already.
     route.upstream.is_plain() && caller.is_plain() && (admission.body().is_empty() || context.body.whole().is_some())
 }
@@ -383,11 +383,11 @@ fn length(value: &http::HeaderValue) -> Option<u64> {
 }
 
 fn timeouts(context: &Context) -> Option<&UpstreamTimeouts> {
-    context.route.as_ref().map(|route| &route.upstream.timeouts)
+    context.route().map(|route| &route.upstream.timeouts)
 }
 
 fn patience(context: &Context) -> Duration {
-    context.route.as_ref().map(|route| route.response_timeout).unwrap_or_default()
+    context.route().map(|route| route.response_timeout).unwrap_or_default()
 }
 
 fn malformed(Malformed(what): Malformed) -> BError {

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ahash::RandomState;
+use crossbeam_utils::CachePadded;
 use hashbrown::HashMap;
 use thread_local::ThreadLocal;
 use tokio::net::TcpStream;
@@ -15,7 +16,7 @@ use super::super::deadline::Deadline;
 #[derive(Debug)]
 pub struct Pool {
     most: usize,
-    workers: ThreadLocal<Mutex<Kept>>,
+    workers: ThreadLocal<CachePadded<Mutex<Kept>>>,
 }
 
 #[derive(Debug, Default)]
