@@ -1,5 +1,7 @@
 //! The only wiring: listeners, the proxy, the administration, and the housekeeper that keeps live facts fresh.
 
+mod workers;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,6 +32,7 @@ use crate::reload::{Candidate, Occasion, Reloader, open_stores};
 use crate::request::{Clock, Now};
 use crate::snapshot::Slot;
 use crate::upstream::echo;
+use workers::Workers;
 
 /// Idle connections kept to all upstreams together, per worker: fewer than the callers' concurrency costs 1.2 to 1.4 times.
 const POOL: usize = 1024;
@@ -105,7 +108,8 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
         }
         addresses.push(address);
     }
-    let proxy_service = server.add_service(service);
+    let workers = Workers::start(threads(&config)).map_err(|error| StartError::System("worker threads", error.to_string()))?;
+    let proxy_service = server.add_service(workers.run(service));
 
     let files = candidate.files;
     let reloader = Arc::new(Reloader::new(
@@ -145,16 +149,22 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
 
     end_when_drained(&server, Arc::clone(&metrics), Arc::clone(&live));
     server.run(pingora::server::RunArgs::default());
+    workers.end();
     finish(&live);
     Ok(())
 }
 
+/// How many threads serve callers.
+fn threads(config: &Config) -> usize {
+    match config.server.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
+}
+
 /// Pingora's own settings, made from ours: it never sees the operator's file.
 fn server_conf(config: &Config) -> ServerConf {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = if config.server.threads == 0 { cores } else { config.server.threads };
     ServerConf {
-        threads,
         upstream_keepalive_pool_size: POOL,
         grace_period_seconds: Some(config.server.timeouts.drain.as_secs()),
         graceful_shutdown_timeout_seconds: Some(1),
