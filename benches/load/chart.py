@@ -13,6 +13,7 @@ SHOWN = [
 ]
 NAMES = {
     "edgeward": "edgeward",
+    "edgeward_pgo": "same, make pgo",
     "bare": "bare Pingora",
     "haproxy": "HAProxy",
     "nginx": "nginx",
@@ -61,7 +62,7 @@ def draw(results):
             if name not in result["peers"]:
                 continue
             value = result["peers"][name]["median"]["cpu_us"]
-            kind = {"edgeward": "ours", "bare": "floor"}.get(name, "")
+            kind = {"edgeward": "ours", "edgeward_pgo": "ours", "bare": "floor"}.get(name, "")
             middle = y + BAR - 4
             parts.append(text(LEFT - 8, middle, NAMES[name], kind, "end"))
             parts.append(f'<rect x="{LEFT}" y="{y}" width="{max(1.0, value * scale):.1f}" height="{BAR}" rx="2" class="{kind}"/>')

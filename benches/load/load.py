@@ -38,6 +38,7 @@ class Tools:
     bare: Path | None
     envoy: Path | None
     pingap: Path | None
+    edgeward_pgo: Path | None
 
     @staticmethod
     def found():
@@ -45,7 +46,7 @@ class Tools:
             value = os.environ.get(name)
             return Path(value) if value else None
 
-        return Tools(path("EDGEWARD_BIN"), path("BARE_BIN"), path("ENVOY_BIN"), path("PINGAP_BIN"))
+        return Tools(path("EDGEWARD_BIN"), path("BARE_BIN"), path("ENVOY_BIN"), path("PINGAP_BIN"), path("EDGEWARD_PGO_BIN"))
 
     def have(self, peer):
         return peer.name in ("haproxy", "nginx") or getattr(self, peer.name) is not None
@@ -228,7 +229,7 @@ def run(workload, plan, material, tools):
             if plan.peers and kind.name not in plan.peers:
                 continue
             if not tools.have(kind):
-                if kind.name != "pingap":
+                if kind.name not in ("pingap", "edgeward_pgo"):
                     left_out[kind.name] = "not here"
                 continue
             try:

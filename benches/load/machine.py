@@ -15,6 +15,9 @@ TICK = os.sysconf("SC_CLK_TCK")
 # How long a peer may take to serve: a million keys are read first.
 START = 300.0
 
+# The longest that a gateway takes to write down what it was seen to do, in seconds.
+PROFILE = 10.0
+
 
 class Failure(Exception):
     """Something did otherwise than it should, and its figures would say nothing."""
@@ -114,7 +117,13 @@ class Stage:
 
 
 def end(process):
-    """Ends a process and those it started, at once: they hold nothing that is worth keeping."""
+    """Ends a process and those it started, at once: they hold nothing that is worth keeping, but for a profile where one is asked for."""
+    if "LLVM_PROFILE_FILE" in os.environ:
+        process.terminate()
+        try:
+            process.wait(PROFILE)
+        except subprocess.TimeoutExpired:
+            pass
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

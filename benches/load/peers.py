@@ -154,7 +154,7 @@ class Edgeward(Peer):
             "policies": {"all": policy},
             "routes": routes,
         }
-        self.file = self.stage.write("edgeward.yaml", json.dumps(config))
+        self.file = self.stage.write(f"{self.name}.yaml", json.dumps(config))
 
     def _authenticators(self):
         chain, origin = self.chain, f"http://127.0.0.1:{self.origin.plain}"
@@ -194,6 +194,15 @@ class Edgeward(Peer):
             found = re.search(r"^edgeward_config_reloads_applied_total (\d+)", answer.read().decode(), re.M)
         check(found, "edgeward counts no reloads")
         return int(found[1])
+
+
+class EdgewardPgo(Edgeward):
+    """The same, built by `make pgo`."""
+
+    name = "edgeward_pgo"
+
+    def command(self):
+        return [self.tools.edgeward_pgo, "run", "-c", self.file]
 
 
 class Bare(Peer):
@@ -621,7 +630,7 @@ threads = 1
         return [self.tools.pingap, "-c", self.file]
 
 
-ALL = [Bare, Edgeward, Haproxy, Nginx, Envoy, Pingap]
+ALL = [Bare, Edgeward, EdgewardPgo, Haproxy, Nginx, Envoy, Pingap]
 
 
 def versions(tools):
