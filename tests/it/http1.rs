@@ -1,6 +1,9 @@
 //! Callers over HTTP/1.1: how their bytes are cut into requests, and when the framework takes over.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::certificates::Authority;
 use crate::harness::client::{Connection, Http2, Tls, Verdict, request};
@@ -205,4 +208,51 @@ fn over_tls_the_callers_are_served_alike_and_the_server_chooses_how_to_encrypt()
     let verdicts = Http2::open(gateway.address(), &tls).ask_often(&fields, 20);
     assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Answered(200)));
     assert!(origin.last().head.starts_with("GET /h2 HTTP/1.1\r\n") && origin.last().header("x-forwarded-proto") == Some("https"));
+}
+
+/// Counted and not timed: of connections that all ask again at once, each is answered about as often as the others.
+#[test]
+fn connections_are_served_in_turn() {
+    const CONNECTIONS: usize = 750;
+    const EACH: usize = 10;
+    let gateway = Gateway::start(
+        r#"
+listeners: [{address: "127.0.0.1:0"}]
+admin: {address: "127.0.0.1:0"}
+server: {threads: 1}
+upstreams: {demo: {builtin: echo}}
+routes: [{name: only, path: "/only", upstream: demo, policy: {authenticate: public}}]
+"#,
+    );
+    let address = gateway.address();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let answered: Vec<usize> = runtime.block_on(async {
+        let mut streams = Vec::new();
+        for _ in 0..CONNECTIONS {
+            streams.push(tokio::net::TcpStream::connect(address).await.unwrap());
+        }
+        let all = std::sync::Arc::new(AtomicUsize::new(0));
+        let asking = streams.into_iter().map(|mut stream| {
+            let all = all.clone();
+            tokio::spawn(async move {
+                let (mut own, mut answer) = (0, vec![0; 4096]);
+                while all.load(Ordering::Relaxed) < CONNECTIONS * EACH {
+                    stream.write_all(b"GET /none HTTP/1.1\r\nHost: gw.test\r\n\r\n").await.unwrap();
+                    let length = stream.read(&mut answer).await.unwrap();
+                    assert!(answer[..length].starts_with(b"HTTP/1.1 404"), "{}", String::from_utf8_lossy(&answer[..length]));
+                    all.fetch_add(1, Ordering::Relaxed);
+                    own += 1;
+                }
+                own
+            })
+        });
+        let mut answered = Vec::new();
+        for one in asking.collect::<Vec<_>>() {
+            answered.push(one.await.unwrap());
+        }
+        answered
+    });
+    let (least, most) = (answered.iter().min().unwrap(), answered.iter().max().unwrap());
+    // In rounds of 61 tasks, as the runtime has them by itself, it is from 5 to 24.
+    assert!(*least >= 7 && *most <= 18, "each {EACH} times on average, from {least} to {most}");
 }
