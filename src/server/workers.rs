@@ -8,7 +8,7 @@ use pingora::services::Service;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 /// Tasks that a worker runs before it looks again which connections have something to read: as many as one look can bring. In rounds of 61, which are
-/// tokio's, who asks again at once is served again while others wait, of a thousand connections some for 0.2 s (docs/performance.md).
+/// tokio's, who asks again at once is served again while others wait, of a thousand connections some for 0.2 s (docs/decisions/0015).
 const ROUND: u32 = 1024;
 
 /// How long what is still at work after the drain time has left, as the framework has it.
