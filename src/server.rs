@@ -26,6 +26,7 @@ use crate::live::revocations::Revocations;
 use crate::live::signing_keys::SigningKeys;
 use crate::live::{LiveState, api_keys, backends, key_set};
 use crate::metrics::Metrics;
+use crate::net;
 use crate::net::redis::Redis;
 use crate::proxy::{self, AccessLog, Front, Gateway, OwnServices, Pool};
 use crate::reload::{Candidate, Occasion, Reloader, open_stores};
@@ -81,9 +82,9 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
 
-    let echo = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("echo", error.to_string()))?;
+    let echo = net::serve::bind().map_err(|error| StartError::System("echo", error.to_string()))?;
     let echo_address = echo.local_addr().map_err(|error| StartError::System("echo", error.to_string()))?;
-    let oauth = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| StartError::System("oauth", error.to_string()))?;
+    let oauth = net::serve::bind().map_err(|error| StartError::System("oauth", error.to_string()))?;
     let oauth_address = oauth.local_addr().map_err(|error| StartError::System("oauth", error.to_string()))?;
     let own = OwnServices { echo: echo_address, oauth: oauth_address };
     let pool = Arc::new(Pool::new(POOL));
@@ -337,7 +338,7 @@ impl Housekeeper {
             })?;
         }
         let (slot, clock) = (Arc::clone(&self.slot), Arc::clone(&self.clock));
-        crate::net::serve::spawn(self.oauth.try_clone()?, move |request| {
+        net::serve::spawn(self.oauth.try_clone()?, move |request| {
             let (snapshot, now) = (slot.load(), clock());
             async move {
                 match (snapshot.documents.answer(&request), &snapshot.issuer) {
@@ -347,6 +348,6 @@ impl Housekeeper {
                 }
             }
         })?;
-        crate::net::serve::spawn(self.echo.try_clone()?, echo::answer)
+        net::serve::spawn(self.echo.try_clone()?, echo::answer)
     }
 }

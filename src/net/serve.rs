@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +12,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+
+/// A listener for this machine alone, on a free port. It keeps 1,024 callers waiting, as tokio's do; the standard library's keeps 128, and a worker
+/// opens more at once: those who do not fit are heard a second later, when the gateway has given up.
+pub fn bind() -> std::io::Result<TcpListener> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?.into_std()
+}
 
 /// Serves a bound listener in the background of the current runtime.
 pub fn spawn<F, A>(listener: TcpListener, answer: F) -> std::io::Result<()>
