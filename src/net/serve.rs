@@ -13,11 +13,17 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-/// A listener for this machine alone, on a free port. It keeps 1,024 callers waiting, as tokio's do; the standard library's keeps 128, and a worker
-/// opens more at once: those who do not fit are heard a second later, when the gateway has given up.
+/// Callers that may wait to be accepted. A worker opens more connections at once than the usual 128, and who does not fit is heard a second later,
+/// when the gateway has given up.
+const WAITING: u32 = 4096;
+
+/// A listener for this machine alone, on a free port.
 pub fn bind() -> std::io::Result<TcpListener> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    runtime.block_on(tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?.into_std()
+    let _entered = runtime.enter();
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+    socket.listen(WAITING)?.into_std()
 }
 
 /// Serves a bound listener in the background of the current runtime.
