@@ -166,6 +166,8 @@ fn threads(config: &Config) -> usize {
 /// Pingora's own settings, made from ours: it never sees the operator's file.
 fn server_conf(config: &Config) -> ServerConf {
     ServerConf {
+        // No service runs on so many of the framework's threads; it sizes its pools and its shards by them.
+        threads: threads(config),
         upstream_keepalive_pool_size: POOL,
         grace_period_seconds: Some(config.server.timeouts.drain.as_secs()),
         graceful_shutdown_timeout_seconds: Some(1),

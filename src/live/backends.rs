@@ -266,7 +266,7 @@ impl Backend {
         self.in_flight.iter().map(|own| Arc::strong_count(own).saturating_sub(1)).sum()
     }
 
-    /// One request more.
+    /// One request more, until what this returns is dropped.
     pub fn begin(&self) -> InFlight {
         Arc::clone(self.in_flight.get_or_default())
     }
