@@ -6,6 +6,7 @@ use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use dashmap::mapref::one::Ref;
 use ipnet::IpNet;
 
 use super::database::{OpenError, Opening, beside};
@@ -178,8 +181,19 @@ impl Key {
 /// that key alone.
 #[derive(Debug)]
 pub struct Table {
-    by_hash: DashMap<KeyHash, Arc<Key>, ahash::RandomState>,
+    by_hash: DashMap<ByHash, (), ahash::RandomState>,
     writer: Mutex<Writer>,
+}
+
+/// A key that a table knows; its shard is locked for reading.
+struct Known<'a>(Ref<'a, ByHash, ()>);
+
+impl Deref for Known<'_> {
+    type Target = Arc<Key>;
+
+    fn deref(&self) -> &Arc<Key> {
+        &self.0.key().key
+    }
 }
 
 /// What only a change of the table needs.
@@ -200,8 +214,8 @@ impl Default for Table {
 
 impl Table {
     /// The key that has, or had before its last rotation, this hash. Whether it is good is another question.
-    pub fn find(&self, hash: &KeyHash) -> Option<impl std::ops::Deref<Target = Arc<Key>> + '_> {
-        self.by_hash.get(hash)
+    pub fn find(&self, hash: &KeyHash) -> Option<impl Deref<Target = Arc<Key>> + '_> {
+        self.by_hash.get(hash).map(Known)
     }
 
     /// The number of keys.
@@ -236,11 +250,15 @@ impl Table {
             usage: Usage::default(),
         });
         // New hashes go in before old ones go out: a key that is good before and after is good all the time.
-        for hash in key.hashes() {
-            self.by_hash.insert(hash, key.clone());
+        for place in ByHash::all(&key) {
+            match self.by_hash.entry(place) {
+                // An insertion would leave the old key where it is, as both have the same hash.
+                Entry::Occupied(entry) => drop(entry.replace_entry(())),
+                Entry::Vacant(entry) => drop(entry.insert(())),
+            }
         }
         if let Some(old) = old {
-            self.forget_hashes(&old, Some(&key));
+            self.forget(&old);
         }
         writer.by_id.replace(ById(key));
     }
@@ -248,7 +266,7 @@ impl Table {
     /// Takes a key out.
     pub fn remove(&self, id: &str) {
         if let Some(ById(old)) = lock(&self.writer).by_id.take(id) {
-            self.forget_hashes(&old, None);
+            self.forget(&old);
         }
     }
 
@@ -259,9 +277,10 @@ impl Table {
         gone.iter().for_each(|id| self.remove(id));
     }
 
-    fn forget_hashes(&self, old: &Arc<Key>, new: Option<&Arc<Key>>) {
-        for hash in old.hashes().filter(|hash| new.is_none_or(|new| new.hashes().all(|kept| kept != *hash))) {
-            self.by_hash.remove_if(&hash, |_, key| Arc::ptr_eq(key, old));
+    /// Takes out what still leads to a key that is no longer this one.
+    fn forget(&self, old: &Arc<Key>) {
+        for place in ByHash::all(old) {
+            self.by_hash.remove_if(place.hash(), |found, ()| Arc::ptr_eq(&found.key, old));
         }
     }
 }
@@ -274,10 +293,6 @@ impl Key {
             last_address: *lock(&self.usage.last_address),
             id: self.id.clone(),
         }
-    }
-
-    fn hashes(&self) -> impl Iterator<Item = KeyHash> + '_ {
-        std::iter::once(self.hash).chain(self.previous.as_ref().map(|previous| previous.sha256))
     }
 }
 
@@ -303,6 +318,49 @@ impl FromIterator<Record> for Table {
         table
     }
 }
+
+/// A key in a map by one of its hashes, without a second copy of the hash: of a million keys most of the map stays in the processor's cache.
+#[derive(Debug)]
+struct ByHash {
+    key: Arc<Key>,
+    /// By the hash before the last rotation.
+    rotated: bool,
+}
+
+impl ByHash {
+    /// Every place where a key is found.
+    fn all(key: &Arc<Key>) -> impl Iterator<Item = Self> + '_ {
+        let times = if key.previous.is_some() { 2 } else { 1 };
+        [false, true].into_iter().take(times).map(|rotated| Self { key: key.clone(), rotated })
+    }
+
+    fn hash(&self) -> &KeyHash {
+        match &self.key.previous {
+            Some(previous) if self.rotated => &previous.sha256,
+            _ => &self.key.hash,
+        }
+    }
+}
+
+impl Borrow<KeyHash> for ByHash {
+    fn borrow(&self) -> &KeyHash {
+        self.hash()
+    }
+}
+
+impl Hash for ByHash {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Hash::hash(self.hash(), state);
+    }
+}
+
+impl PartialEq for ByHash {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash() == other.hash()
+    }
+}
+
+impl Eq for ByHash {}
 
 /// A key in a set by its id, without a second copy of the id.
 #[derive(Debug)]
@@ -369,6 +427,11 @@ pub struct ApiKeys {
     follower: Mutex<Option<Follower>>,
 }
 
+/// How long usage waits after a writing that took so long.
+fn pause(took: Duration) -> Duration {
+    took.saturating_mul(SHARE - 1).clamp(FLUSH, RARELY)
+}
+
 /// The open store and how far it was read.
 #[derive(Debug)]
 struct Follower {
@@ -379,8 +442,12 @@ struct Follower {
 
 /// How often the store is asked for news: an answer costs two system calls, and what the command line changes must hold within 2 s.
 const POLL: Duration = Duration::from_millis(500);
-/// How often usage is written down: what a crash can lose.
+/// How often usage is written down: what a crash can lose, unless so many keys are used that writing takes long.
 const FLUSH: Duration = Duration::from_secs(2);
+/// Writing usage takes at most one part in so many of a core: with a hundred thousand keys in turn, every two seconds took a tenth.
+const SHARE: u32 = 50;
+/// However long writing takes, a crash loses no more.
+const RARELY: Duration = Duration::from_secs(60);
 /// A store that failed is tried again after this; reading a damaged one again and again would cost more than it brings.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -431,18 +498,22 @@ impl ApiKeys {
             keys.maintained.store(true, Ordering::Relaxed);
             let now = clock();
             let flush = now.monotonic >= next_flush;
-            if flush {
-                next_flush = now.monotonic + FLUSH;
-            }
+            let clock = clock.clone();
             let round = tokio::task::spawn_blocking(move || {
                 let followed = keys.refresh();
                 let readable = followed.is_ok();
+                let begun = clock().monotonic;
                 let flushed = if flush { keys.write_usage() } else { Ok(()) };
+                let ended = clock().monotonic;
+                let pause = if flushed.is_ok() { pause(ended.saturating_sub(begun)) } else { FLUSH };
                 keys.report(followed.and(flushed), now.unix);
-                readable
+                (readable, ended + pause)
             });
             // Usage that could not be written must not make a revocation wait.
-            let readable = round.await.unwrap_or(false);
+            let (readable, next) = round.await.unwrap_or((false, now.monotonic));
+            if flush {
+                next_flush = next;
+            }
             tokio::time::sleep(if readable { POLL } else { RETRY }).await;
         }
     }
@@ -476,10 +547,12 @@ impl ApiKeys {
 
     /// What cannot be written is kept for the next time.
     fn write_usage(&self) -> Result<(), StoreError> {
-        let taken: Vec<Arc<Key>> = self.used.iter().flat_map(|shard| std::mem::take(&mut *lock(shard))).collect();
+        let mut taken: Vec<Arc<Key>> = self.used.iter().flat_map(|shard| std::mem::take(&mut *lock(shard))).collect();
         if taken.is_empty() {
             return Ok(());
         }
+        // In the order of the table, so that each of its pages is read and written once.
+        taken.sort_unstable_by(|one, other| one.id.cmp(&other.id));
         let rows: Vec<UsageRow> = taken.iter().map(|key| key.take_usage()).collect();
         let written = self.write(&rows);
         if written.is_err() {
@@ -721,6 +794,32 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_found_by_what_it_has_and_by_what_it_had_before_and_by_nothing_older() {
+        let table = Table::default();
+        let found = |secret: &str| table.find(&KeyHash::of(secret)).map(|key| key.id.to_string());
+        let mut key = record("a");
+        table.apply(key.clone());
+        key.rotate(KeyHash::of("a2"), 9);
+        table.apply(key.clone());
+        assert_eq!(["a", "a2", "a3"].map(found), [Some("a".into()), Some("a".into()), None]);
+        key.rotate(KeyHash::of("a3"), 9);
+        table.apply(key.clone());
+        assert_eq!(["a", "a2", "a3"].map(found), [None, Some("a".into()), Some("a".into())]);
+
+        table.apply(Record { revoked: Some(1), ..key });
+        assert!(table.find(&KeyHash::of("a3")).unwrap().is_revoked(), "the revoked one stands in the place of the good one");
+
+        // What one key had and another gets is the other's, also when the one goes.
+        table.apply(Record { sha256: KeyHash::of("a2"), ..record("b") });
+        assert_eq!(["a2", "a3"].map(found), [Some("b".into()), Some("a".into())]);
+        table.remove("a");
+        assert_eq!(["a2", "a3"].map(found), [Some("b".into()), None]);
+        table.remove("b");
+        assert_eq!(["a", "a2", "a3"].map(found), [None, None, None]);
+        assert!(table.is_empty() && table.by_hash.is_empty());
+    }
+
+    #[test]
     fn shared_grants_do_not_pile_up() {
         let table = Table::default();
         for n in 0..10_000 {
@@ -729,15 +828,27 @@ mod tests {
         assert!(lock(&table.writer).grants.len() <= 1025);
     }
 
+    #[test]
+    fn usage_is_written_every_two_seconds_and_less_often_where_that_takes_long() {
+        let paused = |milliseconds| pause(Duration::from_millis(milliseconds));
+        assert_eq!(paused(0), FLUSH);
+        assert_eq!(paused(40), FLUSH);
+        assert_eq!(paused(200), Duration::from_millis(9_800));
+        assert_eq!(paused(3_000), RARELY);
+        assert_eq!(pause(Duration::MAX), RARELY);
+    }
+
     #[tokio::test]
     async fn upkeep_follows_another_process_and_ends_with_its_keys() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data/keys.db");
         let keys = Arc::new(ApiKeys::new(Source::Database(path.clone())));
-        // Each round is a second by this clock, so that every other one writes usage.
-        let rounds = AtomicU64::new(0);
-        let clock: Clock =
-            Arc::new(move || Now { monotonic: Duration::from_secs(rounds.fetch_add(1, Ordering::Relaxed)), unix: Duration::from_secs(5) });
+        // Asked once before and three times in each round, which is a second by this clock, so that every other round writes usage.
+        let asked = AtomicU64::new(2);
+        let clock: Clock = Arc::new(move || Now {
+            monotonic: Duration::from_secs(asked.fetch_add(1, Ordering::Relaxed) / 3),
+            unix: Duration::from_secs(5),
+        });
         let upkeep = tokio::spawn(ApiKeys::maintain(Arc::downgrade(&keys), clock));
         let until = async |what: &str, reached: &dyn Fn() -> bool| {
             let limit = tokio::time::timeout(Duration::from_secs(20), async {
