@@ -189,7 +189,8 @@ class Gateway:
     def start(self):
         """Starts the process, or another one in its place when it was killed."""
         # The access log is a file of its own: it is long, and it is not what went wrong.
-        with open(self.stage.folder / "access.json", "ab") as access:
+        with open(self.stage.folder / "access.json", "ab+") as access:
+            self._drop_half_a_line(access)
             self.process = self.stage.spawn(GATEWAY, "run", "-c", self.file, log=self.log.name, stdout=access, env=self.environment)
         within(START, "the gateway starts", self._up)
 
@@ -240,6 +241,12 @@ class Gateway:
                 json.loads(line)
                 check(not CREDENTIAL.search(line), f"a credential in the access log: {line}")
         check(not CREDENTIAL.search(told), "a credential in the log")
+
+    @staticmethod
+    def _drop_half_a_line(access):
+        """What a killed process was about to write when it was."""
+        access.seek(0)
+        access.truncate(access.read().rfind(b"\n") + 1)
 
     def _up(self):
         check(self.process.poll() is None, f"the gateway ended at its start with {self.process.poll()}")
