@@ -94,9 +94,10 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     options.h2_idle_timeout = Some(config.server.timeouts.idle);
     framework.server_options = Some(options);
     let mut service = Service::new("edgeward".to_owned(), Front::new(gateway, framework));
-    let mut addresses = Vec::new();
+    let (mut addresses, mut probes) = (Vec::new(), Vec::new());
     for (index, listener) in config.listeners.iter().enumerate() {
-        let address = settle(*listener.address)?;
+        let (address, probe) = settle(*listener.address)?;
+        probes.push(probe);
         if let Some(tls) = &listener.tls {
             let asks = tls.client_certificates.is_some();
             let settings =
@@ -139,6 +140,8 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
         }
         None => None,
     };
+    // Not before: whoever asks for a free port would be given one of these.
+    drop(probes);
     let mut housekeeper = background_service(
         "housekeeper",
         Housekeeper { live: Arc::clone(&live), reloader, admin, echo, oauth, slot, pool, addresses, clock },
@@ -175,11 +178,12 @@ fn server_conf(config: &Config) -> ServerConf {
     }
 }
 
-/// The address with its port: port 0 asks the system for a free one, and Pingora would not tell which it got.
-fn settle(address: SocketAddr) -> Result<SocketAddr, StartError> {
+/// The address with its port: port 0 asks the system for a free one, and Pingora would not tell which it got. It is taken until the listener is dropped.
+fn settle(address: SocketAddr) -> Result<(SocketAddr, TcpListener), StartError> {
     // Bound for a moment either way, so that an address in use is an error of ours and not a panic in a service.
     let probe = TcpListener::bind(address).map_err(|error| StartError::Listen { address, error })?;
-    probe.local_addr().map_err(|error| StartError::Listen { address, error })
+    let address = probe.local_addr().map_err(|error| StartError::Listen { address, error })?;
+    Ok((address, probe))
 }
 
 /// The one clock of the process. How far the time of people is from its own is looked up once in a second: it is set by hand and by NTP, and to
