@@ -427,11 +427,6 @@ pub struct ApiKeys {
     follower: Mutex<Option<Follower>>,
 }
 
-/// How long usage waits after a writing that took so long.
-fn pause(took: Duration) -> Duration {
-    took.saturating_mul(SHARE - 1).clamp(FLUSH, RARELY)
-}
-
 /// The open store and how far it was read.
 #[derive(Debug)]
 struct Follower {
@@ -450,6 +445,11 @@ const SHARE: u32 = 50;
 const RARELY: Duration = Duration::from_secs(60);
 /// A store that failed is tried again after this; reading a damaged one again and again would cost more than it brings.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// How long usage waits after a writing that took so long.
+fn pause(took: Duration) -> Duration {
+    took.saturating_mul(SHARE - 1).clamp(FLUSH, RARELY)
+}
 
 impl ApiKeys {
     /// The keys of a source; those of a database are there once [`maintain`](Self::maintain) or [`refresh`](Self::refresh) has read them.
@@ -505,9 +505,9 @@ impl ApiKeys {
                 let begun = clock().monotonic;
                 let flushed = if flush { keys.write_usage() } else { Ok(()) };
                 let ended = clock().monotonic;
-                let pause = if flushed.is_ok() { pause(ended.saturating_sub(begun)) } else { FLUSH };
+                let rest = if flushed.is_ok() { pause(ended.saturating_sub(begun)) } else { FLUSH };
                 keys.report(followed.and(flushed), now.unix);
-                (readable, ended + pause)
+                (readable, ended + rest)
             });
             // Usage that could not be written must not make a revocation wait.
             let (readable, next) = round.await.unwrap_or((false, now.monotonic));
