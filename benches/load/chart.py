@@ -49,7 +49,7 @@ def draw(results):
     groups = [(title, by_name[name]) for name, title in SHOWN if name in by_name] or [
         (result["title"], result) for result in results[:6]
     ]
-    most = max(peer["median"]["cpu_us"] for _, result in groups for peer in result["peers"].values())
+    most = max(peer["median"]["cpu_us"] for _, result in groups for name, peer in result["peers"].items() if name in NAMES)
     scale = (WIDTH - LEFT - RIGHT) / most
     parts, y = [], 30
     parts.append(text(0, y, "Gateway CPU per request, microseconds: shorter is better", "title"))

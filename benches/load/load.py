@@ -49,7 +49,8 @@ class Tools:
         return Tools(path("EDGEWARD_BIN"), path("BARE_BIN"), path("ENVOY_BIN"), path("PINGAP_BIN"), path("EDGEWARD_PGO_BIN"))
 
     def have(self, peer):
-        return peer.name in ("haproxy", "nginx") or getattr(self, peer.name) is not None
+        program = peer.program or peer.name
+        return program in ("haproxy", "nginx") or getattr(self, program) is not None
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def ask(peer, workload, load, headers=None):
 
 
 def prove(peer, workload, load):
-    """Checks one answer, and that nobody but the gateway says who the caller is; of the bare proxy, which decides nothing, the status."""
-    proven = workload.saw and peer.name != "bare"
+    """Checks one answer, and that nobody but the gateway says who the caller is; of one that decides nothing, the status."""
+    proven = workload.saw and peer.decides
     forged = dict.fromkeys(workload.forged, "mallory") if proven else {}
     status, body = ask(peer, workload, load, forged)
     check(status == workload.status, f"{peer.name} answered {status}, not {workload.status}: {body[:300]}")
@@ -105,7 +106,7 @@ def prove(peer, workload, load):
 
 def expected(peer, workload):
     """The status and, as a Lua pattern, the text of every answer; of many callers any may have been meant."""
-    text = workload.saw if workload.saw and peer.name != "bare" else ""
+    text = workload.saw if workload.saw and peer.decides else ""
     return workload.status, text.replace("-", "%-").replace("%-0 ", "%-%d+ ")
 
 
@@ -125,7 +126,7 @@ class Run:
         # A million keys are read after it listens; of a limit of one request this is the one.
         within(machine.START, f"{peer.name} is ready", lambda: ask(peer, workload, load)[0] != 503)
         prove(peer, workload, load)
-        passes = workload.begins == "passed" and peer.name != "bare"
+        passes = workload.begins == "passed" and peer.decides
         if passes:
             load = generators.Load(**(asdict(load) | {"once": True}))
         # A pass ends by itself; a thousand connections take their time to be made.
@@ -226,14 +227,15 @@ def run(workload, plan, material, tools):
         ports = origin(stage, plan.others)
         load = workload.load(material)
         for kind in ALL:
-            if plan.peers and kind.name not in plan.peers:
+            if plan.peers and kind.name not in plan.peers or not kind.takes_part(workload.chain):
                 continue
             if not tools.have(kind):
                 if kind.name not in ("pingap", "edgeward_pgo"):
                     left_out[kind.name] = "not here"
                 continue
             try:
-                runs.append(Run(kind(stage, workload.chain, ports, material, plan.core, tools), workload, load, plan))
+                peer = kind(stage, workload.chain, ports, material, plan.core, tools)
+                runs.append(Run(peer, workload, peer.sends(load), plan))
             except Unable as reason:
                 left_out[kind.name] = str(reason)
         for one in list(runs):

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import machine
 from machine import check, free_port, listens, within
@@ -19,6 +19,10 @@ NETWORKS = [f"10.{number}.0.0/16" for number in range(9)] + ["127.0.0.0/8"]
 
 # Beyond what anybody reaches: that the limit is counted is measured, not that it refuses.
 PLENTY = 1_000_000_000
+
+
+# So few keys that they lie in the processor's nearest cache.
+TEN = 10
 
 
 class Unable(Exception):
@@ -35,7 +39,7 @@ class Chain:
     exhausted: bool = False
     # api_key, jwt, introspection, external, certificate
     credential: str | None = None
-    keys: int = 10
+    keys: int = TEN
     algorithm: str = "RS256"
     cached: bool = True
     # server, mutual
@@ -64,6 +68,15 @@ class Peer:
     """A gateway that runs. Subclasses write its configuration and say how it is started."""
 
     name = ""
+    # What it is started with, where that is not called as it is.
+    program = None
+    # Whether it does the checks of a chain; one that does not says what the same requests cost without them.
+    decides = True
+
+    @staticmethod
+    def takes_part(chain):
+        """Whether it has something to say where this is done: what is there beside its like only is not asked elsewhere."""
+        return True
 
     def __init__(self, stage, chain, origin, material, core, tools):
         self.stage, self.chain, self.origin, self.material, self.core, self.tools = stage, chain, origin, material, core, tools
@@ -71,6 +84,10 @@ class Peer:
         self.log = f"{self.name}.log"
         # Whatever it lacks is said here, before anything runs.
         self.prepare(0)
+
+    def sends(self, load):
+        """What it is sent, where that is not what all are."""
+        return load
 
     @property
     def upstream(self):
@@ -205,10 +222,28 @@ class EdgewardPgo(Edgeward):
         return [self.tools.edgeward_pgo, "run", "-c", self.file]
 
 
+class EdgewardTen(Edgeward):
+    """The same with ten keys, beside the one with many: what their number costs."""
+
+    name = "edgeward_ten"
+    program = "edgeward"
+
+    @staticmethod
+    def takes_part(chain):
+        return chain.credential == "api_key" and chain.keys > TEN
+
+    def __init__(self, stage, chain, *others):
+        super().__init__(stage, replace(chain, keys=TEN), *others)
+
+    def sends(self, load):
+        return replace(load, lines=self.material.some_keys(TEN))
+
+
 class Bare(Peer):
     """The framework without filters: the floor. It decides nothing, so it serves every chain alike, and refuses by a number."""
 
     name = "bare"
+    decides = False
 
     def command(self):
         chain = self.chain
@@ -238,7 +273,7 @@ class Haproxy(Peer):
             tls += f" ca-file {self._reads_path('ca.pem')} verify required"
         rules = []
         if chain.guarded or chain.reloads:
-            networks = self.stage.write("haproxy.networks", "\n".join(self._networks(generation)) + "\n")
+            networks = self.stage.write(f"{self.name}.networks", "\n".join(self._networks(generation)) + "\n")
             rules += [f"http-request deny deny_status 403 unless {{ src -f {networks} }}"]
         if chain.guarded or chain.exhausted:
             period, most = ("1d", 1) if chain.exhausted else ("1s", PLENTY)
@@ -249,7 +284,7 @@ class Haproxy(Peer):
             ]
         rules += self._credential()
         if chain.routes > 1:
-            routes = self.stage.write("haproxy.routes", "".join(f"{path} origin\n" for path in chain.paths))
+            routes = self.stage.write(f"{self.name}.routes", "".join(f"{path} origin\n" for path in chain.paths))
             rules += [
                 f"http-request set-var(txn.backend) path,map_beg({routes})",
                 "http-request deny deny_status 404 unless { var(txn.backend) -m found }",
@@ -274,7 +309,7 @@ backend origin
     http-reuse always
     server origin 127.0.0.1:{self.upstream}{" proto h2" if chain.http2 else ""}
 """
-        self.file = self.stage.write("haproxy.cfg", text)
+        self.file = self.stage.write(f"{self.name}.cfg", text)
 
     def _credential(self):
         match self.chain.credential:
@@ -314,6 +349,21 @@ backend origin
     def reload(self, generation):
         self.prepare(generation)
         self.process.send_signal(signal.SIGUSR2)
+
+
+class HaproxyPlain(Haproxy):
+    """The same without a check, beside those who do the whole chain."""
+
+    name = "haproxy_plain"
+    program = "haproxy"
+    decides = False
+
+    @staticmethod
+    def takes_part(chain):
+        return chain.guarded and chain.credential is not None and not chain.refuses and not chain.reloads
+
+    def __init__(self, stage, chain, *others):
+        super().__init__(stage, Chain(tls=chain.tls, http2=chain.http2), *others)
 
 
 class Nginx(Peer):
@@ -431,6 +481,7 @@ class Envoy(Peer):
     """With its cache of verified tokens, one worker thread, no access log."""
 
     name = "envoy"
+    remembers = True
 
     def prepare(self, generation):
         chain = self.chain
@@ -475,7 +526,7 @@ class Envoy(Peer):
                 "layers": [{"name": "static", "static_layer": {"overload": {"global_downstream_max_connections": 20000}}}]
             },
         }
-        self.file = self.stage.write("envoy.json", json.dumps(config))
+        self.file = self.stage.write(f"{self.name}.json", json.dumps(config))
 
     def _routes(self):
         return [{"match": {"prefix": path}, "route": {"cluster": "origin", "timeout": "0s"}} for path in self.chain.paths]
@@ -521,8 +572,9 @@ class Envoy(Peer):
                         {"header_name": "x-user-id", "claim_name": "sub"},
                         {"header_name": "x-consumer-id", "claim_name": "client_id"},
                     ],
-                    "jwt_cache_config": {"jwt_cache_size": 200_000},
                 }
+                if self.remembers:
+                    provider["jwt_cache_config"] = {"jwt_cache_size": 200_000}
                 rules = [{"match": {"prefix": "/"}, "requires": {"provider_name": "login"}}]
                 return [extension("http", "jwt_authn.v3.JwtAuthentication", {"providers": {"login": provider}, "rules": rules})]
             case "external":
@@ -553,6 +605,18 @@ class Envoy(Peer):
 
     def command(self):
         return [self.tools.envoy, "-c", self.file, "--concurrency", "1", "--disable-hot-restart", "-l", "error"]
+
+
+class EnvoyUncached(Envoy):
+    """The same without its cache, as it is where none is configured: it verifies each token anew."""
+
+    name = "envoy_uncached"
+    program = "envoy"
+    remembers = False
+
+    @staticmethod
+    def takes_part(chain):
+        return chain.credential == "jwt" and not chain.refuses
 
 
 TYPES = "type.googleapis.com/envoy.extensions"
@@ -630,7 +694,7 @@ threads = 1
         return [self.tools.pingap, "-c", self.file]
 
 
-ALL = [Bare, Edgeward, EdgewardPgo, Haproxy, Nginx, Envoy, Pingap]
+ALL = [Bare, Edgeward, EdgewardTen, EdgewardPgo, HaproxyPlain, Haproxy, Nginx, Envoy, EnvoyUncached, Pingap]
 
 
 def versions(tools):

@@ -4,7 +4,7 @@ import json
 import statistics
 
 # What the others are measured by, in the order of the columns.
-YARDSTICKS = ["bare", "haproxy", "envoy"]
+YARDSTICKS = ["bare", "edgeward_ten", "haproxy_plain", "haproxy", "envoy", "envoy_uncached"]
 
 
 def ratios(peers):
@@ -32,10 +32,15 @@ HEADINGS = [
     "RSS MiB",
     "switches",
     "busy %",
-    "/ bare",
-    "/ haproxy",
-    "/ envoy",
 ]
+
+
+def headings(result):
+    return HEADINGS + [f"/ {yardstick}" for yardstick in yardsticks(result)]
+
+
+def yardsticks(result):
+    return [yardstick for yardstick in YARDSTICKS if yardstick in result["peers"]]
 
 
 def rows(result, busy):
@@ -55,7 +60,7 @@ def rows(result, busy):
             f"{median['rss_kib'] / 1024:.0f}",
             number(median["switches"], 2),
             f"{median['least_busy']:.0f}{idle}",
-            *(spread(result["ratios"].get(name, {}).get(yardstick)) for yardstick in YARDSTICKS),
+            *(spread(result["ratios"].get(name, {}).get(yardstick)) for yardstick in yardsticks(result)),
         ]
 
 
@@ -86,8 +91,8 @@ def notes(result):
 
 def table(result, busy):
     """For the terminal."""
-    lines = [HEADINGS, *rows(result, busy)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+    lines = [headings(result), *rows(result, busy)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [f"{result['name']}: {result['title']}"]
     for line in lines:
         cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
@@ -102,7 +107,8 @@ def markdown(result, busy):
     """For the page."""
     lines = list(rows(result, busy))
     text = [f"### {result['title']} (`{result['name']}`)", ""]
-    text += ["| " + " | ".join(HEADINGS) + " |", "|---" + "|--:" * (len(HEADINGS) - 1) + "|"]
+    columns = headings(result)
+    text += ["| " + " | ".join(columns) + " |", "|---" + "|--:" * (len(columns) - 1) + "|"]
     text += ["| " + " | ".join(cell.replace(" *", "\\*") for cell in line) + " |" for line in lines]
     text += ["", *(f"- {note}" for note in notes(result))]
     return "\n".join(text).rstrip() + "\n"
