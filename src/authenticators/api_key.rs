@@ -64,10 +64,7 @@ impl ApiKey {
         let hash = KeyHash::of(&presented);
         match self.table.find(&hash) {
             Some(key) => match judge(&key, &hash, request, now.unix.as_secs()) {
-                Ok(()) => {
-                    self.live.count(&key, request.client.address, now.unix.as_secs());
-                    Verdict::Accept(key.identity(&self.name).into())
-                }
+                Ok(()) => Verdict::Accept(self.live.used(&key, &self.name, request.client.address, now.unix.as_secs()).into()),
                 Err(rejection) => Verdict::Reject(rejection),
             },
             None if !ours && self.is_shared(request) => Verdict::Pass,

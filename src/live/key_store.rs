@@ -11,6 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, named_params, params};
+use smol_str::SmolStr;
 
 use super::api_keys::{KeyHash, Previous, Record};
 use super::database::{Database, Kind, OpenError, Opening, integer, natural};
@@ -39,7 +40,7 @@ pub enum StoreError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UsageRow {
     /// The key.
-    pub id: Arc<str>,
+    pub id: SmolStr,
     /// Requests that it opened.
     pub requests: u64,
     /// When last (seconds since the Unix epoch).
@@ -199,7 +200,7 @@ impl KeyStore {
             )?;
             for row in rows {
                 let address = row.last_address.map(|address| address.to_string());
-                statement.execute(params![row.id, integer(row.requests), integer(row.last_used), address])?;
+                statement.execute(params![row.id.as_str(), integer(row.requests), integer(row.last_used), address])?;
             }
         }
         Ok(transaction.commit()?)
@@ -214,7 +215,7 @@ impl KeyStore {
             self.0.connection.prepare_cached("SELECT id, requests, last_used, last_address FROM api_key_usage WHERE id = ?1")?;
         let row = statement.query_row([id], |row| {
             Ok(UsageRow {
-                id: row.get(0)?,
+                id: SmolStr::new(row.get_ref(0)?.as_str()?),
                 requests: natural(row.get(1)?),
                 last_used: natural(row.get(2)?),
                 last_address: row.get::<_, Option<String>>(3)?.and_then(|text| text.parse().ok()),

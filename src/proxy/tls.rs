@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
-use openssl::ssl::{NameType, Ssl, SslOptions, SslRef, SslSessionCacheMode, SslVerifyMode};
+use openssl::ssl::{NameType, Ssl, SslMode, SslOptions, SslRef, SslSessionCacheMode, SslVerifyMode};
 use openssl::x509::{X509, X509VerifyResult};
 use pingora::listeners::TlsAccept;
 use pingora::listeners::tls::TlsSettings;
@@ -33,6 +33,8 @@ pub fn settings(slot: Arc<Slot>, listener: usize, asks_for_certificates: bool) -
     // AES-128 with SHA-256 comes first in our list, and half the clients name AES-256 with SHA-384 first: a handshake hashes more than it signs, and
     // processors have instructions for SHA-256. Who prefers ChaCha20 has none for AES, and gets what it prefers.
     settings.set_options(SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::PRIORITIZE_CHACHA);
+    // What is shown is what is configured: without a chain of ours OpenSSL would look for one among those it trusts, in each handshake.
+    settings.set_mode(SslMode::NO_AUTO_CHAIN);
     // One ticket is enough for one connection (RFC 8446 section 4.6.1), and each is a tenth of a handshake.
     settings.set_num_tickets(1).map_err(failed)?;
     // Sessions of one listener must not resume on another, whose rules may differ (CVE-2025-23419).
