@@ -214,7 +214,7 @@ async fn judge<'j>(
     // After the signature: a proof is remembered, and strangers must not fill that memory.
     let nonce = confirmation::check((token, &all), &own.proofs, request, now)?;
     // Without the signature: of an ECDSA signature anybody can make a second one that is as good, and it must not have a budget of its own.
-    let proven = Identity::new(Method::Jwt, own.name.clone(), sha256(jws.signing_input()));
+    let proven = Identity::new(Method::Jwt, own.name.clone(), jws.fingerprint());
     let identity = Arc::new(own.claims.fill_in(proven, all)?);
     own.tokens.insert(Verified::new(own.verifier, token, (algorithm, typ.clone()), registered, key, identity.clone()));
     Ok(Some(Proof { nonce, ..identity.into() }))

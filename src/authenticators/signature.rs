@@ -17,7 +17,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_
 use self::fields::{Covered, Item, Parameters};
 use super::{Challenge, Proof, Verdict};
 use crate::config::{self, Location, Replay, SignatureAlgorithm};
-use crate::jose::Key;
+use crate::jose::{Key, Message};
 use crate::live::LiveState;
 use crate::live::replays::{Replays, Use};
 use crate::request::{BodyDigest, Identity, Method, Now, Rejection, Request};
@@ -139,14 +139,15 @@ impl Signature {
         self.check_coverage(covered, request)?;
         let body = content_digests(covered, request.headers)?;
         let base = base(covered, request)?;
+        let signed = Message::from(base.as_bytes());
         let known = self.keys.get(presented.keyid.as_str());
         let good = match known {
             Some(signer) => {
                 // The key's own algorithm decides; what the caller says has to agree (RFC 9421 section 3.2).
                 let agrees = alg.is_none_or(|alg| alg == signer.algorithm.label());
-                signer.key.verify(signer.algorithm.jose(), base.as_bytes(), &presented.signature) && agrees
+                signer.key.verify(signer.algorithm.jose(), &signed, &presented.signature) && agrees
             }
-            None => self.decoy.as_ref().is_some_and(|key| key.verify(HMAC, base.as_bytes(), &presented.signature)),
+            None => self.decoy.as_ref().is_some_and(|key| key.verify(HMAC, &signed, &presented.signature)),
         };
         let signer = match known {
             Some(signer) if good => signer,
@@ -157,7 +158,7 @@ impl Signature {
             // Not the signature: of one by ECDSA anybody can make a second that is as good.
             let once = match nonce {
                 Some(nonce) => sha256(format!("nonce {:?} {nonce:?}", presented.keyid).as_bytes()),
-                None => sha256(base.as_bytes()),
+                None => *signed.sha256(),
             };
             self.refuse_replay(&once, ends, now)?;
         }

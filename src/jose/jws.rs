@@ -1,6 +1,6 @@
 //! The compact JWS (RFC 7515 section 7.1), taken apart by the strictest reading. What a header offers as a key is never obeyed.
 
-use super::{Algorithm, Fault, Key, base64url, json};
+use super::{Algorithm, Fault, Key, Message, base64url, json};
 
 /// The longest token that is looked at, in bytes.
 pub const MAX_TOKEN: usize = 16 * 1024;
@@ -25,7 +25,7 @@ pub struct Header {
 pub struct Jws<'t> {
     /// The header.
     pub header: Header,
-    signing_input: &'t str,
+    message: Message<'t>,
     payload: &'t str,
     signature: &'t str,
 }
@@ -50,7 +50,7 @@ impl<'t> Jws<'t> {
         if header.len() > MAX_HEADER * 4 / 3 {
             return Err(Fault::TooLarge);
         }
-        Ok(Self { header: parse_header(header)?, signing_input, payload, signature })
+        Ok(Self { header: parse_header(header)?, message: signing_input.as_bytes().into(), payload, signature })
     }
 
     /// The payload's bytes. Nothing vouches for them before [`is_signed_by`](Self::is_signed_by).
@@ -65,12 +65,17 @@ impl<'t> Jws<'t> {
 
     /// What the signature is over: the encoded header and payload.
     pub fn signing_input(&self) -> &'t [u8] {
-        self.signing_input.as_bytes()
+        self.message.bytes()
+    }
+
+    /// SHA-256 of [`signing_input`](Self::signing_input).
+    pub fn fingerprint(&self) -> [u8; 32] {
+        *self.message.sha256()
     }
 
     /// Whether `key` made `signature` for this token, with the algorithm that both name.
     pub fn is_signed_by(&self, key: &Key, signature: &[u8]) -> bool {
-        key.verify(self.header.algorithm, self.signing_input(), signature)
+        key.verify(self.header.algorithm, &self.message, signature)
     }
 }
 
@@ -78,7 +83,7 @@ impl<'t> Jws<'t> {
 ///
 /// Of an ECDSA signature anybody can make a second one that is as good: the same token with that one must not count as another.
 pub fn fingerprint(token: &str) -> [u8; 32] {
-    openssl::sha::sha256(Jws::parse(token).map_or(token.as_bytes(), |jws| jws.signing_input()))
+    Jws::parse(token).map_or_else(|_| *Message::from(token.as_bytes()).sha256(), |jws| jws.fingerprint())
 }
 
 fn parse_header(encoded: &str) -> Result<Header, Fault> {

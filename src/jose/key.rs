@@ -10,14 +10,13 @@ use openssl::bn::{BigNum, BigNumContext};
 use openssl::ec::{EcGroup, EcKey};
 use openssl::ecdsa::EcdsaSig;
 use openssl::md::{Md, MdRef};
-use openssl::md_ctx::MdCtx;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Public};
-use openssl::rsa::{Padding, Rsa};
-use openssl::sha::{Sha256, sha256, sha384, sha512};
-use openssl::sign::RsaPssSaltlen;
+use openssl::rsa::Rsa;
+use openssl::sha::{Sha256, Sha384, Sha512};
 
-use super::{Algorithm, Algorithms};
+use super::verifier::RsaVerifier;
+use super::{Algorithm, Algorithms, Message};
 
 /// What tells one verification key from another, also across two fetches of its set: a hash of its material, id and uses.
 pub type Fingerprint = [u8; 32];
@@ -31,7 +30,7 @@ pub struct Key {
 }
 
 enum Material {
-    Rsa(PKey<Public>),
+    Rsa(RsaVerifier),
     Ec { key: EcKey<Public>, coordinate: usize },
     Ed25519(ed25519_compact::PublicKey),
     Secret(Box<Secret>),
@@ -142,7 +141,7 @@ impl Key {
         let rsa = Rsa::from_public_components(BigNum::from_slice(modulus)?, BigNum::from_slice(exponent)?)?;
         let key = PKey::from_rsa(rsa)?;
         let der = key.public_key_to_der()?;
-        Ok(Self::new(kid, algorithms, Material::Rsa(key), &der))
+        Ok(Self::new(kid, algorithms, Material::Rsa(RsaVerifier::new(key)), &der))
     }
 
     /// Fails on a point that is not on the curve.
@@ -188,21 +187,23 @@ impl Key {
     }
 
     /// Whether `signature` over `message` was made with this key by `algorithm`. An algorithm that is not this key's is a no, and so is every error.
-    pub fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
+    pub fn verify(&self, algorithm: Algorithm, message: &Message<'_>, signature: &[u8]) -> bool {
         if !self.algorithms.contains(algorithm) {
             return false;
         }
         match &self.material {
-            Material::Rsa(key) => verify_rsa(key, algorithm, message, signature).unwrap_or(false),
-            Material::Ec { key, coordinate } => verify_ec(key, *coordinate, algorithm, message, signature).unwrap_or(false),
+            Material::Rsa(key) => hashed(algorithm, message, |hash| key.verify(algorithm, hash, signature)).unwrap_or(false),
+            Material::Ec { key, coordinate } => {
+                hashed(algorithm, message, |hash| verify_ec(key, *coordinate, hash, signature)).unwrap_or(false)
+            }
             Material::Ed25519(key) => {
-                ed25519_compact::Signature::from_slice(signature).is_ok_and(|signature| key.verify(message, &signature).is_ok())
+                ed25519_compact::Signature::from_slice(signature).is_ok_and(|signature| key.verify(message.bytes(), &signature).is_ok())
             }
             Material::Secret(secret) => {
                 let tag = match algorithm {
-                    Algorithm::Hs256 => secret.hs256.authentication_tag(message),
-                    Algorithm::Hs384 => secret.hs384.authentication_tag(message),
-                    Algorithm::Hs512 => secret.hs512.authentication_tag(message),
+                    Algorithm::Hs256 => secret.hs256.authentication_tag(message.bytes()),
+                    Algorithm::Hs384 => secret.hs384.authentication_tag(message.bytes()),
+                    Algorithm::Hs512 => secret.hs512.authentication_tag(message.bytes()),
                     _ => return false,
                 };
                 // In constant time, and `eq` panics on unequal lengths.
@@ -230,47 +231,41 @@ pub(super) fn digest(algorithm: Algorithm) -> Option<(&'static MdRef, bool)> {
     }
 }
 
-fn verify_rsa(key: &PKey<Public>, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Result<bool, openssl::error::ErrorStack> {
-    let Some((digest, pss)) = digest(algorithm) else { return Ok(false) };
-    // RFC 8017 sections 8.1.2 and 8.2.2, step 1. OpenSSL takes PSS signatures whose leading zeros were left out: a second spelling of one signature.
-    if signature.len() != key.size() {
-        return Ok(false);
+/// Asks with the message's hash, by the algorithm's own hash function; an algorithm without one is a no.
+fn hashed<E>(algorithm: Algorithm, message: &Message<'_>, ask: impl FnOnce(&[u8]) -> Result<bool, E>) -> Result<bool, E> {
+    match algorithm {
+        Algorithm::Rs256 | Algorithm::Ps256 | Algorithm::Es256 => ask(message.sha256()),
+        Algorithm::Rs384 | Algorithm::Ps384 | Algorithm::Es384 => {
+            let mut hasher = Sha384::new();
+            hasher.update(message.bytes());
+            ask(&hasher.finish())
+        }
+        Algorithm::Rs512 | Algorithm::Ps512 | Algorithm::Es512 => {
+            let mut hasher = Sha512::new();
+            hasher.update(message.bytes());
+            ask(&hasher.finish())
+        }
+        Algorithm::EdDsa | Algorithm::Hs256 | Algorithm::Hs384 | Algorithm::Hs512 => Ok(false),
     }
-    let mut context = MdCtx::new()?;
-    let parameters = context.digest_verify_init(Some(digest), key)?;
-    if pss {
-        parameters.set_rsa_padding(Padding::PKCS1_PSS)?;
-        // RFC 7518 section 3.5: the salt is as long as the hash. Without this OpenSSL takes any.
-        parameters.set_rsa_pss_saltlen(RsaPssSaltlen::DIGEST_LENGTH)?;
-    }
-    context.digest_verify(message, signature)
 }
 
 /// RFC 7518 section 3.4: r and s, each as long as the curve's order and nothing else (no DER, no stripped zeros).
-fn verify_ec(
-    key: &EcKey<Public>,
-    coordinate: usize,
-    algorithm: Algorithm,
-    message: &[u8],
-    signature: &[u8],
-) -> Result<bool, openssl::error::ErrorStack> {
+fn verify_ec(key: &EcKey<Public>, coordinate: usize, hash: &[u8], signature: &[u8]) -> Result<bool, openssl::error::ErrorStack> {
     if signature.len() != 2 * coordinate {
         return Ok(false);
     }
     let (r, s) = signature.split_at(coordinate);
     // r and s outside 1..n are refused by OpenSSL ("psychic signatures", CVE-2022-21449).
-    let pair = EcdsaSig::from_private_components(BigNum::from_slice(r)?, BigNum::from_slice(s)?)?;
-    match algorithm {
-        Algorithm::Es256 => pair.verify(&sha256(message), key),
-        Algorithm::Es384 => pair.verify(&sha384(message), key),
-        Algorithm::Es512 => pair.verify(&sha512(message), key),
-        _ => Ok(false),
-    }
+    EcdsaSig::from_private_components(BigNum::from_slice(r)?, BigNum::from_slice(s)?)?.verify(hash, key)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use openssl::md_ctx::MdCtx;
+    use openssl::rsa::Padding;
+    use openssl::sign::RsaPssSaltlen;
+
     use crate::jose::{JwkSet, Jws, SigningKey};
     use jwt_simple::prelude::*;
     use proptest::prelude::*;
@@ -313,8 +308,44 @@ mod tests {
             let token = beginning_with_zero.unwrap();
             let jws = Jws::parse(&token).unwrap();
             let signature = jws.signature().unwrap();
-            assert!(set.keys()[0].verify(algorithm, jws.signing_input(), &signature));
-            assert!(!set.keys()[0].verify(algorithm, jws.signing_input(), &signature[1..]), "{algorithm:?}");
+            assert!(set.keys()[0].verify(algorithm, &jws.signing_input().into(), &signature));
+            assert!(!set.keys()[0].verify(algorithm, &jws.signing_input().into(), &signature[1..]), "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_asked_before_changes_no_answer() {
+        let rsa: Vec<_> = KEYS.iter().filter(|(_, _, set)| matches!(set.keys()[0].material, Material::Rsa(_))).collect();
+        assert_eq!(rsa.len(), 6);
+        // One key that may do all, as a set without `alg` has it.
+        let all: Algorithms = rsa.iter().map(|(algorithm, ..)| *algorithm).collect();
+        for (algorithm, signing, _) in &rsa {
+            let mut jwk = signing.to_public_jwk().unwrap();
+            jwk.as_object_mut().unwrap().remove("alg");
+            let set = JwkSet::parse(json!({"keys": [jwk]}).to_string().as_bytes()).unwrap();
+            let key = &set.keys()[0];
+            assert_eq!(key.algorithms(), all);
+            let token = signing.sign(json!({"sub": "a"}).as_object().unwrap()).unwrap();
+            let jws = Jws::parse(&token).unwrap();
+            let (message, signature) = (jws.signing_input(), jws.signature().unwrap());
+            let mut broken = signature.clone();
+            broken[100] ^= 1;
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        for _ in 0..8 {
+                            assert!(key.verify(*algorithm, &message.into(), &signature), "{algorithm:?}");
+                            assert!(!key.verify(*algorithm, &message.into(), &broken), "{algorithm:?}");
+                            assert!(!key.verify(*algorithm, &message[1..].into(), &signature), "{algorithm:?}");
+                            assert!(!key.verify(*algorithm, &message.into(), &vec![0; signature.len()]), "{algorithm:?}");
+                            assert!(!key.verify(*algorithm, &message.into(), &vec![0xff; signature.len()]), "{algorithm:?}");
+                            for (other, ..) in rsa.iter().filter(|(other, ..)| other != algorithm) {
+                                assert!(!key.verify(*other, &message.into(), &signature), "{algorithm:?} as {other:?}");
+                            }
+                        }
+                    });
+                }
+            });
         }
     }
 
@@ -327,9 +358,13 @@ mod tests {
             assert_eq!(jws.header.algorithm, *algorithm);
             for (other, _, others) in KEYS.iter() {
                 assert_eq!(jws.is_signed_by(&others.keys()[0], &signature), algorithm == other, "{algorithm:?} by {other:?}");
-                assert_eq!(set.keys()[0].verify(*other, jws.signing_input(), &signature), algorithm == other, "{algorithm:?} as {other:?}");
+                assert_eq!(
+                    set.keys()[0].verify(*other, &jws.signing_input().into(), &signature),
+                    algorithm == other,
+                    "{algorithm:?} as {other:?}"
+                );
             }
-            assert!(!set.keys()[0].verify(*algorithm, b"another message", &signature));
+            assert!(!set.keys()[0].verify(*algorithm, &b"another message"[..].into(), &signature));
             let longer = [&signature[..], &[0]].concat();
             let zero_first = [&[0], &signature[..]].concat();
             // For ECDSA the same two numbers, and so a second spelling of one signature.
@@ -344,7 +379,7 @@ mod tests {
                 &zero_between,
                 &vec![0; signature.len()],
             ] {
-                assert!(!set.keys()[0].verify(*algorithm, jws.signing_input(), wrong), "{algorithm:?}");
+                assert!(!set.keys()[0].verify(*algorithm, &jws.signing_input().into(), wrong), "{algorithm:?}");
             }
         }
     }
@@ -371,7 +406,7 @@ mod tests {
             parameters.set_rsa_pss_saltlen(RsaPssSaltlen::custom(salt)).unwrap();
             let mut signature = Vec::new();
             context.digest_sign_to_vec(b"m", &mut signature).unwrap();
-            assert_eq!(verifying.verify(Algorithm::Ps256, b"m", &signature), salt == 32, "{salt}");
+            assert_eq!(verifying.verify(Algorithm::Ps256, &b"m"[..].into(), &signature), salt == 32, "{salt}");
         }
     }
 
@@ -381,10 +416,10 @@ mod tests {
         let key = Key::from_secret(&[7; 48]).unwrap();
         assert_eq!(key.algorithms(), [Algorithm::Hs256, Algorithm::Hs384].into_iter().collect());
         let tag = HS384Key::from_bytes(&[7; 48]).authentication_tag(b"m");
-        assert!(key.verify(Algorithm::Hs384, b"m", &tag));
-        assert!(!key.verify(Algorithm::Hs256, b"m", &tag));
-        assert!(!key.verify(Algorithm::Hs384, b"n", &tag));
-        assert!(!key.verify(Algorithm::Hs384, b"m", &tag[1..]));
+        assert!(key.verify(Algorithm::Hs384, &b"m"[..].into(), &tag));
+        assert!(!key.verify(Algorithm::Hs256, &b"m"[..].into(), &tag));
+        assert!(!key.verify(Algorithm::Hs384, &b"n"[..].into(), &tag));
+        assert!(!key.verify(Algorithm::Hs384, &b"m"[..].into(), &tag[1..]));
         assert!(!format!("{key:?}").contains('7'));
     }
 

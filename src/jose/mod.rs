@@ -8,12 +8,15 @@ pub mod json;
 pub mod jwk;
 pub mod jws;
 pub mod key;
+pub mod message;
 pub mod sign;
+mod verifier;
 
 pub use claims::Claims;
 pub use jwk::JwkSet;
 pub use jws::Jws;
 pub use key::Key;
+pub use message::Message;
 pub use sign::SigningKey;
 
 /// A signature algorithm of RFC 7518 and RFC 8037.

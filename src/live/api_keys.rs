@@ -165,7 +165,9 @@ impl Key {
                 usage: OnceBox::new(),
             })
         };
-        let before = record.previous.map(|previous| secret(previous.sha256, Some(Box::new((record.sha256, previous.ends)))));
+        // The current one is good without an end, also where a record names it twice.
+        let previous = record.previous.filter(|previous| previous.sha256 != record.sha256);
+        let before = previous.map(|previous| secret(previous.sha256, Some(Box::new((record.sha256, previous.ends)))));
         (secret(record.sha256, None), before)
     }
 
@@ -843,6 +845,9 @@ mod tests {
         key.rotate(KeyHash::of("a3"), 9);
         table.apply(key.clone());
         assert_eq!(["a", "a2", "a3"].map(found), [None, Some("a".into()), Some("a".into())]);
+
+        table.apply(Record { previous: Some(Previous { sha256: key.sha256, ends: 9 }), ..key.clone() });
+        assert!(table.find(&key.sha256).unwrap().is_opened_by(&key.sha256, 10), "what is current has no end");
 
         table.apply(Record { revoked: Some(1), ..key });
         assert!(table.find(&KeyHash::of("a3")).unwrap().is_revoked(), "the revoked one stands in the place of the good one");
