@@ -33,10 +33,10 @@ impl RsaVerifier {
         }
         let idle = self.take(algorithm);
         let mut context = idle.map_or_else(|| self.prepare(digest, pss), Ok)?;
-        // What ended in an error verifies nothing again.
-        let good = context.verify(hash, signature)?;
+        let good = context.verify(hash, signature);
+        // Also after a bad signature, which is an error to OpenSSL: a flood of them must not cost more than the good ones.
         self.idle().push((algorithm, context));
-        Ok(good)
+        good
     }
 
     fn prepare(&self, digest: &MdRef, pss: bool) -> Result<PkeyCtx<Public>, ErrorStack> {
