@@ -303,7 +303,7 @@ def main():
         flush=True,
     )
     # Each peer starts, is warmed up and takes its turns; what is signed or stored for the first time comes on top.
-    minutes = len(workloads) * 4.5 * (plan.rounds * (plan.seconds + 0.7) + 3) / 60
+    minutes = len(workloads) * 5 * (plan.rounds * (plan.seconds + 0.7) + 3) / 60
     print(f"about {minutes:.0f} minutes", flush=True)
     results, failed = [], []
     for workload in workloads:
