@@ -165,7 +165,7 @@ class Run:
             "per_core_second": result.requests / cost.cpu if cost.cpu else None,
             # Those of processes that ended are not told.
             "switches": None if reloads else cost.switches / result.requests,
-            "busy": 100 * cost.cpu / result.seconds,
+            "busy": 100 * cost.cpu / result.seconds / self.workload.share,
             "p50_us": result.p50,
             "p99_us": result.p99,
             "refused": result.refused,
@@ -225,6 +225,9 @@ def run(workload, plan, material, tools):
     left_out, runs = {}, []
     with Stage() as stage:
         ports = origin(stage, plan.others)
+        if workload.share < 1:
+            check(workload.share == 0.5, "one process that spins leaves half of a core")
+            stage.spawn("sh", "-c", "while :; do :; done", core=plan.core, log="spinning.log")
         load = workload.load(material)
         for kind in ALL:
             if plan.peers and kind.name not in plan.peers or not kind.takes_part(workload.chain):

@@ -29,6 +29,9 @@ class Workload:
     begins: str = "warm"
     # What the warm-up sends instead, where the load itself would spoil what is measured.
     before: Callable | None = None
+    # How much of its core a gateway has. Less than all where the load cannot keep it at work: one that waits falls asleep, and to be
+    # woken would be half of what is measured.
+    share: float = 1
 
 
 def plain(**changes):
@@ -146,7 +149,7 @@ WORKLOADS = [
         saw=ALONE,
     ),
     Workload("tls", "TLS, connections kept", Chain(tls="server"), plain()),
-    Workload("tls_handshakes", "TLS, a handshake each", Chain(tls="server"), plain(tool="ab", close=True, connections=32)),
+    Workload("tls_handshakes", "TLS, a handshake each", Chain(tls="server"), plain(tool="ab", close=True, connections=32), share=0.5),
     Workload(
         "mutual_tls",
         "mutual TLS, connections kept",
@@ -162,6 +165,7 @@ WORKLOADS = [
         plain(tool="ab", close=True, connections=32),
         saw=CERTIFICATE,
         forged=BOTH[:1],
+        share=0.5,
     ),
     Workload("upload", "64 KiB up", Chain(), plain(method="POST", path="/upload", bytes=64 * 1024)),
     Workload("download", "1 MiB down", Chain(), plain(path="/big", connections=16)),
