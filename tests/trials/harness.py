@@ -102,6 +102,21 @@ def listens(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def holds(port):
+    """Whether a connection is made and kept: until the gateway listens for good it holds its ports, and what reaches them is reset."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) != 0:
+            return False
+        probe.settimeout(0.03)
+        try:
+            probe.recv(1)
+        except TimeoutError:
+            return True
+        except OSError:
+            pass
+        return False
+
+
 class Stage:
     """The place of one trial: a folder of its own, and processes that end when it does."""
 
@@ -197,6 +212,7 @@ class Gateway:
     def configure(self, config):
         """Writes the configuration as JSON, which is YAML; in one rename, as careful editors do."""
         listeners = [{"address": f"127.0.0.1:{self.port}"}]
+        self.ports = [self.port] + ([self.tls_port] if "tls" in config else [])
         if "tls" in config:
             listeners.append({"address": f"127.0.0.1:{self.tls_port}", "tls": config["tls"]})
         rest = {name: value for name, value in config.items() if name != "tls"}
@@ -250,7 +266,7 @@ class Gateway:
 
     def _up(self):
         check(self.process.poll() is None, f"the gateway ended at its start with {self.process.poll()}")
-        return listens(self.port) and listens(self.admin_port)
+        return listens(self.admin_port) and all(holds(port) for port in self.ports)
 
 
 def run(chosen):
