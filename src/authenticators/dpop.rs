@@ -10,11 +10,12 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderName, HeaderValue, header};
-use openssl::sha::{Sha256, sha256};
+use openssl::sha::Sha256;
 
 use self::nonces::Nonces;
 use super::Challenge;
 use crate::config::{self, Location};
+use crate::jose::message::sha256;
 use crate::jose::{Claims, Jws, json, jwk};
 use crate::live::LiveState;
 use crate::live::replays::{Replays, Use};

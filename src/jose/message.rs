@@ -19,12 +19,7 @@ impl<'m> Message<'m> {
 
     /// Their SHA-256.
     pub fn sha256(&self) -> &[u8; 32] {
-        self.sha256.get_or_init(|| {
-            // The one-shot function of OpenSSL 3 looks the algorithm up by its name first, which takes as long as the hash.
-            let mut hasher = Sha256::new();
-            hasher.update(self.bytes);
-            hasher.finish()
-        })
+        self.sha256.get_or_init(|| sha256(self.bytes))
     }
 }
 
@@ -32,4 +27,11 @@ impl<'m> From<&'m [u8]> for Message<'m> {
     fn from(bytes: &'m [u8]) -> Self {
         Self { bytes, sha256: OnceLock::new() }
     }
+}
+
+/// SHA-256. The one-shot function of OpenSSL 3 looks the algorithm up by its name first, which takes as long as the hash of a short text.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    hasher.update(bytes);
+    hasher.finish()
 }

@@ -22,6 +22,7 @@ use smol_str::SmolStr;
 
 use super::database::{OpenError, Opening, beside};
 use super::key_store::{KIND, KeyStore, StoreError, UsageRow};
+use crate::jose::message::sha256;
 use crate::request::{Clock, Identity, Method};
 
 /// The SHA-256 of a whole key as presented. Not printed: it is half of what an offline search for a weak foreign key needs.
@@ -31,10 +32,7 @@ pub struct KeyHash(pub [u8; 32]);
 impl KeyHash {
     /// The hash of a key as presented.
     pub fn of(key: &str) -> Self {
-        // The one-shot function of OpenSSL 3 looks the algorithm up by its name first, which takes longer than the hash.
-        let mut hasher = openssl::sha::Sha256::new();
-        hasher.update(key.as_bytes());
-        Self(hasher.finish())
+        Self(sha256(key.as_bytes()))
     }
 
     /// Whether two hashes are the same, in a time that does not tell where they differ.
@@ -279,13 +277,13 @@ impl Table {
     }
 
     /// Adds a key or replaces the one of the same id.
-    pub fn apply(&self, record: Record) {
+    pub fn apply(&self, mut record: Record) {
         let mut writer = lock(&self.writer);
         let grants = writer.share(Grants {
-            scopes: record.scopes.clone(),
-            routes: record.routes.clone(),
+            scopes: std::mem::take(&mut record.scopes),
+            routes: std::mem::take(&mut record.routes),
             allow: (!record.allow.is_empty()).then(|| IpNet::aggregate(&record.allow)),
-            plan: record.plan.clone(),
+            plan: record.plan.take(),
         });
         let (current, before) = Key::of(&record, &grants);
         let known = ById { current, before };
