@@ -533,14 +533,15 @@ mod tests {
                             let exact = ample.charge(hash, &number(who), &terms, cost, now, &hasher);
                             prop_assert!(exact.admitted, "{} is over its limit", who);
                             prop_assert!(strict.remaining <= exact.remaining && strict.wait >= exact.wait, "{:?} {:?} {:?}", terms, strict, exact);
-                            last = Some((who, cost, now + nanos(strict.wait), now + nanos(exact.wait)));
+                            last = Some((who, cost, terms, now + nanos(strict.wait), now + nanos(exact.wait)));
                         }
                     }
                     Step::Leave => {
-                        if let Some((who, cost, strict, exact)) = last.take() {
+                        // By the terms that it was charged by, as a request holds its own: those that serve may be others by now.
+                        if let Some((who, cost, charged_by, strict, exact)) = last.take() {
                             let hash = hasher.hash_one(number(who));
-                            small.refund(hash, &number(who), &terms, cost, strict);
-                            ample.refund(hash, &number(who), &terms, cost, exact);
+                            small.refund(hash, &number(who), &charged_by, cost, strict);
+                            ample.refund(hash, &number(who), &charged_by, cost, exact);
                         }
                     }
                     Step::Tidy => small.tidy(now, &hasher),
