@@ -15,6 +15,7 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{ExecutionPhase, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
 use pingora::services::listening::Service;
+use tokio::net::TcpSocket;
 
 use crate::admin::Admin;
 use crate::config::{Config, System};
@@ -94,10 +95,10 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     options.h2_idle_timeout = Some(config.server.timeouts.idle);
     framework.server_options = Some(options);
     let mut service = Service::new("edgeward".to_owned(), Front::new(gateway, framework));
-    let (mut addresses, mut probes) = (Vec::new(), Vec::new());
+    let mut places = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
-        let (address, probe) = settle(*listener.address)?;
-        probes.push(probe);
+        let place = Place::take(*listener.address)?;
+        let address = place.address;
         if let Some(tls) = &listener.tls {
             let asks = tls.client_certificates.is_some();
             let settings =
@@ -108,10 +109,11 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
             // The session reads heads and bodies into buffers of its own: one more costs a copy, and 64 KiB for each connection.
             service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::default().read(0)));
         }
-        addresses.push(address);
+        places.push(place);
     }
+    let addresses = places.iter().map(|place| place.address).collect();
     let workers = Workers::start(threads(&config)).map_err(|error| StartError::System("worker threads", error.to_string()))?;
-    let proxy_service = server.add_service(workers.run(service));
+    let proxy_service = server.add_service(workers.run(service, places));
 
     let files = candidate.files;
     let reloader = Arc::new(Reloader::new(
@@ -140,8 +142,6 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
         }
         None => None,
     };
-    // Not before: whoever asks for a free port would be given one of these.
-    drop(probes);
     let mut housekeeper = background_service(
         "housekeeper",
         Housekeeper { live: Arc::clone(&live), reloader, admin, echo, oauth, slot, pool, addresses, clock },
@@ -178,12 +178,26 @@ fn server_conf(config: &Config) -> ServerConf {
     }
 }
 
-/// The address with its port: port 0 asks the system for a free one, and Pingora would not tell which it got. It is taken until the listener is dropped.
-fn settle(address: SocketAddr) -> Result<(SocketAddr, TcpListener), StartError> {
-    // Bound for a moment either way, so that an address in use is an error of ours and not a panic in a service.
-    let probe = TcpListener::bind(address).map_err(|error| StartError::Listen { address, error })?;
-    let address = probe.local_addr().map_err(|error| StartError::Listen { address, error })?;
-    Ok((address, probe))
+/// Where callers will be listened for. The socket holds the port and does not listen: whoever comes before the gateway serves is refused by the
+/// system and knows to come again, where a connection that was taken would be reset.
+struct Place {
+    address: SocketAddr,
+    socket: TcpSocket,
+}
+
+impl Place {
+    /// Takes an address. Port 0 asks the system for a free one, and the framework would not tell which it got; an address in use is an error of ours
+    /// here and would be a panic in a service there.
+    fn take(address: SocketAddr) -> Result<Self, StartError> {
+        let take = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            // The connections of a process before this one may not have been forgotten yet.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            Ok(Self { address: socket.local_addr()?, socket })
+        };
+        take().map_err(|error| StartError::Listen { address, error })
+    }
 }
 
 /// The one clock of the process. How far the time of people is from its own is looked up once in a second: it is set by hand and by NTP, and to
@@ -281,7 +295,7 @@ impl BackgroundService for Housekeeper {
     }
 }
 
-/// Says where callers are listened for, once they are: the framework binds its sockets after all services have started, and does not tell.
+/// Says where callers are listened for, once they are: the framework listens after all services have started, and does not tell.
 async fn announce(addresses: Vec<SocketAddr>, admin: Option<Arc<Admin>>) {
     for address in addresses {
         let reachable = match address.ip() {

@@ -1,11 +1,14 @@
 //! The threads that serve callers, on a runtime of our own: the framework's has no setting for how fairly it takes connections in turn.
 
+use std::os::fd::IntoRawFd;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use tokio::runtime::{Builder, Handle, Runtime};
+
+use super::Place;
 
 /// Tasks that a worker runs before it looks again which connections have something to read: as many as one look can bring. In rounds of 61, which are
 /// tokio's, who asks again at once is served again while others wait, of a thousand connections some for 0.2 s (docs/decisions/0015).
@@ -22,6 +25,7 @@ pub(super) struct Workers(Runtime);
 pub(super) struct OnWorkers<S> {
     service: Option<S>,
     name: String,
+    places: Vec<Place>,
     workers: Handle,
 }
 
@@ -31,9 +35,9 @@ impl Workers {
         Builder::new_multi_thread().worker_threads(threads).thread_name("edgeward").enable_all().event_interval(ROUND).build().map(Self)
     }
 
-    /// Has a service run on these threads and not on those that the framework gives it.
-    pub(super) fn run<S: Service>(&self, service: S) -> OnWorkers<S> {
-        OnWorkers { name: service.name().to_owned(), service: Some(service), workers: self.0.handle().clone() }
+    /// Has a service that listens in these places run on these threads and not on those that the framework gives it.
+    pub(super) fn run<S: Service>(&self, service: S, places: Vec<Place>) -> OnWorkers<S> {
+        OnWorkers { name: service.name().to_owned(), service: Some(service), places, workers: self.0.handle().clone() }
     }
 
     /// Ends them. What they are still at is given up.
@@ -46,9 +50,18 @@ impl Workers {
 impl<S: Service + 'static> Service for OnWorkers<S> {
     async fn start_service(&mut self, fds: Option<ListenFds>, shutdown: ShutdownWatch, listeners_per_fd: usize) {
         let Some(mut service) = self.service.take() else { return };
+        // As if another process had handed them over: the framework listens there at once, and would bind a socket of its own and try that for half a minute.
+        if let Some(fds) = &fds {
+            let mut fds = fds.lock();
+            self.places.drain(..).for_each(|Place { address, socket }| fds.add(address.to_string(), socket.into_raw_fd()));
+        }
         let serving = self.workers.spawn(async move { service.start_service(fds, shutdown, listeners_per_fd).await });
         if let Err(error) = serving.await {
             tracing::error!(%error, service = self.name, "ended");
+            // The framework panics where it cannot listen. A process that goes on and serves nobody is found later than one that is gone.
+            if error.is_panic() {
+                std::process::exit(1);
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! The process: how it stops, what it must not lose when it does, and which socket serves what.
 
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -40,6 +40,41 @@ fn keys(folder: &Folder, arguments: &[&str]) -> Value {
     let output = command(&[&["keys"], arguments, &["-c", "edgeward.yaml", "--json"]].concat()).current_dir(folder.path()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn whoever_comes_before_the_gateway_serves_is_refused_and_never_reset() {
+    let origin = slow(Duration::ZERO);
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let yaml = config(&origin).replacen("127.0.0.1:0", &free.to_string(), 1);
+    let caller = std::thread::spawn(move || {
+        let begun = Instant::now();
+        loop {
+            assert!(begun.elapsed() < Duration::from_secs(60), "nobody was served");
+            if TcpStream::connect(free).is_ok() {
+                break client::get(free, "/slow/1", &[]).status;
+            }
+        }
+    });
+    let gateway = Gateway::start(&yaml);
+    assert_eq!(gateway.address(), free);
+    assert_eq!(caller.join().unwrap(), 200);
+}
+
+#[test]
+fn an_address_in_use_is_an_error_that_names_it() {
+    for listener in ["listeners", "admin"] {
+        let origin = slow(Duration::ZERO);
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        let (before, after) = config(&origin).split_once(listener).map(|(before, after)| (before.to_owned(), after.to_owned())).unwrap();
+        let folder = Folder::new();
+        folder.write("edgeward.yaml", format!("{before}{listener}{}", after.replacen("127.0.0.1:0", &address, 1)));
+        let output = command(&["run", "-c", "edgeward.yaml"]).current_dir(folder.path()).output().unwrap();
+        assert!(!output.status.success());
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert!(printed.contains(&format!("cannot listen on {address}")), "{printed}");
+    }
 }
 
 #[test]
