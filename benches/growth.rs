@@ -216,7 +216,7 @@ fn memory(count: usize) {
     // The first thousand pay for what the others find there.
     (0..1_000).for_each(|number| assert!((740..=760).contains(&present(number)), "{} bytes", present(number)));
     let (before, charged) = (resident("self"), live.tokens.bytes());
-    (1_000..1_000 + count).for_each(|number| drop(present(number)));
+    (1_000..1_000 + count).for_each(|number| _ = present(number));
     let (held, charged) = (resident("self") - before, live.tokens.bytes() - charged);
     assert_eq!(live.tokens.len(), 1_000 + count);
     println!("| {count} | {} | {} | {} |", held >> 20, charged >> 20, held / count);
