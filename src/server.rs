@@ -3,6 +3,7 @@
 mod workers;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::{IntoRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,6 +42,9 @@ const POOL: usize = 1024;
 
 /// What is read at once of a connection under TLS, in bytes: a whole record, whose head alone would be asked for otherwise (RFC 8446 section 5.2).
 const TLS_READ_BUFFER: usize = 16 * 1024 + 512;
+
+/// Connections that wait to be taken until the framework, which listens again, sets its own number.
+const BACKLOG: u32 = 1024;
 
 /// Why the process could not start.
 #[derive(Debug, thiserror::Error)]
@@ -186,8 +190,7 @@ struct Place {
 }
 
 impl Place {
-    /// Takes an address. Port 0 asks the system for a free one, and the framework would not tell which it got; an address in use is an error of ours
-    /// here and would be a panic in a service there.
+    /// Takes an address. Port 0 asks the system for a free one, and the framework would not tell which it got.
     fn take(address: SocketAddr) -> Result<Self, StartError> {
         let take = || {
             let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
@@ -197,6 +200,13 @@ impl Place {
             Ok(Self { address: socket.local_addr()?, socket })
         };
         take().map_err(|error| StartError::Listen { address, error })
+    }
+
+    /// The socket, which listens now. The system tells only here that another got ahead, or that two places overlap, such as `0.0.0.0` and `[::]`.
+    fn listen(self) -> Result<RawFd, StartError> {
+        let Self { address, socket } = self;
+        let listening = socket.listen(BACKLOG).and_then(tokio::net::TcpListener::into_std);
+        listening.map(IntoRawFd::into_raw_fd).map_err(|error| StartError::Listen { address, error })
     }
 }
 

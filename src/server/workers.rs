@@ -1,6 +1,5 @@
 //! The threads that serve callers, on a runtime of our own: the framework's has no setting for how fairly it takes connections in turn.
 
-use std::os::fd::IntoRawFd;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -50,15 +49,24 @@ impl Workers {
 impl<S: Service + 'static> Service for OnWorkers<S> {
     async fn start_service(&mut self, fds: Option<ListenFds>, shutdown: ShutdownWatch, listeners_per_fd: usize) {
         let Some(mut service) = self.service.take() else { return };
-        // As if another process had handed them over: the framework listens there at once, and would bind a socket of its own and try that for half a minute.
+        // As if another process had handed them over: the framework would bind a socket of its own, try that for half a minute, and panic.
         if let Some(fds) = &fds {
             let mut fds = fds.lock();
-            self.places.drain(..).for_each(|Place { address, socket }| fds.add(address.to_string(), socket.into_raw_fd()));
+            for place in self.places.drain(..) {
+                let address = place.address.to_string();
+                match place.listen() {
+                    Ok(listening) => fds.add(address, listening),
+                    Err(error) => {
+                        tracing::error!(%error, "not served");
+                        std::process::exit(1);
+                    }
+                }
+            }
         }
         let serving = self.workers.spawn(async move { service.start_service(fds, shutdown, listeners_per_fd).await });
         if let Err(error) = serving.await {
             tracing::error!(%error, service = self.name, "ended");
-            // The framework panics where it cannot listen. A process that goes on and serves nobody is found later than one that is gone.
+            // A process that goes on and serves nobody is found later than one that is gone.
             if error.is_panic() {
                 std::process::exit(1);
             }

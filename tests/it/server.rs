@@ -45,7 +45,8 @@ fn keys(folder: &Folder, arguments: &[&str]) -> Value {
 #[test]
 fn whoever_comes_before_the_gateway_serves_is_refused_and_never_reset() {
     let origin = slow(Duration::ZERO);
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Not where the caller's own sockets are: one of them would be given this very port in time, and be connected with itself.
+    let free = TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap();
     let yaml = config(&origin).replacen("127.0.0.1:0", &free.to_string(), 1);
     let caller = std::thread::spawn(move || {
         let begun = Instant::now();
@@ -63,18 +64,30 @@ fn whoever_comes_before_the_gateway_serves_is_refused_and_never_reset() {
 
 #[test]
 fn an_address_in_use_is_an_error_that_names_it() {
-    for listener in ["listeners", "admin"] {
+    for listener in [r#"listeners: [{address: "127.0.0.1:0""#, r#"admin: {address: "127.0.0.1:0""#] {
         let origin = slow(Duration::ZERO);
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap().to_string();
-        let (before, after) = config(&origin).split_once(listener).map(|(before, after)| (before.to_owned(), after.to_owned())).unwrap();
         let folder = Folder::new();
-        folder.write("edgeward.yaml", format!("{before}{listener}{}", after.replacen("127.0.0.1:0", &address, 1)));
+        folder.write("edgeward.yaml", config(&origin).replace(listener, &listener.replace("127.0.0.1:0", &address)));
         let output = command(&["run", "-c", "edgeward.yaml"]).current_dir(folder.path()).output().unwrap();
         assert!(!output.status.success());
         let printed = String::from_utf8_lossy(&output.stderr);
         assert!(printed.contains(&format!("cannot listen on {address}")), "{printed}");
     }
+}
+
+#[test]
+fn listeners_that_overlap_end_the_start_with_an_error_that_names_one() {
+    let origin = slow(Duration::ZERO);
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let both = format!(r#"listeners: [{{address: "0.0.0.0:{port}"}}, {{address: "127.0.0.1:{port}""#);
+    let folder = Folder::new();
+    folder.write("edgeward.yaml", config(&origin).replace(r#"listeners: [{address: "127.0.0.1:0""#, &both));
+    let output = command(&["run", "-c", "edgeward.yaml"]).current_dir(folder.path()).output().unwrap();
+    assert!(!output.status.success());
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert!(printed.contains(&format!("cannot listen on 127.0.0.1:{port}")) && !printed.contains("panicked"), "{printed}");
 }
 
 #[test]
