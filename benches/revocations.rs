@@ -81,8 +81,8 @@ fn add_one(criterion: &mut Criterion, revocations: &Revocations, count: usize) {
 
 fn identity(jti: &str) -> Identity {
     let mut identity = Identity::new(Method::Jwt, "customers".into(), openssl::sha::sha256(jti.as_bytes()));
-    identity.subject = Some(Arc::from("6f1c2d3e-4b5a-4c6d-8e7f-9a0b1c2d3e4f"));
-    identity.client = Some(Arc::from("shop"));
+    identity.subject = Some("6f1c2d3e-4b5a-4c6d-8e7f-9a0b1c2d3e4f".into());
+    identity.client = Some("shop".into());
     let claims = json!({"iss": ISSUER, "sub": "6f1c2d3e-4b5a-4c6d-8e7f-9a0b1c2d3e4f", "aud": "orders", "jti": jti, "iat": 1_800_000_000,
         "exp": 1_800_000_900, "scope": "orders:read orders:write", "client_id": "shop"});
     identity.claims = claims.as_object().expect("an object").clone();

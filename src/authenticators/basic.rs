@@ -44,8 +44,8 @@ impl Basic {
         let users = config.users.iter().map(|user| User {
             hash: user.hash.clone(),
             identity: Arc::new(Identity {
-                subject: Some(Arc::clone(&user.name)),
-                consumer: Some(Arc::clone(&user.name)),
+                subject: Some(Arc::clone(&user.name).into()),
+                consumer: Some(Arc::clone(&user.name).into()),
                 ..Identity::new(Method::Basic, Arc::clone(&name), sha256(&[user.name.as_bytes(), b":", user.hash.text().expose()].concat()))
             }),
         });

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
+use smol_str::SmolStr;
 
 use crate::config::ClaimNames;
 use crate::request::{Identity, Rejection};
@@ -79,7 +80,7 @@ impl ClaimPath {
     }
 
     /// The claim as one word of an identity. A value that is not a string, or empty, says nothing.
-    fn text(&self, claims: &Map<String, Value>) -> Result<Option<Arc<str>>, Rejection> {
+    fn text(&self, claims: &Map<String, Value>) -> Result<Option<SmolStr>, Rejection> {
         match self.find(claims) {
             Some(Value::String(text)) if !text.is_empty() => Ok(Some(sound(text)?.into())),
             _ => Ok(None),
@@ -93,7 +94,7 @@ fn words(
     claims: &Map<String, Value>,
     split: impl Fn(&str) -> Vec<&str>,
     is_one: impl Fn(&str) -> bool,
-) -> Result<Vec<Arc<str>>, Rejection> {
+) -> Result<Arc<[Arc<str>]>, Rejection> {
     let mut words: Vec<Arc<str>> = Vec::new();
     for path in paths {
         let found: Vec<&str> = match path.find(claims) {
@@ -107,9 +108,7 @@ fn words(
             }
         }
     }
-    // It is kept with every token that is known.
-    words.shrink_to_fit();
-    Ok(words)
+    Ok(words.into())
 }
 
 /// A value that can stand in a header line and a log line. One that cannot was made to break them: the token is refused.

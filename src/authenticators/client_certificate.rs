@@ -7,6 +7,7 @@ use std::sync::Arc;
 use openssl::sha::sha256;
 use quick_cache::sync::Cache;
 use serde_json::{Map, Value, json};
+use smol_str::SmolStr;
 
 use super::{Challenge, Verdict};
 use crate::config::{self, AllowedCertificate, CertificateName, Problem};
@@ -32,8 +33,8 @@ pub struct ClientCertificate {
 struct Allowed {
     pattern: Pattern,
     consumer: Option<Arc<str>>,
-    plan: Option<Arc<str>>,
-    scopes: Vec<Arc<str>>,
+    plan: Option<SmolStr>,
+    scopes: Arc<[Arc<str>]>,
 }
 
 impl ClientCertificate {
@@ -43,7 +44,7 @@ impl ClientCertificate {
         let allow = config.allow.iter().filter_map(|allowed| {
             let AllowedCertificate { identity, consumer, plan, scopes } = allowed.clone();
             match Pattern::parse(config.identity, &identity) {
-                Ok(pattern) => Some(Allowed { pattern, consumer, plan, scopes }),
+                Ok(pattern) => Some(Allowed { pattern, consumer, plan: plan.map(SmolStr::from), scopes: scopes.into() }),
                 Err(expected) => {
                     problems.push(Problem::at(&identity.place, "is no identity of this kind").expected(expected));
                     None
@@ -114,8 +115,8 @@ impl ClientCertificate {
             (None, _) => return Err("certificate_identity"),
         };
         Ok(Identity {
-            subject: Some(Arc::clone(subject)),
-            consumer: Some(Arc::clone(allowed.consumer.as_ref().unwrap_or(subject))),
+            subject: Some(Arc::clone(subject).into()),
+            consumer: Some(Arc::clone(allowed.consumer.as_ref().unwrap_or(subject)).into()),
             plan: allowed.plan.clone(),
             scopes: allowed.scopes.clone(),
             claims: claims(certificate),

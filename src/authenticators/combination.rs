@@ -343,11 +343,7 @@ fn join(mut identity: Identity, other: &Arc<Identity>) -> Identity {
         }
     }
     for (own, given) in [(&mut identity.scopes, &other.scopes), (&mut identity.roles, &other.roles)] {
-        for word in given {
-            if !own.contains(word) {
-                own.push(Arc::clone(word));
-            }
-        }
+        *own = own.iter().chain(given.iter().filter(|word| !own.contains(word))).cloned().collect();
     }
     for (name, claim) in &other.claims {
         identity.claims.entry(name).or_insert_with(|| claim.clone());

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, Uri, header};
 use openssl::sha::{Sha256, sha256};
 use serde_json::{Map, Value};
+use smol_str::SmolStr;
 
 use super::credential::{self, Found};
 use super::{Challenge, Proof, Verdict};
@@ -381,7 +382,7 @@ impl Reader {
     }
 
     /// Who calls, by these claims; none when one of them cannot be a word of an identity.
-    fn identity(&self, claims: Option<Map<String, Value>>, principal: Option<Arc<str>>, credential: [u8; 32]) -> Option<Identity> {
+    fn identity(&self, claims: Option<Map<String, Value>>, principal: Option<SmolStr>, credential: [u8; 32]) -> Option<Identity> {
         let mut identity = Identity { claims: claims?, ..Identity::new(Method::External, self.name.clone(), credential) };
         if principal.as_ref().is_some_and(|principal| word(principal).is_none()) {
             return None;
@@ -420,7 +421,7 @@ fn claims(copied: &[HeaderName], named: &[HeaderName], answer: &Response<Bytes>)
 }
 
 /// The words of all these claims, each once: a text is split, a list gives its texts.
-fn words(identity: &Identity, names: &[Arc<str>], separator: char) -> Option<Vec<Arc<str>>> {
+fn words(identity: &Identity, names: &[Arc<str>], separator: char) -> Option<Arc<[Arc<str>]>> {
     let mut words: Vec<Arc<str>> = Vec::new();
     for claim in names.iter().filter_map(|name| identity.claim(name)) {
         let found: Vec<&str> = match claim {
@@ -435,15 +436,15 @@ fn words(identity: &Identity, names: &[Arc<str>], separator: char) -> Option<Vec
                 return None;
             }
             if !words.iter().any(|known| **known == *found) {
-                words.push(word(found)?);
+                words.push(word(found)?.into());
             }
         }
     }
-    Some(words)
+    Some(words.into())
 }
 
 /// A value that can stand in a header line and a log line.
-fn word(text: &str) -> Option<Arc<str>> {
+fn word(text: &str) -> Option<SmolStr> {
     (text.len() <= MAX_VALUE && !text.bytes().any(|byte| byte < 0x20 || byte == 0x7f)).then(|| text.into())
 }
 

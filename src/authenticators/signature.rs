@@ -212,10 +212,10 @@ impl Signature {
 impl Signer {
     fn new(authenticator: &Arc<str>, entry: &config::SignatureKey) -> Self {
         let identity = Identity {
-            consumer: Some(Arc::clone(&entry.consumer)),
-            key_id: Some(Arc::clone(&entry.keyid)),
-            scopes: entry.scopes.clone(),
-            plan: entry.plan.clone(),
+            consumer: Some(Arc::clone(&entry.consumer).into()),
+            key_id: Some(Arc::clone(&entry.keyid).into()),
+            scopes: entry.scopes.as_slice().into(),
+            plan: entry.plan.clone().map(Into::into),
             ..Identity::new(Method::Signature, Arc::clone(authenticator), sha256(entry.keyid.as_bytes()))
         };
         Self { key: Arc::clone(&entry.key), algorithm: entry.algorithm, identity: Arc::new(identity) }

@@ -209,10 +209,10 @@ impl Sigv4 {
 impl Key {
     fn new(authenticator: &Arc<str>, entry: &SigningKeyEntry) -> Self {
         let identity = Identity {
-            consumer: Some(Arc::clone(&entry.consumer)),
-            key_id: Some(Arc::clone(&entry.access_key_id)),
-            scopes: entry.scopes.clone(),
-            plan: entry.plan.clone(),
+            consumer: Some(Arc::clone(&entry.consumer).into()),
+            key_id: Some(Arc::clone(&entry.access_key_id).into()),
+            scopes: entry.scopes.as_slice().into(),
+            plan: entry.plan.clone().map(Into::into),
             ..Identity::new(Method::Sigv4, Arc::clone(authenticator), sha256(entry.access_key_id.as_bytes()))
         };
         Self {

@@ -162,7 +162,7 @@ mod tests {
         });
         Identity {
             subject: Some("alice".into()),
-            scopes: vec!["orders:read".into()],
+            scopes: ["orders:read".into()].into(),
             claims: claims.as_object().unwrap().clone(),
             ..Identity::new(Method::Jwt, "a".into(), [0; 32])
         }

@@ -112,7 +112,7 @@ mod tests {
 
     fn identity(scopes: &[&str], roles: &[&str], claims: Value) -> Identity {
         let Value::Object(claims) = claims else { panic!("claims are an object") };
-        Identity { scopes: names(scopes), roles: names(roles), claims, ..Identity::new(Method::Jwt, "a".into(), [0; 32]) }
+        Identity { scopes: names(scopes).into(), roles: names(roles).into(), claims, ..Identity::new(Method::Jwt, "a".into(), [0; 32]) }
     }
 
     impl Authorizers {

@@ -52,8 +52,8 @@ enum KeyUse {
 pub(super) fn of(config: &Config, authenticator: &Arc<str>, record: &Record, now: u64) -> Result<Vec<KeyQuota>, Failure> {
     let snapshot = snapshot::compile(config, &LiveState::default(), &Metrics::new()?).map_err(problems)?;
     let caller = Identity {
-        consumer: Some(Arc::clone(&record.consumer)),
-        plan: record.plan.clone(),
+        consumer: Some(Arc::clone(&record.consumer).into()),
+        plan: record.plan.clone().map(Into::into),
         ..Identity::new(Method::ApiKey, Arc::clone(authenticator), record.sha256.0)
     };
     let opens = |name: &Arc<str>| record.routes.is_empty() || record.routes.contains(name);

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use serde_json::{Map, Value, json};
+use smol_str::SmolStr;
 
 use super::answer;
 use super::form::{self, Form};
@@ -182,7 +183,7 @@ impl Oauth2 {
     /// What an access token of ours says, if it is good now.
     fn read(&self, token: &str, now: Now) -> Result<Option<Map<String, Value>>, Refusal> {
         let Some(claims) = self.verify(token, now) else { return Ok(None) };
-        let text = |name| claims.get(name).and_then(Value::as_str).map(Arc::from);
+        let text = |name| claims.get(name).and_then(Value::as_str).map(SmolStr::new);
         let mut identity = Identity::new(Method::Jwt, Arc::clone(&self.issuer), jws::fingerprint(token));
         (identity.subject, identity.client, identity.claims) = (text("sub"), text("client_id"), claims);
         match self.revocations.check(&identity) {

@@ -163,7 +163,7 @@ mod tests {
     }
 
     fn identity(subject: &str) -> Identity {
-        let scopes = vec!["orders:read".into(), "orders:write".into()];
+        let scopes = ["orders:read".into(), "orders:write".into()].into();
         let new = Identity::new(Method::Jwt, "customers".into(), [7; 32]);
         Identity { subject: Some(subject.into()), client: Some("app".into()), scopes, ..new }
     }
@@ -222,7 +222,7 @@ mod tests {
             Identity { client: None, ..alice.clone() },
             Identity { consumer: Some("acme".into()), ..alice.clone() },
             Identity { key_id: Some("k".into()), ..alice.clone() },
-            Identity { scopes: vec!["orders:read".into()], ..alice.clone() },
+            Identity { scopes: ["orders:read".into()].into(), ..alice.clone() },
             Identity { method: Method::Introspection, ..alice.clone() },
             Identity { authenticator: "others".into(), ..alice.clone() },
             Identity { beside: vec![Arc::new(alice.clone())], ..alice.clone() },

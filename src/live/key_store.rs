@@ -187,7 +187,7 @@ impl KeyStore {
     ///
     /// # Errors
     /// When the store cannot be written; then nothing was added.
-    pub fn add_usage(&mut self, rows: &[UsageRow]) -> Result<(), StoreError> {
+    pub fn add_usage<'r>(&mut self, rows: impl IntoIterator<Item = &'r UsageRow>) -> Result<(), StoreError> {
         let transaction = self.0.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         {
             // Two gateways may share the store: counts add up, and the later use is the last one.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use smol_str::SmolStr;
+
 /// The kind of credential that proved an identity; its [`label`](Method::label) is the YAML key, the log word and the metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Method {
@@ -40,6 +42,9 @@ impl Method {
 }
 
 /// A verified principal. Built by authenticators only, shared by caches, never changed.
+///
+/// Names of up to 23 bytes are within: of a million callers each is in main memory, and each place to be visited there costs a request as
+/// much as a twentieth of its decision.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Identity {
     /// How it was proven.
@@ -47,19 +52,19 @@ pub struct Identity {
     /// The name of the authenticator in the configuration.
     pub authenticator: Arc<str>,
     /// The end user or service (`sub`).
-    pub subject: Option<Arc<str>>,
+    pub subject: Option<SmolStr>,
     /// The paying or accountable party that limits and logs speak of.
-    pub consumer: Option<Arc<str>>,
+    pub consumer: Option<SmolStr>,
     /// The OAuth2 client (`client_id`, `azp`).
-    pub client: Option<Arc<str>>,
+    pub client: Option<SmolStr>,
     /// The public id of the API key.
-    pub key_id: Option<Arc<str>>,
+    pub key_id: Option<SmolStr>,
     /// What the credential was granted.
-    pub scopes: Vec<Arc<str>>,
+    pub scopes: Arc<[Arc<str>]>,
     /// What the principal is.
-    pub roles: Vec<Arc<str>>,
+    pub roles: Arc<[Arc<str>]>,
     /// The usage plan.
-    pub plan: Option<Arc<str>>,
+    pub plan: Option<SmolStr>,
     /// Every claim of the credential; empty for API keys.
     pub claims: serde_json::Map<String, serde_json::Value>,
     /// SHA-256 of the credential, or of all of them: the key of `per: credential` limits.
@@ -78,8 +83,8 @@ impl Identity {
             consumer: None,
             client: None,
             key_id: None,
-            scopes: Vec::new(),
-            roles: Vec::new(),
+            scopes: Arc::default(),
+            roles: Arc::default(),
             plan: None,
             claims: serde_json::Map::new(),
             credential,

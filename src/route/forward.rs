@@ -474,7 +474,7 @@ mod tests {
         Identity {
             subject: Some("alice".into()),
             consumer: Some("acme".into()),
-            scopes: vec!["orders:read".into(), "orders:write".into()],
+            scopes: ["orders:read".into(), "orders:write".into()].into(),
             plan: Some("gold".into()),
             claims: claims.as_object().unwrap().clone(),
             ..Identity::new(Method::Jwt, "customers".into(), [0; 32])
@@ -716,7 +716,7 @@ mod tests {
             escape(subject, &mut escaped);
             assert_eq!(escaped, expected);
         }
-        let roles = Identity { roles: vec!["user admin".into(), "ops".into(), "".into()], ..identity() };
+        let roles = Identity { roles: ["user admin".into(), "ops".into(), "".into()].into(), ..identity() };
         assert_eq!(filled(&[TemplatePart::Roles], &roles).as_deref(), Some("user%20admin ops"));
         assert_eq!(filled(&[TemplatePart::Subject], &Identity { subject: Some("".into()), ..identity() }), None);
     }

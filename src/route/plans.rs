@@ -36,9 +36,9 @@ impl Plans {
             return Ok(&[]);
         }
         if let Some(name) = &identity.plan {
-            return self.by_name.get(name).map(|plan| &**plan).ok_or(Rejection::Forbidden("plan_unknown"));
+            return self.by_name.get(name.as_str()).map(|plan| &**plan).ok_or(Rejection::Forbidden("plan_unknown"));
         }
-        let of_consumer = identity.consumer.as_ref().and_then(|consumer| self.by_consumer.get(consumer));
+        let of_consumer = identity.consumer.as_ref().and_then(|consumer| self.by_consumer.get(consumer.as_str()));
         Ok(of_consumer.or(self.default.as_ref()).map_or(&[], |plan| &**plan))
     }
 }

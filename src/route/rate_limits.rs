@@ -668,7 +668,7 @@ mod tests {
         plans.add(&"free".into(), [free].into(), std::iter::empty(), true);
         let limits = RateLimits::new(vec![flood], Arc::new(plans));
         let caller = Caller::new("192.0.2.1");
-        let with = |consumer: &str, plan: Option<&str>| Identity { plan: plan.map(Arc::from), ..identity(consumer) };
+        let with = |consumer: &str, plan: Option<&str>| Identity { plan: plan.map(Into::into), ..identity(consumer) };
         for (who, expected) in [
             (with("umbrella", Some("gold")), "gold 39"),
             (with("acme", Some("gold")), "gold 39"),

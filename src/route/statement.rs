@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use smol_str::SmolStr;
 
 use super::Route;
 use super::limit::{Holder, Own, PRESENT, RateLimit};
@@ -135,7 +136,7 @@ pub fn quotas<'r>(routes: impl Iterator<Item = &'r Route>, caller: &Identity) ->
     for route in routes {
         for limit in route.policy.rate_limits.of_caller(caller) {
             let Some((quotas, terms)) = limit.quota() else { continue };
-            let text = |text: &Option<Arc<str>>| text.as_ref().map(|text| text.as_bytes().to_vec());
+            let text = |text: &Option<SmolStr>| text.as_ref().map(|text| text.as_bytes().to_vec());
             let key = limit.key_of(|part| match part {
                 "consumer" => text(&caller.consumer),
                 "subject" => text(&caller.subject),

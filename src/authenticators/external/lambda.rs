@@ -2,13 +2,12 @@
 //!
 //! An answer that is not entirely understood is none: a condition that was passed over would be a permission that nobody gave.
 
-use std::sync::Arc;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, header};
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
+use smol_str::SmolStr;
 
 use crate::jose::json;
 use crate::live::decisions::{Policy, Statement};
@@ -27,7 +26,7 @@ pub enum Answer {
     /// A policy document, which other requests can be judged by as well.
     Policy {
         /// Who calls.
-        principal: Arc<str>,
+        principal: SmolStr,
         /// What they may.
         policy: Policy,
         /// What else it says of the caller.

@@ -4,6 +4,7 @@ use std::mem::size_of;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
+use smol_str::SmolStr;
 
 use super::Verified;
 use crate::request::Identity;
@@ -39,9 +40,9 @@ fn identity(identity: &Identity) -> usize {
     let words = [&identity.subject, &identity.consumer, &identity.client, &identity.key_id, &identity.plan];
     let lists = [&identity.scopes, &identity.roles];
     allocated(COUNTS + size_of::<Identity>())
-        + words.into_iter().flatten().map(shared).sum::<usize>()
+        + words.into_iter().flatten().map(word).sum::<usize>()
         + lists
-            .map(|list| allocated(list.capacity() * size_of::<Arc<str>>()) + list.iter().map(shared).sum::<usize>())
+            .map(|list| allocated(COUNTS + list.len() * size_of::<Arc<str>>()) + list.iter().map(shared).sum::<usize>())
             .iter()
             .sum::<usize>()
         + members(&identity.claims)
@@ -65,6 +66,11 @@ fn value(value: &Value) -> usize {
 
 fn text(text: &str) -> usize {
     allocated(text.len())
+}
+
+/// What is short is within.
+fn word(word: &SmolStr) -> usize {
+    if word.is_heap_allocated() { allocated(COUNTS + word.len()) } else { 0 }
 }
 
 fn shared(text: &Arc<str>) -> usize {
