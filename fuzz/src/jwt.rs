@@ -140,8 +140,8 @@ fn check_said(header: &[u8], payload: &[u8], identity: &Identity) {
     assert!(claims.get("cnf").is_none(), "{claims}");
     assert_eq!(identity.claims.len(), claims.as_object().unwrap().len());
     assert_eq!(identity.subject.as_deref(), claims["sub"].as_str());
-    let texts = [&identity.subject, &identity.consumer, &identity.client, &identity.plan].into_iter().flatten();
-    for text in texts.chain(&identity.scopes).chain(&identity.roles) {
+    let texts = [&identity.subject, &identity.consumer, &identity.client, &identity.plan].into_iter().flatten().map(|text| &**text);
+    for text in texts.chain(identity.scopes.iter().chain(&*identity.roles).map(|text| &**text)) {
         assert!(!text.chars().any(char::is_control), "{text:?}");
     }
     assert!(identity.scopes.iter().all(|scope| !scope.contains(' ') && !scope.is_empty()), "{:?}", identity.scopes);
