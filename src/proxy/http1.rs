@@ -6,6 +6,7 @@
 
 mod connection;
 mod date;
+mod gathered;
 mod handed_over;
 pub(super) mod head;
 
@@ -20,6 +21,7 @@ use pingora_proxy::HttpProxy;
 use super::Gateway;
 use super::context::Context;
 use connection::{Connection, Heard};
+use handed_over::HandedOver;
 
 /// What listeners hand their connections to.
 pub struct Front {
@@ -62,7 +64,7 @@ impl Front {
 impl ServerApp for Front {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let rest = match stream.selected_alpn_proto() {
-            Some(ALPN::H2) => Some(stream),
+            Some(ALPN::H2) => Some(Box::new(HandedOver::http2(stream)) as Stream),
             _ => self.serve(stream, shutdown).await,
         };
         self.framework.process_new(rest?, shutdown).await

@@ -203,7 +203,7 @@ impl Connection {
     pub(super) fn hand_over(mut self) -> Stream {
         self.request.headers.clear();
         head::put_back(self.request.raw, &mut self.buffer);
-        Box::new(HandedOver { read: self.buffer, stream: self.stream })
+        Box::new(HandedOver::http1(self.stream, self.buffer))
     }
 
     /// Reads the rest of a body and throws it away.

@@ -1,10 +1,11 @@
-//! A connection that is handed to the framework after some of it was read: what was read comes first.
+//! A connection that is handed to the framework: what was read of it comes first, and over HTTP/2 what is written is gathered.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
@@ -15,9 +16,24 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::gathered::Gathered;
+
 pub(super) struct HandedOver {
-    pub(super) read: BytesMut,
-    pub(super) stream: Stream,
+    read: BytesMut,
+    stream: Stream,
+    gathered: Option<Gathered>,
+}
+
+impl HandedOver {
+    /// A connection over HTTP/1 of which this was read.
+    pub(super) fn http1(stream: Stream, read: BytesMut) -> Self {
+        Self { read, stream, gathered: None }
+    }
+
+    /// A connection over HTTP/2 of which nothing was read.
+    pub(super) fn http2(stream: Stream) -> Self {
+        Self { read: BytesMut::new(), stream, gathered: Some(Gathered::default()) }
+    }
 }
 
 impl AsyncRead for HandedOver {
@@ -37,29 +53,48 @@ impl AsyncRead for HandedOver {
 
 impl AsyncWrite for HandedOver {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let Self { stream, gathered, .. } = &mut *self;
+        match gathered {
+            Some(gathered) => gathered.poll_write(stream, cx, bytes),
+            None => Pin::new(stream).poll_write(cx, bytes),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let Self { stream, gathered, .. } = &mut *self;
+        match gathered {
+            Some(gathered) => gathered.poll_flush(stream, cx),
+            None => Pin::new(stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let Self { stream, gathered, .. } = &mut *self;
+        if let Some(gathered) = gathered {
+            ready!(gathered.poll_send(stream, cx))?;
+        }
+        Pin::new(stream).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, pieces: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+        match self.gathered {
+            // One piece, as a stream does that takes no more at once.
+            Some(_) => self.poll_write(cx, pieces.iter().find(|piece| !piece.is_empty()).map_or(&[], |piece| piece)),
+            None => Pin::new(&mut self.stream).poll_write_vectored(cx, pieces),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.gathered.is_none() && self.stream.is_write_vectored()
     }
 }
 
 #[async_trait]
 impl Shutdown for HandedOver {
     async fn shutdown(&mut self) {
+        if let Some(gathered) = &mut self.gathered {
+            let _ = poll_fn(|cx| gathered.poll_send(&mut self.stream, cx)).await;
+        }
         Shutdown::shutdown(&mut *self.stream).await;
     }
 }

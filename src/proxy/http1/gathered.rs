@@ -1,0 +1,178 @@
+//! What is written to a connection in one turn of its worker, gathered and sent together.
+//!
+//! Over HTTP/2 many answers share a connection. The runtime runs who was woken last at once, so the connection was asked to send after each of
+//! them: a system call and a TLS record for every answer, where those that became ready together fit into one.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::AsyncWrite;
+
+/// As much is sent together: what a TLS record holds.
+const ROOM: usize = 16 * 1024;
+
+/// What fills a packet does not wait for more.
+const PACKET: usize = 1400;
+
+/// Written, and not yet sent.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    bytes: Vec<u8>,
+    /// How much of it was sent.
+    sent: usize,
+    /// Whether all others that are ready have had their turn since.
+    waited: bool,
+}
+
+impl Gathered {
+    /// Takes what is to be written; the stream is asked when there is no room.
+    pub(super) fn poll_write<S: AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.bytes.len() + bytes.len() > ROOM {
+            ready!(self.poll_send(stream, cx))?;
+        }
+        if bytes.len() > ROOM {
+            return Pin::new(stream).poll_write(cx, bytes);
+        }
+        self.bytes.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    /// Sends it. What is little waits until those that are ready now have written theirs.
+    pub(super) fn poll_flush<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.waited && (1..PACKET).contains(&self.bytes.len()) {
+            self.waited = true;
+            // Who wakes itself comes after all who were woken before.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        ready!(self.poll_send(stream, cx))?;
+        Pin::new(stream).poll_flush(cx)
+    }
+
+    /// Sends it at once.
+    pub(super) fn poll_send<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(rest) = self.bytes.get(self.sent..).filter(|rest| !rest.is_empty()) {
+            match ready!(Pin::new(&mut *stream).poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                sent => self.sent += sent,
+            }
+        }
+        // Freed: of many connections most are at rest.
+        *self = Self::default();
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
+    use super::*;
+
+    /// A stream that takes so many bytes at a time, in turn; none is: not now.
+    #[derive(Default)]
+    struct Slow {
+        takes: Vec<Option<usize>>,
+        asked: usize,
+        writes: Vec<Vec<u8>>,
+    }
+
+    impl AsyncWrite for Slow {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            let takes = if self.takes.is_empty() { Some(usize::MAX) } else { self.takes[self.asked % self.takes.len()] };
+            self.asked += 1;
+            let Some(takes) = takes else { return Poll::Pending };
+            let taken = takes.min(bytes.len());
+            self.writes.push(bytes[..taken].to_vec());
+            Poll::Ready(Ok(taken))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn what_is_little_waits_one_turn_and_goes_with_what_came_meanwhile() {
+        let woken = Arc::new(Woken::default());
+        let (waker, mut stream, mut gathered) = (Waker::from(woken.clone()), Slow::default(), Gathered::default());
+        let mut cx = Context::from_waker(&waker);
+        for turn in 1..=2 {
+            assert!(gathered.poll_write(&mut stream, &mut cx, b"one").is_ready());
+            assert!(gathered.poll_flush(&mut stream, &mut cx).is_pending());
+            assert_eq!(woken.0.load(Ordering::Relaxed), turn, "or nobody would ask again");
+            assert!(gathered.poll_write(&mut stream, &mut cx, b"two").is_ready());
+            assert!(gathered.poll_flush(&mut stream, &mut cx).is_ready());
+            assert_eq!(stream.writes, vec![b"onetwo".to_vec(); turn]);
+        }
+        assert!(gathered.poll_flush(&mut stream, &mut cx).is_ready(), "nothing waits for nothing");
+        assert_eq!(gathered.bytes.capacity(), 0);
+    }
+
+    #[test]
+    fn what_fills_a_packet_goes_at_once_and_what_fills_a_record_without_a_copy() {
+        let (mut stream, mut gathered, mut cx) = (Slow::default(), Gathered::default(), Context::from_waker(Waker::noop()));
+        assert!(gathered.poll_write(&mut stream, &mut cx, &[1; PACKET]).is_ready());
+        assert!(gathered.poll_flush(&mut stream, &mut cx).is_ready());
+        assert!(gathered.poll_write(&mut stream, &mut cx, &[2; 9]).is_ready());
+        assert!(gathered.poll_write(&mut stream, &mut cx, &[3; ROOM + 1]).is_ready());
+        assert_eq!(stream.writes.iter().map(Vec::len).collect::<Vec<_>>(), [PACKET, 9, ROOM + 1]);
+    }
+
+    #[test]
+    fn a_stream_that_takes_nothing_is_an_error_and_no_endless_loop() {
+        let (mut gathered, mut cx) = (Gathered::default(), Context::from_waker(Waker::noop()));
+        let mut stream = Slow { takes: vec![Some(0)], ..Slow::default() };
+        assert!(gathered.poll_write(&mut stream, &mut cx, b"x").is_ready());
+        assert!(matches!(gathered.poll_send(&mut stream, &mut cx), Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::WriteZero));
+    }
+
+    proptest! {
+        #[test]
+        fn all_of_it_arrives_in_order_however_it_is_written_and_taken(
+            pieces in prop::collection::vec((prop_oneof![0..40_usize, 1_300..1_500_usize, 16_000..17_000_usize], any::<bool>()), 1..20),
+            mut takes in prop::collection::vec(prop::option::of(1..9_000_usize), 0..6),
+        ) {
+            takes.push(Some(7_000));
+            let (mut stream, mut gathered, mut cx) = (Slow { takes, ..Slow::default() }, Gathered::default(), Context::from_waker(Waker::noop()));
+            let mut written = Vec::new();
+            for (at, (length, flush)) in pieces.into_iter().enumerate() {
+                let piece = vec![at as u8; length];
+                let mut rest = &piece[..];
+                while !rest.is_empty() {
+                    if let Poll::Ready(taken) = gathered.poll_write(&mut stream, &mut cx, rest) {
+                        rest = &rest[taken.unwrap()..];
+                    }
+                }
+                written.extend(piece);
+                if flush {
+                    let _ = gathered.poll_flush(&mut stream, &mut cx);
+                }
+            }
+            while gathered.poll_flush(&mut stream, &mut cx).is_pending() {}
+            prop_assert_eq!(stream.writes.concat(), written);
+        }
+    }
+}
