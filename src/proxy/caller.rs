@@ -11,7 +11,6 @@ use pingora::protocols::tls::SslDigest;
 
 use super::answer_head::AnswerHead;
 use crate::request::message::Head;
-use crate::route::Route;
 use crate::snapshot::ServerRules;
 
 /// A caller, one request of it, and the answer to that. Errors are the caller's: downstream.
@@ -33,9 +32,6 @@ pub(super) trait Caller: Send {
 
     /// What the handshake settled, where the connection is TLS.
     fn tls(&self) -> Option<&SslDigest>;
-
-    /// Whether requests of this route are served by somebody else.
-    fn leaves(&self, route: &Route) -> bool;
 
     /// Whether an admitted request can take the short way, as far as its head says.
     fn is_plain(&mut self) -> bool;

@@ -20,6 +20,7 @@ use pingora_proxy::HttpProxy;
 
 use super::Gateway;
 use super::context::Context;
+use super::http2::Streams;
 use connection::{Connection, Heard};
 use handed_over::HandedOver;
 
@@ -27,12 +28,15 @@ use handed_over::HandedOver;
 pub struct Front {
     gateway: Gateway,
     framework: Arc<HttpProxy<Gateway>>,
+    streams: Arc<Streams>,
 }
 
 impl Front {
     /// A front of a gateway, and of the framework that serves the rest by the same.
     pub fn new(gateway: Gateway, framework: HttpProxy<Gateway>) -> Self {
-        Self { gateway, framework: Arc::new(framework) }
+        let framework = Arc::new(framework);
+        let streams = Arc::new(Streams::new(gateway.clone(), Arc::clone(&framework)));
+        Self { gateway, framework, streams }
     }
 
     /// Serves a connection as long as its requests are ours; the rest of it, where one is not.
@@ -63,10 +67,10 @@ impl Front {
 #[async_trait]
 impl ServerApp for Front {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let rest = match stream.selected_alpn_proto() {
-            Some(ALPN::H2) => Some(Box::new(HandedOver::http2(stream)) as Stream),
-            _ => self.serve(stream, shutdown).await,
-        };
+        if stream.selected_alpn_proto() == Some(ALPN::H2) {
+            return self.streams.process_new(Box::new(HandedOver::http2(stream)), shutdown).await;
+        }
+        let rest = self.serve(stream, shutdown).await;
         self.framework.process_new(rest?, shutdown).await
     }
 

@@ -14,7 +14,7 @@
 //! logging                  metrics, access log
 //! ```
 //!
-//! A plain request over HTTP/1.1 is heard by `http1` before the framework is asked, and goes through the same steps in `Gateway::serve`.
+//! A plain request is heard by `http1`, or taken by `http2` from the framework that hears it, and goes through the same steps in `Gateway::serve`.
 
 mod access_log;
 mod answer_head;
@@ -24,6 +24,7 @@ mod context;
 mod deadline;
 mod direct;
 mod http1;
+mod http2;
 mod peer;
 mod queue;
 mod respond;
@@ -97,8 +98,8 @@ impl Gateway {
         Self { slot, metrics, access_log, clock, own, pool }
     }
 
-    /// Everything between the request's head and the permit to forward it.
-    async fn decide(&self, caller: &mut impl Caller, context: &mut Context) -> Result<Decided, Refusal> {
+    /// Everything between the request's head and the permit to forward it, for routes that can be served this way.
+    async fn decide(&self, caller: &mut impl Caller, context: &mut Context, way: Way) -> Result<Decided, Refusal> {
         let now = context.started;
         let Context { snapshot, client, certificate, request_id, place, admission, target, body, body_received, .. } = context;
         let body_rules = body::Rules { limit: snapshot.server.body_limit, timeout: snapshot.server.body_timeout };
@@ -118,7 +119,7 @@ impl Gateway {
             let mut parameters = crate::route::router::ParametersBuffer::default();
             let found_at = snapshot.router.locate(&message.host, &message.path, message.method, &mut parameters)?;
             let route = snapshot.route(Some(found_at)).ok_or(Rejection::Internal("route_without_value"))?;
-            if caller.leaves(route) {
+            if way == Way::Short && !route.upstream.is_plain() {
                 return Ok(Decided::Left);
             }
             *place = Some(found_at);
@@ -206,7 +207,7 @@ impl Gateway {
 
     /// One request of a caller that we hear ourselves, to its line in the log; whether it was ours.
     async fn serve(&self, caller: &mut impl Caller, context: &mut Context) -> bool {
-        let decided = refuse_on_panic(pin!(self.decide(caller, context)), &self.metrics.panics).await;
+        let decided = refuse_on_panic(pin!(self.decide(caller, context, Way::Short)), &self.metrics.panics).await;
         let served = match decided {
             Ok(Decided::Left) => return false,
             Ok(Decided::Admitted) => self.forward(caller, context).await,
@@ -239,7 +240,7 @@ impl ProxyHttp for Gateway {
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, context: &mut Box<Context>) -> Result<bool, BError> {
-        let decided = refuse_on_panic(pin!(self.decide(session, context)), &self.metrics.panics).await;
+        let decided = refuse_on_panic(pin!(self.decide(session, context, Way::Any)), &self.metrics.panics).await;
         if let Err(refusal) = decided {
             return refuse(session, context, refusal).await.map(|()| true);
         }
@@ -380,13 +381,22 @@ impl ProxyHttp for Gateway {
             context.rejection = error.map(failure);
         }
         self.access_log.record(&self.metrics, session, context);
-        respond::linger(session).await;
+        respond::linger(session.as_mut()).await;
     }
 
     /// What Pingora calls a request in its own log lines; its default shows the query, which may hold a credential.
     fn request_summary(&self, _: &Session, context: &Box<Context>) -> String {
         format!("request {}", context.request_id.as_str())
     }
+}
+
+/// The ways to a backend that whoever hears the caller can take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// [`direct`] alone: requests of other routes are somebody else's.
+    Short,
+    /// The framework's as well.
+    Any,
 }
 
 /// How a decision ended that refused nothing.
@@ -473,12 +483,13 @@ fn shown(error: &Error) -> String {
 fn failure(error: &Error) -> Rejection {
     use ErrorType::{
         AcceptError, BindError, ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, ConnectionClosed,
-        HTTPStatus, HandshakeError, InternalError, InvalidCert, ReadError, ReadTimedout, SocketError, TLSHandshakeFailure,
+        H2Error, HTTPStatus, HandshakeError, InternalError, InvalidCert, ReadError, ReadTimedout, SocketError, TLSHandshakeFailure,
         TLSHandshakeTimedout, TLSWantX509Lookup, WriteError, WriteTimedout,
     };
     match (error.esource(), error.etype()) {
         (ErrorSource::Downstream, ReadTimedout) => Rejection::RequestTimeout,
-        (ErrorSource::Downstream, ReadError | WriteError | WriteTimedout | ConnectionClosed) => Rejection::ClientClosed,
+        // A stream that its caller resets, among others.
+        (ErrorSource::Downstream, ReadError | WriteError | WriteTimedout | ConnectionClosed | H2Error) => Rejection::ClientClosed,
         (ErrorSource::Downstream, _) => Rejection::BadRequest("message"),
         (ErrorSource::Upstream, ConnectTimedout | TLSHandshakeTimedout | ReadTimedout | WriteTimedout) => Rejection::UpstreamTimeout,
         (

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pingora_proxy::Session;
+use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// How often an HTTP/1 caller that waits is looked after.
@@ -13,7 +13,7 @@ const CLOSE: u8 = 7;
 const CLOSE_WAIT: u8 = 8;
 
 /// Waits so long; whether the caller stayed.
-pub(super) async fn stays(session: &mut Session, wait: Duration) -> bool {
+pub(super) async fn stays(session: &mut ServerSession, wait: Duration) -> bool {
     let ends = Instant::now() + wait;
     if session.is_http2() {
         // Pending until the stream is reset; nothing of a body is read.
@@ -34,7 +34,7 @@ pub(super) async fn stays(session: &mut Session, wait: Duration) -> bool {
     false
 }
 
-fn is_gone(session: &Session) -> bool {
+fn is_gone(session: &ServerSession) -> bool {
     let socket = session.digest().and_then(|digest| digest.socket_digest.as_ref());
     let state = socket.and_then(|socket| socket.tcp_info()).map(|connection| connection.tcpi_state);
     matches!(state, Some(CLOSE | CLOSE_WAIT))

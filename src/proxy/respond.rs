@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use pingora::Result;
-use pingora_proxy::Session;
+use pingora::protocols::http::ServerSession;
 
 use super::answer_head::{AnswerFields, AnswerHead, Length};
 use super::caller::Caller;
@@ -67,7 +67,7 @@ fn closes(caller: &mut impl Caller, rejection: &Rejection) -> bool {
 /// Waits after an early answer until the caller has ended its body or given it up. An HTTP/2 stream that is dropped before is reset (RFC 9113
 /// section 8.1), and curl, for one, fails when the reset comes together with the answer. What is not read is not sent either: beyond
 /// the first piece the flow-control window stays shut.
-pub(super) async fn linger(session: &mut Session) {
+pub(super) async fn linger(session: &mut ServerSession) {
     if !session.is_http2() || session.response_written().is_none() || session.is_body_done() {
         return;
     }

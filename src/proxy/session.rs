@@ -1,28 +1,27 @@
-//! A caller that the framework hears, as the phases see it.
+//! A caller that the framework hears, as the phases see it: its session, or a stream that was taken from it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Version, header};
+use pingora::protocols::http::ServerSession;
 use pingora::protocols::tls::SslDigest;
 use pingora::{BError, Error, ErrorType, Result};
-use pingora_proxy::Session;
 
 use super::answer_head::AnswerHead;
 use super::caller::Caller;
 use super::{direct, queue};
 use crate::request::message::Head;
-use crate::route::Route;
 use crate::snapshot::ServerRules;
 
-impl Caller for Session {
+impl<S: AsRef<ServerSession> + AsMut<ServerSession> + Send + Sync> Caller for S {
     fn raw(&self) -> Option<Bytes> {
-        self.as_http1().map(|http1| http1.get_headers_raw_bytes())
+        self.as_ref().as_http1().map(|http1| http1.get_headers_raw_bytes())
     }
 
     fn head<'a>(&'a self, raw: Option<&'a [u8]>) -> Head<'a> {
-        let header = self.req_header();
+        let header = self.as_ref().req_header();
         Head {
             version: header.version,
             method: &header.method,
@@ -34,28 +33,24 @@ impl Caller for Session {
     }
 
     fn headers(&self) -> &HeaderMap {
-        &self.req_header().headers
+        &self.as_ref().req_header().headers
     }
 
     fn method(&self) -> &http::Method {
-        &self.req_header().method
+        &self.as_ref().req_header().method
     }
 
     fn peer(&self) -> Option<SocketAddr> {
-        self.client_addr().and_then(|address| address.as_inet()).copied()
+        self.as_ref().client_addr().and_then(|address| address.as_inet()).copied()
     }
 
     fn tls(&self) -> Option<&SslDigest> {
-        self.digest().and_then(|digest| digest.ssl_digest.as_deref())
-    }
-
-    fn leaves(&self, _: &Route) -> bool {
-        false
+        self.as_ref().digest().and_then(|digest| digest.ssl_digest.as_deref())
     }
 
     fn is_plain(&mut self) -> bool {
-        let framed = match self.req_header().version {
-            Version::HTTP_11 => self.as_http1().is_some(),
+        let framed = match self.as_ref().req_header().version {
+            Version::HTTP_11 => self.as_ref().as_http1().is_some(),
             // Its end is known without a length; how long it is until then is not.
             Version::HTTP_2 => self.headers().contains_key(header::CONTENT_LENGTH) || self.as_mut().is_body_empty(),
             _ => false,
@@ -65,10 +60,10 @@ impl Caller for Session {
 
     /// Pingora forgets the keep-alive time after the first request, so it is said on each.
     fn prepare(&mut self, rules: &ServerRules) {
-        if self.get_keepalive().is_some() {
-            self.set_keepalive(Some(rules.idle.as_secs().max(1)));
+        if self.as_ref().get_keepalive().is_some() {
+            self.as_mut().set_keepalive(Some(rules.idle.as_secs().max(1)));
         }
-        self.set_read_timeout(Some(rules.body_timeout));
+        self.as_mut().set_read_timeout(Some(rules.body_timeout));
     }
 
     fn is_body_empty(&mut self) -> bool {
@@ -101,24 +96,30 @@ impl Caller for Session {
     }
 
     async fn stays(&mut self, wait: Duration) -> bool {
-        queue::stays(self, wait).await
+        queue::stays(self.as_mut(), wait).await
     }
 
     fn close(&mut self) {
-        self.set_keepalive(None);
+        self.as_mut().set_keepalive(None);
     }
 
     fn keep_open(&mut self) {
-        self.set_close_on_response_before_downstream_finish(false);
-        self.set_total_drain_timeout(Some(Duration::from_secs(2)));
+        self.as_mut().set_close_on_response_before_downstream_finish(false);
+        self.as_mut().set_total_drain_timeout(Some(Duration::from_secs(2)));
     }
 
     async fn write_head(&mut self, head: &AnswerHead, last: bool) -> Result<()> {
-        self.write_response_header(head.to_header()?, last).await.map_err(|error| error.into_down())
+        let header = head.to_header()?;
+        let written = match self.as_mut() {
+            // The framework would end the stream with a frame of its own.
+            ServerSession::H2(stream) => stream.write_response_header(header, last),
+            session => session.write_response_header(header).await,
+        };
+        written.map_err(|error| error.into_down())
     }
 
     async fn write_body(&mut self, piece: Bytes, last: bool) -> Result<()> {
-        self.write_response_body(Some(piece), last).await.map_err(|error| error.into_down())
+        self.as_mut().write_response_body(piece, last).await.map_err(|error| error.into_down())
     }
 
     /// The framework sends what could be waited for by itself.
@@ -127,10 +128,10 @@ impl Caller for Session {
     }
 
     fn status(&self) -> Option<StatusCode> {
-        self.response_written().map(|answer| answer.status)
+        self.as_ref().response_written().map(|answer| answer.status)
     }
 
     fn body_sent(&self) -> u64 {
-        self.body_bytes_sent() as u64
+        self.as_ref().body_bytes_sent() as u64
     }
 }

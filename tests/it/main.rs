@@ -22,6 +22,7 @@ mod dpop;
 mod exchange;
 mod external;
 mod http1;
+mod http2;
 mod introspection;
 mod issuer;
 mod limits;

@@ -25,7 +25,6 @@ use super::handed_over::HandedOver;
 use super::head::{self, Parsed};
 use crate::request::Now;
 use crate::request::message;
-use crate::route::Route;
 use crate::snapshot::ServerRules;
 
 /// The room for a head and the start of a body.
@@ -292,10 +291,6 @@ impl Caller for Connection {
 
     fn tls(&self) -> Option<&SslDigest> {
         self.tls.as_deref()
-    }
-
-    fn leaves(&self, route: &Route) -> bool {
-        !route.upstream.is_plain()
     }
 
     fn is_plain(&mut self) -> bool {

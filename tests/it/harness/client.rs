@@ -251,6 +251,16 @@ impl Answer {
 /// A connection that speaks HTTP/2 frame by frame, so that it can say what no library would.
 pub struct Http2(Connection<SslStream<TcpStream>>);
 
+/// What came on a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Came {
+    /// 0 stands for none, and for one that this client does not read.
+    pub status: u16,
+    pub body: Vec<u8>,
+    /// Whether the stream was ended; otherwise it was reset, or the connection is gone.
+    pub whole: bool,
+}
+
 /// What became of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -296,6 +306,54 @@ impl Http2 {
         self.frame(Self::HEADERS, END_STREAM_AND_HEADERS, stream, &literals(fields));
     }
 
+    /// A whole request with a body of these pieces on a stream, whose answer nobody reads yet.
+    pub fn begin_with(&mut self, fields: &[(&str, &str)], stream: u32, pieces: &[&[u8]]) {
+        self.frame(Self::HEADERS, 4, stream, &literals(fields));
+        for (at, piece) in pieces.iter().enumerate() {
+            self.frame(Self::DATA, u8::from(at + 1 == pieces.len()), stream, piece);
+        }
+    }
+
+    /// All that comes on a stream; what comes on others meanwhile is lost.
+    pub fn came(&mut self, stream: u32) -> Came {
+        let mut came = Came { status: 0, body: Vec::new(), whole: false };
+        while let Some((kind, flags, of, payload)) = self.heard() {
+            match kind {
+                _ if kind == Self::GOAWAY => break,
+                _ if of != stream => continue,
+                Self::HEADERS => came.status = status(&payload),
+                Self::DATA => came.body.extend(payload),
+                Self::RST_STREAM => break,
+                _ => continue,
+            }
+            if flags & 1 == 1 {
+                came.whole = true;
+                break;
+            }
+        }
+        came
+    }
+
+    /// The same request on so many streams, sent at once; in how many pieces the answers came.
+    pub fn pieces(&mut self, fields: &[(&str, &str)], streams: u32) -> usize {
+        let head = literals(fields);
+        let length = u8::try_from(head.len()).unwrap();
+        let requests = (0..streams).flat_map(|at| [&[0, 0, length, Self::HEADERS, 5][..], &(2 * at + 1).to_be_bytes(), &head].concat());
+        self.0.send(requests.collect::<Vec<u8>>());
+        let (mut answered, mut pieces) = (0, 0);
+        while answered < streams {
+            // One record at a time.
+            if self.0.read.len() < 9 {
+                assert!(self.0.fill());
+                pieces += 1;
+                continue;
+            }
+            let (kind, ..) = self.heard().unwrap();
+            answered += u32::from(kind == Self::HEADERS);
+        }
+        pieces
+    }
+
     /// Gives up a stream (CANCEL).
     pub fn reset(&mut self, stream: u32) {
         self.frame(Self::RST_STREAM, 0, stream, &8_u32.to_be_bytes());
@@ -315,21 +373,27 @@ impl Http2 {
 
     /// What becomes of the next request of which something is heard.
     fn verdict(&mut self) -> Verdict {
-        loop {
-            while self.0.read.len() < 9 {
-                if !self.0.fill() {
-                    return Verdict::Reset;
-                }
-            }
-            let head = self.0.exactly(9);
-            let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
-            let payload = self.0.exactly(length);
-            match head[3] {
+        while let Some((kind, _, _, payload)) = self.heard() {
+            match kind {
                 Self::HEADERS => return Verdict::Answered(status(&payload)),
                 Self::RST_STREAM | Self::GOAWAY => return Verdict::Reset,
                 _ => {}
             }
         }
+        Verdict::Reset
+    }
+
+    /// The next frame: kind, flags, stream and payload. None at the end of the connection.
+    fn heard(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
+        while self.0.read.len() < 9 {
+            if !self.0.fill() {
+                return None;
+            }
+        }
+        let head = self.0.exactly(9);
+        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        Some((head[3], head[4], stream, self.0.exactly(length)))
     }
 
     fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
@@ -369,6 +433,7 @@ fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
 fn status(block: &[u8]) -> u16 {
     match block.first() {
         Some(0x88) => 200,
+        Some(0x89) => 204,
         Some(0x8c) => 400,
         Some(0x8d) => 404,
         Some(0x8e) => 500,
