@@ -3,6 +3,8 @@
 //! What the framework does around a stream (a session with modules, its phases, a copy of each as they are moved) is what
 //! [`http1`](super::http1) leaves out as well. A stream of any other kind is the framework's, untouched.
 
+mod gathered;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -16,6 +18,8 @@ use pingora_proxy::HttpProxy;
 use super::caller::Caller;
 use super::context::Context;
 use super::{Gateway, respond};
+
+pub(super) use gathered::Gathered;
 
 /// What is done with each stream of a connection.
 pub(super) struct Streams {

@@ -23,6 +23,8 @@ mod caller;
 mod context;
 mod deadline;
 mod direct;
+mod front;
+mod handed_over;
 mod http1;
 mod http2;
 mod peer;
@@ -63,7 +65,7 @@ pub use access_log::AccessLog;
 use caller::Caller;
 use context::{Context, RequestId, Target};
 pub use direct::Pool;
-pub use http1::Front;
+pub use front::Front;
 
 /// What reads the bytes of strangers in this room, for the fuzzer.
 pub mod parsers {

@@ -16,7 +16,7 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::gathered::Gathered;
+use super::http2::Gathered;
 
 pub(super) struct HandedOver {
     read: BytesMut,

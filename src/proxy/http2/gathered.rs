@@ -17,7 +17,7 @@ const PACKET: usize = 1400;
 
 /// Written, and not yet sent.
 #[derive(Debug, Default)]
-pub(super) struct Gathered {
+pub(in super::super) struct Gathered {
     bytes: Vec<u8>,
     /// How much of it was sent.
     sent: usize,
@@ -27,7 +27,7 @@ pub(super) struct Gathered {
 
 impl Gathered {
     /// Takes what is to be written; the stream is asked when there is no room.
-    pub(super) fn poll_write<S: AsyncWrite + Unpin>(
+    pub(in super::super) fn poll_write<S: AsyncWrite + Unpin>(
         &mut self,
         stream: &mut S,
         cx: &mut Context<'_>,
@@ -44,7 +44,7 @@ impl Gathered {
     }
 
     /// Sends it. What is little waits until those that are ready now have written theirs.
-    pub(super) fn poll_flush<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(in super::super) fn poll_flush<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.waited && (1..PACKET).contains(&self.bytes.len()) {
             self.waited = true;
             // Who wakes itself comes after all who were woken before.
@@ -56,7 +56,7 @@ impl Gathered {
     }
 
     /// Sends it at once.
-    pub(super) fn poll_send<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(in super::super) fn poll_send<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(rest) = self.bytes.get(self.sent..).filter(|rest| !rest.is_empty()) {
             match ready!(Pin::new(&mut *stream).poll_write(cx, rest))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
