@@ -141,12 +141,14 @@ class Material:
                     '["orders:read"]',
                     "[]",
                     "[]",
+                    # As `keys create` makes them.
+                    int(time.time()) + 90 * 86_400,
                     revision,
                 )
                 for number, key in enumerate(self.keys(count).read_text().split())
             )
             store.executemany(
-                "INSERT INTO api_key (id, sha256, consumer, scopes, routes, allow, revision) VALUES (?, ?, ?, ?, ?, ?, ?)", rows
+                "INSERT INTO api_key (id, sha256, consumer, scopes, routes, allow, expires, revision) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
             )
             store.execute("UPDATE api_key_change SET revision = ?", (revision,))
             store.commit()

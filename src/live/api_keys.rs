@@ -93,34 +93,31 @@ impl Record {
 
 /// A secret of a key, as a decision meets it: the current one, or the one before the last rotation. Replaced whole when the record changes.
 ///
-/// All in one place, names of up to 23 bytes and its usage included: what is used of a million keys comes from main memory, and each place that
-/// has to be visited there costs a twentieth of a look-up's time again.
+/// In this order, so that what a request asks is, with the counts of its `Arc`, in two cache lines side by side: what is used of a million keys comes
+/// from main memory, and each place that has to be visited there is one more wait. Names of up to 23 bytes and the usage are in place for the
+/// same reason.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Key {
-    id: SmolStr,
-    consumer: SmolStr,
     hash: KeyHash,
     grants: Arc<Grants>,
-    /// Absent where it is good for all time, as most are.
+    /// The first second in which it is no longer good.
+    expires: u64,
+    /// Absent where there is nothing more to say, as of most.
     terms: Option<Box<Terms>>,
     identity: ArcSwapOption<Identity>,
     usage: Usage,
+    id: SmolStr,
+    consumer: SmolStr,
 }
 
-/// When a secret is good.
-#[derive(Debug, PartialEq, Eq)]
+/// When a secret is good, but for its end.
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Terms {
     not_before: u64,
-    expires: u64,
     revoked: bool,
     /// Of a secret that was rotated: the hash of the one that took its place, and the first second in which it is no longer good.
     rotated: Option<Box<(KeyHash, u64)>>,
-}
-
-impl Default for Terms {
-    fn default() -> Self {
-        Self { not_before: 0, expires: u64::MAX, revoked: false, rotated: None }
-    }
 }
 
 /// How a key was used since this was last written down: what is to be added to what the store knows. So nothing is lost when the key is
@@ -146,20 +143,16 @@ impl Key {
     /// The secrets of a record: the current one, and the one before the last rotation.
     fn of(record: &Record, grants: &Arc<Grants>) -> (Arc<Self>, Option<Arc<Self>>) {
         let secret = |hash, rotated| {
-            let terms = Terms {
-                not_before: record.not_before.unwrap_or(0),
-                expires: record.expires.unwrap_or(u64::MAX),
-                revoked: record.revoked.is_some(),
-                rotated,
-            };
+            let terms = Terms { not_before: record.not_before.unwrap_or(0), revoked: record.revoked.is_some(), rotated };
             Arc::new(Self {
-                id: SmolStr::new(&record.id),
-                consumer: SmolStr::new(&record.consumer),
                 hash,
                 grants: Arc::clone(grants),
+                expires: record.expires.unwrap_or(u64::MAX),
                 terms: (terms != Terms::default()).then(|| Box::new(terms)),
                 identity: ArcSwapOption::empty(),
                 usage: Usage::default(),
+                id: SmolStr::new(&record.id),
+                consumer: SmolStr::new(&record.consumer),
             })
         };
         // The current one is good without an end, also where a record names it twice.
@@ -180,7 +173,7 @@ impl Key {
 
     /// Whether the key's time has passed.
     pub fn is_expired(&self, now: u64) -> bool {
-        self.terms.as_ref().is_some_and(|terms| now >= terms.expires)
+        now >= self.expires
     }
 
     /// Whether the key's time has come.
@@ -873,9 +866,11 @@ mod tests {
     }
 
     #[test]
-    fn a_key_takes_no_more_than_the_size_that_it_is_allocated_in() {
+    fn what_a_request_asks_of_a_key_is_in_two_cache_lines() {
         let counts_of_arc = 2 * size_of::<usize>();
-        assert_eq!(size_of::<Key>() + counts_of_arc, 160);
+        assert!(std::mem::offset_of!(Key, usage) + size_of::<Usage>() + counts_of_arc <= 128);
+        // The allocator's next size, which begins on a cache line as well.
+        assert!(size_of::<Key>() + counts_of_arc <= 192);
         assert_eq!(size_of::<ByHash>(), size_of::<usize>());
     }
 

@@ -43,34 +43,35 @@ impl Method {
 
 /// A verified principal. Built by authenticators only, shared by caches, never changed.
 ///
-/// Names of up to 23 bytes are within: of a million callers each is in main memory, and each place to be visited there costs a request as
-/// much as a twentieth of its decision.
+/// In this order, what nearly every request asks first, and names of up to 23 bytes in place: of a million callers each is in main memory, where
+/// every place to be visited is one more wait.
 #[derive(Debug, Clone, PartialEq)]
+#[repr(C)]
 pub struct Identity {
-    /// How it was proven.
-    pub method: Method,
     /// The name of the authenticator in the configuration.
     pub authenticator: Arc<str>,
-    /// The end user or service (`sub`).
-    pub subject: Option<SmolStr>,
     /// The paying or accountable party that limits and logs speak of.
     pub consumer: Option<SmolStr>,
-    /// The OAuth2 client (`client_id`, `azp`).
-    pub client: Option<SmolStr>,
+    /// How it was proven.
+    pub method: Method,
     /// The public id of the API key.
     pub key_id: Option<SmolStr>,
     /// What the credential was granted.
     pub scopes: Arc<[Arc<str>]>,
-    /// What the principal is.
-    pub roles: Arc<[Arc<str>]>,
+    /// The other identities that were proven with it, where a policy asks for several credentials.
+    pub beside: Vec<Arc<Identity>>,
+    /// The end user or service (`sub`).
+    pub subject: Option<SmolStr>,
+    /// The OAuth2 client (`client_id`, `azp`).
+    pub client: Option<SmolStr>,
     /// The usage plan.
     pub plan: Option<SmolStr>,
+    /// What the principal is.
+    pub roles: Arc<[Arc<str>]>,
     /// Every claim of the credential; empty for API keys.
     pub claims: serde_json::Map<String, serde_json::Value>,
     /// SHA-256 of the credential, or of all of them: the key of `per: credential` limits.
     pub credential: [u8; 32],
-    /// The other identities that were proven with it, where a policy asks for several credentials.
-    pub beside: Vec<Arc<Identity>>,
 }
 
 impl Identity {
