@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -87,14 +88,18 @@ handed_out = set()
 
 
 def free_port():
-    """A port that nobody listens on, another each time: the system may hand out the same one twice before it is bound again."""
+    """A port that nobody listens on, another each time. Below those that the system gives to outgoing connections, one of which could
+    have it before it is bound again."""
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = random.randrange(15_000, 32_000)
         if port not in handed_out:
             handed_out.add(port)
-            return port
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("127.0.0.1", port))
+                    return port
+                except OSError:
+                    continue
 
 
 def listens(port):
