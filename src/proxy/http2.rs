@@ -1,7 +1,7 @@
 //! Callers over HTTP/2: the framework hears the connection and tells its streams apart; a plain request to a plain backend is served by us.
 //!
-//! What the framework does around a stream (a session with modules, its phases, a copy of each as they are moved) is what
-//! [`http1`](super::http1) leaves out as well. A stream of any other kind is the framework's, untouched.
+//! Its phases, and the session that they share, are made for more than such a request needs, and are moved about in memory with each
+//! (docs/decisions/0016). A stream of any other kind goes to them as it came.
 
 mod gathered;
 
@@ -38,7 +38,7 @@ impl Streams {
 
     /// Serves a stream; whether it was ours.
     async fn serve(&self, stream: &mut Stream) -> bool {
-        // A CONNECT is answered by the framework before it asks us anything.
+        // The framework answers a CONNECT before it asks us anything.
         if *stream.method() == Method::CONNECT || !stream.is_plain() {
             return false;
         }
