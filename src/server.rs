@@ -30,7 +30,7 @@ use crate::live::{LiveState, api_keys, backends, key_set};
 use crate::metrics::Metrics;
 use crate::net;
 use crate::net::redis::Redis;
-use crate::proxy::{self, AccessLog, Front, Gateway, OwnServices, Pool};
+use crate::proxy::{self, AccessLog, Front, Gateway, OwnServices, Pools};
 use crate::reload::{Candidate, Occasion, Reloader, open_stores};
 use crate::request::{Clock, Now};
 use crate::snapshot::Slot;
@@ -92,8 +92,8 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     let oauth = net::serve::bind().map_err(|error| StartError::System("oauth", error.to_string()))?;
     let oauth_address = oauth.local_addr().map_err(|error| StartError::System("oauth", error.to_string()))?;
     let own = OwnServices { echo: echo_address, oauth: oauth_address };
-    let pool = Arc::new(Pool::new(POOL));
-    let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock), own, Arc::clone(&pool));
+    let pools = Arc::new(Pools::new(POOL));
+    let gateway = Gateway::new(Arc::clone(&slot), Arc::clone(&metrics), access_log, Arc::clone(&clock), own, Arc::clone(&pools));
     let mut framework = pingora_proxy::http_proxy(&server.configuration, gateway.clone());
     let mut options = HttpServerOptions::default();
     options.h2_idle_timeout = Some(config.server.timeouts.idle);
@@ -148,7 +148,7 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
     };
     let mut housekeeper = background_service(
         "housekeeper",
-        Housekeeper { live: Arc::clone(&live), reloader, admin, echo, oauth, slot, pool, addresses, clock },
+        Housekeeper { live: Arc::clone(&live), reloader, admin, echo, oauth, slot, pools, addresses, clock },
     );
     housekeeper.threads = Some(1);
     let housekeeper = server.add_service(housekeeper);
@@ -272,7 +272,7 @@ struct Housekeeper {
     echo: TcpListener,
     oauth: TcpListener,
     slot: Arc<Slot>,
-    pool: Arc<Pool>,
+    pools: Arc<Pools>,
     /// Where callers are listened for.
     addresses: Vec<SocketAddr>,
     clock: Clock,
@@ -297,7 +297,7 @@ impl BackgroundService for Housekeeper {
             tokio::select! {
                 _ = rounds.tick() => {
                     self.maintain();
-                    self.pool.sweep((self.clock)().monotonic);
+                    self.pools.sweep((self.clock)().monotonic);
                 }
                 _ = shutdown.changed() => return,
             }

@@ -81,6 +81,11 @@ impl Body {
         }
     }
 
+    /// Whether nothing of it is passed on until it is proven.
+    pub(super) fn is_withheld(&self) -> bool {
+        !self.checks.is_empty()
+    }
+
     /// Another try of the upstream is sent everything from the beginning, and until it was proven, it is proven from the beginning.
     pub(super) fn restart(&mut self, digests: &[BodyDigest]) {
         if !self.checks.is_empty() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use pingora::BError;
+use pingora::protocols::http::v2::server::HttpSession;
 use pingora::protocols::tls::SslDigest;
 
 use super::answer_head::AnswerHead;
@@ -32,6 +33,9 @@ pub(super) trait Caller: Send {
 
     /// What the handshake settled, where the connection is TLS.
     fn tls(&self) -> Option<&SslDigest>;
+
+    /// The stream, where the caller speaks HTTP/2.
+    fn http2(&mut self) -> Option<&mut HttpSession>;
 
     /// Whether an admitted request can take the short way, as far as its head says.
     fn is_plain(&mut self) -> bool;

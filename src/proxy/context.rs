@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::body::Body;
+use bytes::Bytes;
 use pingora::{BError, Error, ErrorType};
 use smallvec::SmallVec;
 
@@ -85,6 +86,24 @@ impl Context {
     /// The matched route.
     pub fn route(&self) -> Option<&Route> {
         self.snapshot.route(self.place)
+    }
+
+    /// Counts what came of the body, which may be so long and no longer.
+    pub fn receive(&mut self, length: usize) -> Result<(), BError> {
+        self.body_received += length as u64;
+        if self.body_received > self.snapshot.server.body_limit {
+            self.rejection = Some(Rejection::BodyTooLarge);
+            return Err(Error::new_down(ErrorType::HTTPStatus(413)));
+        }
+        Ok(())
+    }
+
+    /// What of the body is passed on for this piece of it.
+    pub fn pass(&mut self, piece: Bytes, last: bool) -> Result<Bytes, BError> {
+        let mut piece = Some(piece);
+        let passed = self.body.pass(&mut piece, last);
+        passed.map_err(|rejection| self.refuse_body(rejection))?;
+        Ok(piece.unwrap_or_default())
     }
 
     /// Ends a request whose body is not the one that was proven, and the permit that was given in expectation of it.

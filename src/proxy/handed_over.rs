@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
@@ -16,30 +16,29 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::http2::Gathered;
+use super::gathering::Gathering;
 
 pub(super) struct HandedOver {
     read: BytesMut,
-    stream: Stream,
-    gathered: Option<Gathered>,
+    connection: Gathering<Stream>,
 }
 
 impl HandedOver {
     /// A connection over HTTP/1 of which this was read.
     pub(super) fn http1(stream: Stream, read: BytesMut) -> Self {
-        Self { read, stream, gathered: None }
+        Self { read, connection: Gathering::passing(stream) }
     }
 
     /// A connection over HTTP/2 of which nothing was read.
     pub(super) fn http2(stream: Stream) -> Self {
-        Self { read: BytesMut::new(), stream, gathered: Some(Gathered::default()) }
+        Self { read: BytesMut::new(), connection: Gathering::new(stream) }
     }
 }
 
 impl AsyncRead for HandedOver {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.read.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, room);
+            return Pin::new(&mut self.connection).poll_read(cx, room);
         }
         let length = room.remaining().min(self.read.len());
         room.put_slice(self.read.get(..length).unwrap_or_default());
@@ -53,87 +52,69 @@ impl AsyncRead for HandedOver {
 
 impl AsyncWrite for HandedOver {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Self { stream, gathered, .. } = &mut *self;
-        match gathered {
-            Some(gathered) => gathered.poll_write(stream, cx, bytes),
-            None => Pin::new(stream).poll_write(cx, bytes),
-        }
+        Pin::new(&mut self.connection).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, gathered, .. } = &mut *self;
-        match gathered {
-            Some(gathered) => gathered.poll_flush(stream, cx),
-            None => Pin::new(stream).poll_flush(cx),
-        }
+        Pin::new(&mut self.connection).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, gathered, .. } = &mut *self;
-        if let Some(gathered) = gathered {
-            ready!(gathered.poll_send(stream, cx))?;
-        }
-        Pin::new(stream).poll_shutdown(cx)
+        Pin::new(&mut self.connection).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, pieces: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        match self.gathered {
-            // One piece, as a stream does that takes no more at once.
-            Some(_) => self.poll_write(cx, pieces.iter().find(|piece| !piece.is_empty()).map_or(&[], |piece| piece)),
-            None => Pin::new(&mut self.stream).poll_write_vectored(cx, pieces),
-        }
+        Pin::new(&mut self.connection).poll_write_vectored(cx, pieces)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.gathered.is_none() && self.stream.is_write_vectored()
+        self.connection.is_write_vectored()
     }
 }
 
 #[async_trait]
 impl Shutdown for HandedOver {
     async fn shutdown(&mut self) {
-        if let Some(gathered) = &mut self.gathered {
-            let _ = poll_fn(|cx| gathered.poll_send(&mut self.stream, cx)).await;
-        }
-        Shutdown::shutdown(&mut *self.stream).await;
+        let _ = poll_fn(|cx| self.connection.poll_send(cx)).await;
+        Shutdown::shutdown(&mut *self.connection.stream).await;
     }
 }
 
 impl UniqueID for HandedOver {
     fn id(&self) -> UniqueIDType {
-        self.stream.id()
+        self.connection.stream.id()
     }
 }
 
 impl Ssl for HandedOver {
     fn get_ssl(&self) -> Option<&TlsRef> {
-        self.stream.get_ssl()
+        self.connection.stream.get_ssl()
     }
 
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.stream.get_ssl_digest()
+        self.connection.stream.get_ssl_digest()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.stream.selected_alpn_proto()
+        self.connection.stream.selected_alpn_proto()
     }
 }
 
 impl GetTimingDigest for HandedOver {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.stream.get_timing_digest()
+        self.connection.stream.get_timing_digest()
     }
 }
 
 impl GetProxyDigest for HandedOver {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.stream.get_proxy_digest()
+        self.connection.stream.get_proxy_digest()
     }
 }
 
 impl GetSocketDigest for HandedOver {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.stream.get_socket_digest()
+        self.connection.stream.get_socket_digest()
     }
 }
 
@@ -143,6 +124,6 @@ impl Peek for HandedOver {}
 impl fmt::Debug for HandedOver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Never what was read: it may hold a credential.
-        f.debug_struct("HandedOver").field("stream", &self.stream.id()).finish_non_exhaustive()
+        f.debug_struct("HandedOver").field("stream", &self.connection.stream.id()).finish_non_exhaustive()
     }
 }

@@ -3,8 +3,6 @@
 //! Its phases, and the session that they share, are made for more than such a request needs, and are moved about in memory with each
 //! (docs/decisions/0016). A stream of any other kind goes to them as it came.
 
-mod gathered;
-
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -18,8 +16,6 @@ use pingora_proxy::HttpProxy;
 use super::caller::Caller;
 use super::context::Context;
 use super::{Gateway, respond};
-
-pub(super) use gathered::Gathered;
 
 /// What is done with each stream of a connection.
 pub(super) struct Streams {
@@ -39,7 +35,7 @@ impl Streams {
     /// Serves a stream; whether it was ours.
     async fn serve(&self, stream: &mut Stream) -> bool {
         // The framework answers a CONNECT before it asks us anything.
-        if *stream.method() == Method::CONNECT || !stream.is_plain() {
+        if *stream.method() == Method::CONNECT {
             return false;
         }
         let mut context = Context::new(self.gateway.slot.load(), (self.gateway.clock)());

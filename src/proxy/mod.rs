@@ -14,7 +14,8 @@
 //! logging                  metrics, access log
 //! ```
 //!
-//! A plain request is heard by `http1`, or taken by `http2` from the framework that hears it, and goes through the same steps in `Gateway::serve`.
+//! A plain request is heard by `http1`, or taken by `http2` from the framework that hears it, and goes through the same steps in `Gateway::serve`;
+//! so does a stream that `duplex` takes to a backend over HTTP/2.
 
 mod access_log;
 mod answer_head;
@@ -23,7 +24,9 @@ mod caller;
 mod context;
 mod deadline;
 mod direct;
+mod duplex;
 mod front;
+mod gathering;
 mod handed_over;
 mod http1;
 mod http2;
@@ -57,14 +60,13 @@ use crate::config::RetryOn;
 use crate::metrics::Metrics;
 use crate::request::message::Message;
 use crate::request::{Clock, Rejection};
-use crate::route::forward;
+use crate::route::{Route, forward};
 use crate::snapshot::Slot;
 use crate::upstream::{Chosen, Service, Upstream};
 
 pub use access_log::AccessLog;
 use caller::Caller;
 use context::{Context, RequestId, Target};
-pub use direct::Pool;
 pub use front::Front;
 
 /// What reads the bytes of strangers in this room, for the fuzzer.
@@ -82,7 +84,27 @@ pub struct Gateway {
     access_log: AccessLog,
     clock: Clock,
     own: OwnServices,
-    pool: Arc<Pool>,
+    pools: Arc<Pools>,
+}
+
+/// Kept connections to backends in the clear, by how they are spoken to.
+#[derive(Debug)]
+pub struct Pools {
+    http1: direct::Pool,
+    http2: duplex::Pool,
+}
+
+impl Pools {
+    /// Each worker keeps so many connections over HTTP/1.1 at the most. Of those over HTTP/2 there are no more than their streams need.
+    pub fn new(most: usize) -> Self {
+        Self { http1: direct::Pool::new(most), http2: duplex::Pool::default() }
+    }
+
+    /// Drops what was kept for too long, and what the other side has closed.
+    pub fn sweep(&self, now: Duration) {
+        self.http1.sweep(now);
+        self.http2.sweep(now);
+    }
 }
 
 /// Where the services inside edgeward listen.
@@ -96,12 +118,12 @@ pub struct OwnServices {
 
 impl Gateway {
     /// A gateway that serves what stands in the slot.
-    pub fn new(slot: Arc<Slot>, metrics: Arc<Metrics>, access_log: AccessLog, clock: Clock, own: OwnServices, pool: Arc<Pool>) -> Self {
-        Self { slot, metrics, access_log, clock, own, pool }
+    pub fn new(slot: Arc<Slot>, metrics: Arc<Metrics>, access_log: AccessLog, clock: Clock, own: OwnServices, pools: Arc<Pools>) -> Self {
+        Self { slot, metrics, access_log, clock, own, pools }
     }
 
     /// Everything between the request's head and the permit to forward it, for routes that can be served this way.
-    async fn decide(&self, caller: &mut impl Caller, context: &mut Context, way: Way) -> Result<Decided, Refusal> {
+    async fn decide(&self, caller: &mut impl Caller, context: &mut Context, ways: Ways) -> Result<Decided, Refusal> {
         let now = context.started;
         let Context { snapshot, client, certificate, request_id, place, admission, target, body, body_received, .. } = context;
         let body_rules = body::Rules { limit: snapshot.server.body_limit, timeout: snapshot.server.body_timeout };
@@ -121,7 +143,7 @@ impl Gateway {
             let mut parameters = crate::route::router::ParametersBuffer::default();
             let found_at = snapshot.router.locate(&message.host, &message.path, message.method, &mut parameters)?;
             let route = snapshot.route(Some(found_at)).ok_or(Rejection::Internal("route_without_value"))?;
-            if way == Way::Short && !route.upstream.is_plain() {
+            if !ways.lead(route) {
                 return Ok(Decided::Left);
             }
             *place = Some(found_at);
@@ -209,7 +231,11 @@ impl Gateway {
 
     /// One request of a caller that we hear ourselves, to its line in the log; whether it was ours.
     async fn serve(&self, caller: &mut impl Caller, context: &mut Context) -> bool {
-        let decided = refuse_on_panic(pin!(self.decide(caller, context, Way::Short)), &self.metrics.panics).await;
+        let ways = Ways { direct: caller.is_plain(), duplex: duplex::takes(caller), framework: false };
+        if !(ways.direct || ways.duplex) {
+            return false;
+        }
+        let decided = refuse_on_panic(pin!(self.decide(caller, context, ways)), &self.metrics.panics).await;
         let served = match decided {
             Ok(Decided::Left) => return false,
             Ok(Decided::Admitted) => self.forward(caller, context).await,
@@ -225,7 +251,7 @@ impl Gateway {
 
     async fn forward(&self, caller: &mut impl Caller, context: &mut Context) -> Result<(), BError> {
         self.wait(caller, context).await?;
-        self.exchange(caller, context).await
+        if context.route().is_some_and(duplex::leads) { self.duplex(caller, context).await } else { self.exchange(caller, context).await }
     }
 }
 
@@ -242,7 +268,7 @@ impl ProxyHttp for Gateway {
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, context: &mut Box<Context>) -> Result<bool, BError> {
-        let decided = refuse_on_panic(pin!(self.decide(session, context, Way::Any)), &self.metrics.panics).await;
+        let decided = refuse_on_panic(pin!(self.decide(session, context, Ways::ALL)), &self.metrics.panics).await;
         if let Err(refusal) = decided {
             return refuse(session, context, refusal).await.map(|()| true);
         }
@@ -260,11 +286,7 @@ impl ProxyHttp for Gateway {
         last: bool,
         context: &mut Box<Context>,
     ) -> Result<(), BError> {
-        context.body_received += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
-        if context.body_received > context.snapshot.server.body_limit {
-            context.rejection = Some(Rejection::BodyTooLarge);
-            return Err(Error::new_down(ErrorType::HTTPStatus(413)));
-        }
+        context.receive(body.as_ref().map_or(0, Bytes::len))?;
         let last = last || body.is_none();
         let passed = context.body.pass(body, last);
         passed.map_err(|rejection| context.refuse_body(rejection))
@@ -392,13 +414,21 @@ impl ProxyHttp for Gateway {
     }
 }
 
-/// The ways to a backend that whoever hears the caller can take.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// [`direct`] alone: requests of other routes are somebody else's.
-    Short,
-    /// The framework's as well.
-    Any,
+/// The ways to a backend that a request can take from whoever hears its caller.
+#[derive(Clone, Copy)]
+struct Ways {
+    direct: bool,
+    duplex: bool,
+    framework: bool,
+}
+
+impl Ways {
+    const ALL: Self = Self { direct: true, duplex: true, framework: true };
+
+    /// Whether one of them leads to the backends of this route: requests of others are somebody else's.
+    fn lead(self, route: &Route) -> bool {
+        self.framework || (self.direct && route.upstream.is_plain()) || (self.duplex && duplex::leads(route))
+    }
 }
 
 /// How a decision ended that refused nothing.

@@ -7,10 +7,8 @@ use pingora::protocols::ALPN;
 use pingora::upstreams::peer::{HttpPeer, PeerOptions};
 use pingora::utils::tls::CertKey;
 
+use super::duplex::STREAMS;
 use crate::route::Route;
-
-/// Streams on one HTTP/2 connection to a backend; Pingora's default of one makes a connection per request.
-const STREAMS: usize = 100;
 
 /// A peer with every deadline set: Pingora has none by itself.
 pub(super) fn build(route: &Route, address: SocketAddr) -> Box<HttpPeer> {
@@ -27,6 +25,7 @@ pub(super) fn build(route: &Route, address: SocketAddr) -> Box<HttpPeer> {
     options.idle_timeout = Some(timeouts.idle);
     if upstream.http2 {
         options.alpn = ALPN::H2;
+        // Pingora's default of one makes a connection per request.
         options.max_h2_streams = STREAMS;
     }
     if let Some(tls) = tls {

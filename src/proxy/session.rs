@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Version, header};
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::HttpSession;
 use pingora::protocols::tls::SslDigest;
 use pingora::{BError, Error, ErrorType, Result};
 
@@ -46,6 +47,13 @@ impl<S: AsRef<ServerSession> + AsMut<ServerSession> + Send + Sync> Caller for S 
 
     fn tls(&self) -> Option<&SslDigest> {
         self.as_ref().digest().and_then(|digest| digest.ssl_digest.as_deref())
+    }
+
+    fn http2(&mut self) -> Option<&mut HttpSession> {
+        match self.as_mut() {
+            ServerSession::H2(stream) => Some(stream),
+            _ => None,
+        }
     }
 
     fn is_plain(&mut self) -> bool {

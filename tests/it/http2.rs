@@ -8,43 +8,46 @@ use crate::harness::gateway::{Folder, Gateway};
 use crate::harness::origin::{Origin, Reply, answer};
 use crate::harness::until;
 
-/// A gateway that speaks TLS, before this origin.
-struct World {
-    gateway: Gateway,
+/// A gateway that speaks TLS.
+pub struct World {
+    pub gateway: Gateway,
     ca: String,
 }
 
 impl World {
     fn new(origin: &Origin, more: &str) -> Self {
+        Self::before(Folder::new(), &format!(r#"servers: ["{}"]"#, origin.address), "authenticate: public", more)
+    }
+
+    /// Before this upstream, which the policy protects.
+    pub fn before(folder: Folder, upstream: &str, policy: &str, more: &str) -> Self {
         let authority = Authority::new("http2");
         let certificate = authority.issue(&["gw.test"]);
-        let folder = Folder::new();
         folder.write("chain.pem", &certificate.chain);
         folder.write("key.pem", &certificate.key);
         let yaml = format!(
             r#"
 listeners: [{{address: "127.0.0.1:0", tls: {{certificates: [{{chain: chain.pem, key: {{file: key.pem}}}}]}}}}]
 admin: {{address: "127.0.0.1:0"}}
-upstreams: {{all: {{servers: ["{}"]}}}}
-routes: [{{name: all, path: "/all/{{*rest}}", upstream: all, policy: {{authenticate: public}}}}]
+upstreams: {{all: {{{upstream}}}}}
+routes: [{{name: all, path: "/all/{{*rest}}", upstream: all, policy: {{{policy}}}}}]
 {more}
-"#,
-            origin.address
+"#
         );
         Self { gateway: Gateway::start_in(folder, &yaml), ca: authority.pem() }
     }
 
-    fn open(&self) -> Http2 {
+    pub fn open(&self) -> Http2 {
         Http2::open(self.gateway.address(), &Tls { ca: &self.ca, server_name: "gw.test", client: None })
     }
 }
 
-fn head<'a>(method: &'a str, path: &'a str) -> [(&'a str, &'a str); 4] {
+pub fn head<'a>(method: &'a str, path: &'a str) -> [(&'a str, &'a str); 4] {
     [(":method", method), (":scheme", "https"), (":path", path), (":authority", "gw.test")]
 }
 
-fn whole(status: u16, body: &str) -> Came {
-    Came { status, body: body.into(), whole: true }
+pub fn whole(status: u16, body: &str) -> Came {
+    Came { status, body: body.into(), trailers: false, whole: true }
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod cli;
 mod client_certificate;
 mod direct;
 mod dpop;
+mod duplex;
 mod exchange;
 mod external;
 mod http1;

@@ -31,7 +31,7 @@ use answer::{Body, Head, Malformed};
 
 use pool::Line;
 
-pub use pool::Pool;
+pub(super) use pool::Pool;
 
 /// The room for an answer's head and the start of its body.
 const FIRST_READ: usize = 8 * 1024;
@@ -165,10 +165,13 @@ impl Gateway {
         // A body may have taken its time since, and so may a try before this one.
         let asked = context.asked.filter(|_| request.body.is_empty() && context.tried.len() == 1);
         let now = asked.unwrap_or_else(|| (self.clock)().monotonic);
-        let kept = if may_be_kept { self.pool.take(address, now) } else { None };
+        let kept = if may_be_kept { self.pools.http1.take(address, now) } else { None };
         let (line, kept) = match kept {
             Some(line) => (line, true),
-            None => (open(address, timeouts(context).map(|timeouts| timeouts.connect).unwrap_or_default()).await?, false),
+            None => {
+                let patience = timeouts(context).map(|timeouts| timeouts.connect).unwrap_or_default();
+                (Line { stream: dial(address, patience).await?, deadline: Deadline::default() }, false)
+            }
         };
         Ok(Connection { line, buffer: BytesMut::new(), kept, written: false })
     }
@@ -253,7 +256,7 @@ impl Gateway {
         if persistent && connection.written && body.is_done() && connection.buffer.is_empty() {
             let idle = timeouts(context).map(|timeouts| timeouts.idle).unwrap_or_default();
             // Counted from the answer's beginning: no call of the clock for each.
-            self.pool.keep(address, connection.line, context.answered.unwrap_or_default() + idle);
+            self.pools.http1.keep(address, connection.line, context.answered.unwrap_or_default() + idle);
         }
         Ok(())
     }
@@ -318,7 +321,8 @@ impl Connection {
     }
 }
 
-async fn open(address: SocketAddr, patience: Duration) -> Result<Line, BError> {
+/// Connects to a backend.
+pub(super) async fn dial(address: SocketAddr, patience: Duration) -> Result<TcpStream, BError> {
     let stream = match tokio::time::timeout(patience, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(Error::because(ErrorType::ConnectError, format!("{address}"), error).into_up()),
@@ -326,7 +330,7 @@ async fn open(address: SocketAddr, patience: Duration) -> Result<Line, BError> {
     };
     let no_delay = stream.set_nodelay(true);
     no_delay.map_err(|error| Error::because(ErrorType::SocketError, format!("{address}"), error).into_up())?;
-    Ok(Line { stream, deadline: Deadline::default() })
+    Ok(stream)
 }
 
 /// The body, which is short.
@@ -382,11 +386,11 @@ fn length(value: &http::HeaderValue) -> Option<u64> {
     digits.parse().ok()
 }
 
-fn timeouts(context: &Context) -> Option<&UpstreamTimeouts> {
+pub(super) fn timeouts(context: &Context) -> Option<&UpstreamTimeouts> {
     context.route().map(|route| &route.upstream.timeouts)
 }
 
-fn patience(context: &Context) -> Duration {
+pub(super) fn patience(context: &Context) -> Duration {
     context.route().map(|route| route.response_timeout).unwrap_or_default()
 }
 

@@ -14,7 +14,7 @@ use super::super::deadline::Deadline;
 
 /// The kept connections of all workers.
 #[derive(Debug)]
-pub struct Pool {
+pub(in super::super) struct Pool {
     most: usize,
     workers: ThreadLocal<CachePadded<Mutex<Kept>>>,
 }
@@ -41,7 +41,7 @@ struct Idle {
 
 impl Pool {
     /// A pool in which each worker keeps so many connections at the most.
-    pub fn new(most: usize) -> Self {
+    pub(in super::super) fn new(most: usize) -> Self {
         Self { most, workers: ThreadLocal::new() }
     }
 
@@ -61,7 +61,7 @@ impl Pool {
     }
 
     /// Drops what was kept for too long, and what the other side has closed.
-    pub fn sweep(&self, now: Duration) {
+    pub(in super::super) fn sweep(&self, now: Duration) {
         for worker in &self.workers {
             let mut kept = lock(worker);
             kept.by_address.retain(|_, idle| {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode, Version, header};
+use pingora::protocols::http::v2::server::HttpSession;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{Shutdown, Stream};
 use pingora::server::ShutdownWatch;
@@ -291,6 +292,10 @@ impl Caller for Connection {
 
     fn tls(&self) -> Option<&SslDigest> {
         self.tls.as_deref()
+    }
+
+    fn http2(&mut self) -> Option<&mut HttpSession> {
+        None
     }
 
     fn is_plain(&mut self) -> bool {

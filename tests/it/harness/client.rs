@@ -257,6 +257,8 @@ pub struct Came {
     /// 0 stands for none, and for one that this client does not read.
     pub status: u16,
     pub body: Vec<u8>,
+    /// Whether fields stood behind the body.
+    pub trailers: bool,
     /// Whether the stream was ended; otherwise it was reset, or the connection is gone.
     pub whole: bool,
 }
@@ -314,14 +316,37 @@ impl Http2 {
         }
     }
 
+    /// The head of a request with a body, whose pieces are sent by themselves.
+    pub fn begin_open(&mut self, fields: &[(&str, &str)], stream: u32) {
+        self.begin_with(fields, stream, &[]);
+    }
+
+    /// A piece of a body.
+    pub fn piece(&mut self, stream: u32, piece: &[u8], last: bool) {
+        self.frame(Self::DATA, u8::from(last), stream, piece);
+    }
+
+    /// The next piece of an answer's body on a stream; what comes on others meanwhile is lost.
+    pub fn next_piece(&mut self, stream: u32) -> Option<Vec<u8>> {
+        loop {
+            match self.heard()? {
+                (Self::DATA, _, of, payload) if of == stream && !payload.is_empty() => return Some(payload),
+                (Self::RST_STREAM, _, of, _) if of == stream => return None,
+                _ => {}
+            }
+        }
+    }
+
     /// All that comes on a stream; what comes on others meanwhile is lost.
     pub fn came(&mut self, stream: u32) -> Came {
-        let mut came = Came { status: 0, body: Vec::new(), whole: false };
+        let mut came = Came { status: 0, body: Vec::new(), trailers: false, whole: false };
+        let mut begun = false;
         while let Some((kind, flags, of, payload)) = self.heard() {
             match kind {
                 _ if kind == Self::GOAWAY => break,
                 _ if of != stream => continue,
-                Self::HEADERS => came.status = status(&payload),
+                Self::HEADERS if begun => came.trailers = true,
+                Self::HEADERS => (begun, came.status) = (true, status(&payload)),
                 Self::DATA => came.body.extend(payload),
                 Self::RST_STREAM => break,
                 _ => continue,

@@ -10,6 +10,7 @@ pub mod gateway;
 pub mod issuer;
 pub mod origin;
 pub mod redis;
+pub mod streams;
 
 use std::time::{Duration, Instant};
 

@@ -7,7 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// As much is sent together: what a TLS record holds.
 const ROOM: usize = 16 * 1024;
@@ -15,9 +15,16 @@ const ROOM: usize = 16 * 1024;
 /// What fills a packet does not wait for more.
 const PACKET: usize = 1400;
 
+/// A connection of which what is written is gathered, or passed on at once.
+#[derive(Debug)]
+pub(super) struct Gathering<S> {
+    pub(super) stream: S,
+    gathered: Option<Gathered>,
+}
+
 /// Written, and not yet sent.
 #[derive(Debug, Default)]
-pub(in super::super) struct Gathered {
+struct Gathered {
     bytes: Vec<u8>,
     /// How much of it was sent.
     sent: usize,
@@ -25,14 +32,69 @@ pub(in super::super) struct Gathered {
     waited: bool,
 }
 
+impl<S> Gathering<S> {
+    /// A connection that many share.
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, gathered: Some(Gathered::default()) }
+    }
+
+    /// A connection that has one user, who knows when there is no more to come.
+    pub(super) fn passing(stream: S) -> Self {
+        Self { stream, gathered: None }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Gathering<S> {
+    /// Sends at once what was gathered.
+    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.gathered.as_mut().map_or(Poll::Ready(Ok(())), |gathered| gathered.poll_send(&mut self.stream, cx))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Gathering<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, room)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Self { stream, gathered } = &mut *self;
+        match gathered {
+            Some(gathered) => gathered.poll_write(stream, cx, bytes),
+            None => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, gathered } = &mut *self;
+        match gathered {
+            Some(gathered) => gathered.poll_flush(stream, cx),
+            None => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, pieces: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self.gathered {
+            // One piece, as a stream does that takes no more at once.
+            Some(_) => self.poll_write(cx, pieces.iter().find(|piece| !piece.is_empty()).map_or(&[], |piece| piece)),
+            None => Pin::new(&mut self.stream).poll_write_vectored(cx, pieces),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.gathered.is_none() && self.stream.is_write_vectored()
+    }
+}
+
 impl Gathered {
     /// Takes what is to be written; the stream is asked when there is no room.
-    pub(in super::super) fn poll_write<S: AsyncWrite + Unpin>(
-        &mut self,
-        stream: &mut S,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.bytes.len() + bytes.len() > ROOM {
             ready!(self.poll_send(stream, cx))?;
         }
@@ -44,7 +106,7 @@ impl Gathered {
     }
 
     /// Sends it. What is little waits until those that are ready now have written theirs.
-    pub(in super::super) fn poll_flush<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.waited && (1..PACKET).contains(&self.bytes.len()) {
             self.waited = true;
             // Who wakes itself comes after all who were woken before.
@@ -56,7 +118,7 @@ impl Gathered {
     }
 
     /// Sends it at once.
-    pub(in super::super) fn poll_send<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_send<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(rest) = self.bytes.get(self.sent..).filter(|rest| !rest.is_empty()) {
             match ready!(Pin::new(&mut *stream).poll_write(cx, rest))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),

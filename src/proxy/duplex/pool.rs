@@ -1,0 +1,137 @@
+//! Connections to backends over HTTP/2 in the clear, each shared by many streams. A worker uses those that it has opened itself.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ahash::RandomState;
+use bytes::Bytes;
+use crossbeam_utils::CachePadded;
+use h2::client::{Builder, SendRequest};
+use hashbrown::HashMap;
+use pingora::{BError, ErrorType};
+use thread_local::ThreadLocal;
+
+use super::super::deadline::Deadline;
+use super::super::direct::dial;
+use super::super::gathering::Gathering;
+
+/// Streams at a time on a connection at the most, as the framework is told for those that it opens.
+pub(in super::super) const STREAMS: usize = 100;
+
+/// What a backend may send on a stream before its caller has taken it. A connection has room for that of every stream, so that none waits for a
+/// caller of another that does not read.
+const WINDOW: u32 = 256 * 1024;
+
+/// The longest head of an answer, as over HTTP/1.1.
+const LONGEST_HEAD: u32 = 1024 * 1024;
+
+/// The connections of all workers.
+#[derive(Debug, Default)]
+pub(in super::super) struct Pool {
+    workers: ThreadLocal<CachePadded<Mutex<HashMap<SocketAddr, Vec<Connection>, RandomState>>>>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    requests: SendRequest<Bytes>,
+    shared: Arc<Shared>,
+    /// When it is closed, if it has no stream then.
+    until: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    streams: AtomicUsize,
+    /// No stream is begun on it any more.
+    spent: AtomicBool,
+    /// Of streams that have ended: each keeps its timer.
+    deadlines: Mutex<Vec<Deadline>>,
+}
+
+/// Room for a stream on a connection, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) requests: SendRequest<Bytes>,
+    /// Of the wait for the backend.
+    pub(super) deadline: Deadline,
+    /// Whether the connection has had other streams.
+    pub(super) reused: bool,
+    shared: Arc<Shared>,
+}
+
+impl Pool {
+    /// Room on a connection that this worker has; one that is free of streams from then on is closed at `until`, or later.
+    pub(super) fn take(&self, address: SocketAddr, until: Duration) -> Option<Seat> {
+        let mut own = lock(self.workers.get_or_default());
+        let known = own.get_mut(&address)?;
+        known.retain(|connection| !connection.shared.spent.load(Ordering::Relaxed));
+        known.iter_mut().find_map(|connection| {
+            let most = STREAMS.min(connection.requests.current_max_send_streams());
+            if connection.shared.streams.load(Ordering::Relaxed) >= most {
+                return None;
+            }
+            connection.until = until;
+            Some(Seat::take(connection, true))
+        })
+    }
+
+    /// Opens a connection for this worker, and takes room on it.
+    pub(super) async fn open(&self, address: SocketAddr, patience: Duration, until: Duration) -> Result<Seat, BError> {
+        let stream = Gathering::new(dial(address, patience).await?);
+        let mut builder = Builder::new();
+        builder.enable_push(false).initial_max_send_streams(STREAMS).max_frame_size(64 * 1024).max_header_list_size(LONGEST_HEAD);
+        builder.initial_window_size(WINDOW).initial_connection_window_size(WINDOW * STREAMS as u32);
+        let (requests, driver) = builder.handshake(stream).await.map_err(|error| super::broken(error, ErrorType::HandshakeError))?;
+        let shared = Arc::new(Shared::default());
+        let connection = Connection { requests, shared: Arc::clone(&shared), until };
+        tokio::spawn(async move {
+            // Each of its streams hears how it ended.
+            let _ = driver.await;
+            shared.spent.store(true, Ordering::Relaxed);
+        });
+        let seat = Seat::take(&connection, false);
+        lock(self.workers.get_or_default()).entry(address).or_default().push(connection);
+        Ok(seat)
+    }
+
+    /// Closes what has had no stream for long, and forgets what is closed.
+    pub(in super::super) fn sweep(&self, now: Duration) {
+        for worker in &self.workers {
+            lock(worker).retain(|_, connections| {
+                connections.retain(|connection| {
+                    let Shared { streams, spent, .. } = &*connection.shared;
+                    !spent.load(Ordering::Relaxed) && (now < connection.until || streams.load(Ordering::Relaxed) > 0)
+                });
+                !connections.is_empty()
+            });
+        }
+    }
+}
+
+impl Seat {
+    fn take(connection: &Connection, reused: bool) -> Self {
+        let shared = Arc::clone(&connection.shared);
+        shared.streams.fetch_add(1, Ordering::Relaxed);
+        let deadline = lock(&shared.deadlines).pop().unwrap_or_default();
+        Self { requests: connection.requests.clone(), deadline, reused, shared }
+    }
+
+    /// Begins no stream on the connection any more. Those that it has go on.
+    pub(super) fn spend(&self) {
+        self.shared.spent.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        lock(&self.shared.deadlines).push(std::mem::take(&mut self.deadline));
+        self.shared.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Nothing is left half done by a panic while one of these is held.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,237 @@
+//! Streams to backends over HTTP/2 in the clear: what passes in both directions, how each side ends it, and what is asked again.
+
+use h2::Reason;
+
+use super::http2::{World, head, whole};
+use crate::harness::aws::{ACME, sha256};
+use crate::harness::client::{Came, Http2};
+use crate::harness::gateway::Folder;
+use crate::harness::origin::Origin;
+use crate::harness::streams::Streams;
+use crate::harness::until;
+
+fn world(service: &Streams, upstream: &str, more: &str) -> World {
+    // One worker, which has one connection.
+    World::before(Folder::new(), &servers(service, upstream), "authenticate: public", &format!("server: {{threads: 1{more}}}"))
+}
+
+fn servers(service: &Streams, more: &str) -> String {
+    format!(r#"servers: ["{}"], http2: true{more}"#, service.address)
+}
+
+fn grpc(path: &str) -> Vec<(&str, &str)> {
+    [&head("POST", path)[..], &[("te", "trailers"), ("content-type", "application/grpc")]].concat()
+}
+
+fn with_trailers(body: &str) -> Came {
+    Came { trailers: true, ..whole(200, body) }
+}
+
+/// The code of the last line of the log, once there are so many.
+fn code(world: &World, lines: usize) -> String {
+    until("it is in the log", || world.gateway.access_log().len() >= lines);
+    world.gateway.access_log()[lines - 1]["code"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_stream_arrives_as_it_was_sent_and_its_answer_with_what_stands_behind_it() {
+    let service = Streams::start();
+    let world = world(&service, "", "");
+    let mut connection = world.open();
+    let (call, long) = (grpc("/all/echo"), "x".repeat(50_000));
+    let sized = [&head("PUT", "/all/echo")[..], &[("content-length", "4")]].concat();
+    let pieces =
+        [&long.as_bytes()[..16_000], &long.as_bytes()[16_000..32_000], &long.as_bytes()[32_000..48_000], &long.as_bytes()[48_000..]];
+    for (at, (fields, body, expected)) in [
+        (&call[..], &[&b"mess"[..], b"age"][..], with_trailers("message")),
+        (&call, &[b""], with_trailers("")),
+        (&call, &[b"message", b""], with_trailers("message")),
+        (&call, &pieces, with_trailers(&long)),
+        (&sized, &[b"bo", b"dy"], whole(200, "body")),
+        (&head("GET", "/all/echo"), &[], whole(200, "")),
+        (&head("GET", "/all/hasty"), &[], whole(200, "")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let stream = 2 * at as u32 + 1;
+        match body {
+            [] => connection.begin(fields, stream),
+            pieces => connection.begin_with(fields, stream, pieces),
+        }
+        assert_eq!(connection.came(stream), expected, "{at}");
+        let seen = service.last();
+        assert_eq!((seen.body.len(), seen.whole), (body.concat().len(), true), "{at}");
+        assert_eq!((&*seen.authority, seen.headers.get("host")), ("gw.test", None));
+        assert!(seen.headers.contains_key("x-request-id") && seen.headers.contains_key("x-forwarded-for"), "{:?}", seen.headers);
+    }
+    assert_eq!(service.seen().iter().map(|seen| seen.connection).max(), Some(0), "they share a connection");
+    until("each is in the log once", || world.gateway.access_log().len() == 7);
+    let log = world.gateway.access_log();
+    assert_eq!((&log[0]["code"], &log[0]["status"]), (&"ok".into(), &200.into()));
+    assert_eq!((&log[0]["bytes_in"], &log[0]["bytes_out"]), (&7.into(), &7.into()), "{}", log[0]);
+}
+
+#[test]
+fn both_bodies_pass_each_other_piece_by_piece() {
+    let service = Streams::start();
+    let world = world(&service, "", "");
+    let mut connection = world.open();
+    connection.begin_open(&grpc("/all/talks"), 1);
+    for (said, answered) in [(&b"one"[..], &b"ONE"[..]), (b"two", b"TWO"), (b"three", b"THREE")] {
+        connection.piece(1, said, false);
+        assert_eq!(connection.next_piece(1).unwrap(), answered);
+    }
+    // Its end comes alone.
+    connection.piece(1, b"", true);
+    assert_eq!(connection.came(1), Came { status: 0, ..whole(0, "") });
+    assert!(service.last().whole);
+}
+
+#[test]
+fn who_ends_a_stream_early_ends_it_for_the_other() {
+    let service = Streams::start();
+    let world = world(&service, "", "");
+    let mut connection = world.open();
+    connection.begin_open(&grpc("/all/silent"), 1);
+    until("the service is asked", || service.seen().len() == 1);
+    connection.reset(1);
+    until("the service is told", || service.last().given_up == Some(Reason::CANCEL));
+    assert_eq!(code(&world, 1), "client_closed");
+
+    connection.begin_open(&grpc("/all/talks"), 3);
+    connection.piece(3, b"a", false);
+    assert_eq!(connection.next_piece(3).unwrap(), b"A");
+    connection.reset(3);
+    until("the service is told", || service.last().given_up == Some(Reason::CANCEL));
+    assert_eq!(code(&world, 2), "client_closed");
+
+    connection.begin(&head("GET", "/all/resets"), 5);
+    assert!(connection.came(5).whole, "an answer of ours");
+    assert_eq!(code(&world, 3), "upstream_invalid");
+
+    connection.begin(&head("GET", "/all/breaks"), 7);
+    assert_eq!(connection.came(7), Came { whole: false, ..whole(200, "half") }, "never as if that had been all");
+    assert_eq!(code(&world, 4), "upstream_invalid");
+
+    // An answer that does not wait for the body is whole, and the rest of the body is nobody's.
+    connection.begin_open(&grpc("/all/hasty"), 9);
+    assert_eq!(connection.came(9), whole(200, ""));
+    assert_eq!(code(&world, 5), "ok");
+    connection.begin(&head("GET", "/all/echo"), 11);
+    assert_eq!(connection.came(11), whole(200, ""), "the connections go on");
+    assert_eq!(service.connections(), 1);
+}
+
+#[test]
+fn what_a_backend_has_not_looked_at_is_asked_again_and_nothing_else() {
+    let service = Streams::start();
+    let world = world(&service, "", "");
+    let mut connection = world.open();
+    connection.begin(&head("GET", "/all/echo"), 1);
+    assert_eq!(connection.came(1), whole(200, ""));
+    // Refused on a connection that served others before.
+    connection.begin_with(&grpc("/all/refuses"), 3, &[b"message"]);
+    assert_eq!(connection.came(3), with_trailers("message"));
+    assert_eq!(service.seen().len(), 3);
+    assert_eq!(service.connections(), 2);
+    // A connection that is being closed takes no more.
+    for (stream, path) in [(5, "/all/leaves"), (7, "/all/leaves"), (9, "/all/echo")] {
+        connection.begin_with(&grpc(path), stream, &[b"x"]);
+        assert_eq!(connection.came(stream), with_trailers("x"), "{path}");
+    }
+    // What was looked at, and may have had its effect.
+    connection.begin_with(&grpc("/all/resets"), 11, &[b"x"]);
+    connection.came(11);
+    assert_eq!(service.seen().iter().filter(|seen| seen.path == "/all/resets").count(), 1);
+}
+
+#[test]
+fn retries_send_the_body_again_and_only_what_may_be_repeated() {
+    let service = Streams::start();
+    let world = world(&service, ", retries: {attempts: 1, on: [connect_failure, 503]}", "");
+    let mut connection = world.open();
+    connection.begin_with(&head("PUT", "/all/busy"), 1, &[b"bo", b"dy"]);
+    assert_eq!(connection.came(1), whole(200, "body"));
+    assert_eq!(service.seen().len(), 2);
+    connection.begin_with(&head("POST", "/all/2/busy"), 3, &[b"body"]);
+    connection.came(3);
+    assert_eq!(service.seen().len(), 3, "a POST is not sent twice");
+    // More than is kept.
+    let piece = vec![b'x'; 15_000];
+    connection.begin_open(&head("PUT", "/all/3/busy"), 5);
+    for at in 1..=5 {
+        connection.piece(5, &piece, at == 5);
+        until("there is room for the next", || service.last().body.len() == at * piece.len());
+    }
+    assert!(connection.came(5).whole);
+    assert_eq!((service.seen().len(), service.last().whole), (4, true), "none is sent with half a body");
+}
+
+#[test]
+fn bounds_hold_on_streams() {
+    let service = Streams::start();
+    let world = world(&service, ", timeouts: {response: 300ms}", ", limits: {body: 10B}");
+    let mut connection = world.open();
+    connection.begin_with(&grpc("/all/echo"), 1, &[b"0123456789"]);
+    assert_eq!(connection.came(1), with_trailers("0123456789"));
+    connection.begin_with(&grpc("/all/echo"), 3, &[b"0123456789", b"0"]);
+    connection.came(3);
+    assert_eq!(code(&world, 2), "body_too_large");
+    connection.begin(&head("GET", "/all/silent"), 5);
+    connection.came(5);
+    assert_eq!(code(&world, 3), "upstream_timeout");
+    until("the service is told", || service.last().given_up == Some(Reason::CANCEL));
+    drop(service);
+    connection.begin(&head("GET", "/all/echo"), 7);
+    connection.came(7);
+    assert_eq!(code(&world, 4), "upstream_unreachable");
+}
+
+#[test]
+fn who_waits_to_be_told_and_who_does_not_speak_http_2_are_served_as_before() {
+    let service = Streams::start();
+    let world = world(&service, "", "");
+    let mut connection = world.open();
+    connection.begin_with(&[&head("PUT", "/all/echo")[..], &[("expect", "100-continue")]].concat(), 1, &[b"body"]);
+    assert_eq!(connection.came(1), whole(200, "body"));
+
+    // A backend that does not speak it is no backend.
+    let http1 = Origin::start();
+    let world = World::before(Folder::new(), &format!(r#"servers: ["{}"], http2: true"#, http1.address), "authenticate: public", "");
+    let mut connection = world.open();
+    connection.begin(&head("GET", "/all/echo"), 1);
+    connection.came(1);
+    assert_eq!(code(&world, 1), "upstream_invalid");
+}
+
+#[test]
+fn a_body_is_proven_before_the_backend_has_any_of_it() {
+    let service = Streams::start();
+    let folder = Folder::new();
+    folder.write("sigv4.yaml", "keys: [{access_key_id: AKIDACME, secret: {file: acme.secret}, consumer: acme}]\n");
+    folder.write("acme.secret", ACME.secret);
+    let iam = "authenticators: {iam: {sigv4: {region: eu-west-1, service: execute-api, keys: {file: sigv4.yaml}}}}";
+    let world = World::before(folder, &servers(&service, ""), "authenticate: [iam]", iam);
+    let mut connection = world.open();
+    let mut stream = 1;
+    let mut ask = |connection: &mut Http2, path: &str, proven: &[u8], pieces: &[&[u8]]| {
+        let hash = sha256(proven);
+        let signed = ACME.sign("POST", path, &[("host", "gw.test"), ("x-amz-content-sha256", &hash)], &hash);
+        let signed: Vec<_> = signed.iter().map(|(name, value)| (name.to_lowercase(), value.clone())).collect();
+        let more = signed.iter().filter(|(name, _)| name != "host").map(|(name, value)| (&**name, &**value));
+        connection.begin_with(&head("POST", path).into_iter().chain(more).collect::<Vec<_>>(), stream, pieces);
+        stream += 2;
+        connection.came(stream - 2)
+    };
+    let came = ask(&mut connection, "/all/echo", b"abcd", &[b"ab", b"cd"]);
+    assert_eq!(came, whole(200, "abcd"));
+    assert_eq!(service.last().headers["x-consumer-id"], "acme");
+    ask(&mut connection, "/all/echo", b"abcd", &[b"ab", b"ce"]);
+    assert_eq!(code(&world, 2), "credential_invalid");
+    // A service that answers at once: its answer waits for the proof.
+    assert_eq!(ask(&mut connection, "/all/hasty", b"abcd", &[b"ab", b"cd"]), whole(200, ""));
+    let came = ask(&mut connection, "/all/hasty", b"abcd", &[b"ab", b"ce"]);
+    assert_eq!((came.status, code(&world, 4)), (0, "credential_invalid".to_owned()));
+    assert!(service.seen().iter().all(|seen| !seen.body.contains(&b'e')), "nothing of a wrong body came through");
+}
