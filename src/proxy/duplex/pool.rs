@@ -30,8 +30,10 @@ const LONGEST_HEAD: u32 = 1024 * 1024;
 /// The connections of all workers.
 #[derive(Debug, Default)]
 pub(in super::super) struct Pool {
-    workers: ThreadLocal<CachePadded<Mutex<HashMap<SocketAddr, Vec<Connection>, RandomState>>>>,
+    workers: ThreadLocal<CachePadded<Mutex<ByAddress>>>,
 }
+
+type ByAddress = HashMap<SocketAddr, Vec<Connection>, RandomState>;
 
 #[derive(Debug)]
 struct Connection {
