@@ -62,7 +62,8 @@ impl Body {
         if self.length as u64 > READ_AHEAD {
             self.forget();
         }
-        if !self.forgotten {
+        // Of empty ones there may be many.
+        if !self.forgotten && !piece.is_empty() {
             self.kept.push(piece.clone());
         }
     }
@@ -310,6 +311,7 @@ impl Gateway {
                         return Ok(());
                     }
                 }
+                Ok(Part::Piece(piece, false)) if piece.is_empty() => {}
                 Ok(Part::Piece(piece, last)) => {
                     let length = piece.len();
                     if last {
