@@ -30,7 +30,7 @@ grammar! {
         timeouts: UpstreamTimeouts = "{}",
         /// Retries, for idempotent requests only. Absent: none.
         retries: Option<Retries> = absent,
-        /// Speak HTTP/2 to the servers: by ALPN with `tls`, with prior knowledge without.
+        /// Speak HTTP/2 to the servers: by ALPN with `tls`, with prior knowledge without. To one that does not, nothing is sent.
         http2: bool = "false",
     }
 

@@ -47,6 +47,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::Version;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::upstreams::peer::HttpPeer;
@@ -87,7 +88,7 @@ pub struct Gateway {
     pools: Arc<Pools>,
 }
 
-/// Kept connections to backends in the clear, by how they are spoken to.
+/// Kept connections to backends, by how they are spoken to.
 #[derive(Debug)]
 pub struct Pools {
     http1: direct::Pool,
@@ -97,7 +98,7 @@ pub struct Pools {
 impl Pools {
     /// Each worker keeps so many connections over HTTP/1.1 at the most. Of those over HTTP/2 there are no more than their streams need.
     pub fn new(most: usize) -> Self {
-        Self { http1: direct::Pool::new(most), http2: duplex::Pool::default() }
+        Self { http1: direct::Pool::new(most), http2: duplex::Pool::new() }
     }
 
     /// Drops what was kept for too long, and what the other side has closed.
@@ -308,6 +309,10 @@ impl ProxyHttp for Gateway {
         upstream: &mut RequestHeader,
         context: &mut Box<Context>,
     ) -> Result<(), BError> {
+        // It would be spoken to over HTTP/1.1, as nobody has asked for.
+        if context.route().is_some_and(|route| route.upstream.http2) && upstream.version != Version::HTTP_2 {
+            return Err(peer::no_http2());
+        }
         upstream_head::prepare(session, upstream, context)
     }
 

@@ -6,9 +6,15 @@ use std::sync::Arc;
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::{HttpPeer, PeerOptions};
 use pingora::utils::tls::CertKey;
+use pingora::{BError, Error, ErrorType};
 
 use super::duplex::STREAMS;
 use crate::route::Route;
+
+/// A server of an upstream that asks for HTTP/2, which did not agree to it.
+pub(super) fn no_http2() -> BError {
+    Error::explain(ErrorType::HandshakeError, "the server does not speak HTTP/2").into_up()
+}
 
 /// A peer with every deadline set: Pingora has none by itself.
 pub(super) fn build(route: &Route, address: SocketAddr) -> Box<HttpPeer> {

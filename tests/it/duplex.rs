@@ -1,12 +1,13 @@
-//! Streams to backends over HTTP/2 in the clear: what passes in both directions, how each side ends it, and what is asked again.
+//! Streams to backends over HTTP/2: what passes in both directions, how each side ends it, and what is asked again.
 
 use h2::Reason;
 
 use super::http2::{World, head, whole};
 use crate::harness::aws::{ACME, sha256};
-use crate::harness::client::{Came, Http2};
-use crate::harness::gateway::Folder;
-use crate::harness::origin::Origin;
+use crate::harness::certificates::Authority;
+use crate::harness::client::{Came, Connection, Http2, request};
+use crate::harness::gateway::{Folder, Gateway};
+use crate::harness::origin::{Origin, Reply, answer};
 use crate::harness::streams::Streams;
 use crate::harness::until;
 
@@ -27,10 +28,15 @@ fn with_trailers(body: &str) -> Came {
     Came { trailers: true, ..whole(200, body) }
 }
 
-/// The code of the last line of the log, once there are so many.
-fn code(world: &World, lines: usize) -> String {
-    until("it is in the log", || world.gateway.access_log().len() >= lines);
-    world.gateway.access_log()[lines - 1]["code"].as_str().unwrap().to_owned()
+/// The code of the request for this path, once it is in the log.
+fn code(world: &World, path: &str) -> String {
+    let mut code = None;
+    until("it is in the log", || {
+        let line = world.gateway.access_log().into_iter().find(|line| line["path"] == path);
+        code = line.map(|line| line["code"].as_str().unwrap().to_owned());
+        code.is_some()
+    });
+    code.unwrap()
 }
 
 #[test]
@@ -97,27 +103,27 @@ fn who_ends_a_stream_early_ends_it_for_the_other() {
     until("the service is asked", || service.seen().len() == 1);
     connection.reset(1);
     until("the service is told", || service.last().given_up == Some(Reason::CANCEL));
-    assert_eq!(code(&world, 1), "client_closed");
+    assert_eq!(code(&world, "/all/silent"), "client_closed");
 
     connection.begin_open(&grpc("/all/talks"), 3);
     connection.piece(3, b"a", false);
     assert_eq!(connection.next_piece(3).unwrap(), b"A");
     connection.reset(3);
     until("the service is told", || service.last().given_up == Some(Reason::CANCEL));
-    assert_eq!(code(&world, 2), "client_closed");
+    assert_eq!(code(&world, "/all/talks"), "client_closed");
 
     connection.begin(&head("GET", "/all/resets"), 5);
     assert!(connection.came(5).whole, "an answer of ours");
-    assert_eq!(code(&world, 3), "upstream_invalid");
+    assert_eq!(code(&world, "/all/resets"), "upstream_invalid");
 
     connection.begin(&head("GET", "/all/breaks"), 7);
     assert_eq!(connection.came(7), Came { whole: false, ..whole(200, "half") }, "never as if that had been all");
-    assert_eq!(code(&world, 4), "upstream_invalid");
+    assert_eq!(code(&world, "/all/breaks"), "upstream_invalid");
 
     // An answer that does not wait for the body is whole, and the rest of the body is nobody's.
     connection.begin_open(&grpc("/all/hasty"), 9);
     assert_eq!(connection.came(9), whole(200, ""));
-    assert_eq!(code(&world, 5), "ok");
+    assert_eq!(code(&world, "/all/hasty"), "ok");
     connection.begin(&head("GET", "/all/echo"), 11);
     assert_eq!(connection.came(11), whole(200, ""), "the connections go on");
     assert_eq!(service.connections(), 1);
@@ -175,17 +181,17 @@ fn bounds_hold_on_streams() {
     let mut connection = world.open();
     connection.begin_with(&grpc("/all/echo"), 1, &[b"0123456789"]);
     assert_eq!(connection.came(1), with_trailers("0123456789"));
-    connection.begin_with(&grpc("/all/echo"), 3, &[b"0123456789", b"0"]);
+    connection.begin_with(&grpc("/all/2/echo"), 3, &[b"0123456789", b"0"]);
     connection.came(3);
-    assert_eq!(code(&world, 2), "body_too_large");
+    assert_eq!(code(&world, "/all/2/echo"), "body_too_large");
     connection.begin(&head("GET", "/all/silent"), 5);
     connection.came(5);
-    assert_eq!(code(&world, 3), "upstream_timeout");
+    assert_eq!(code(&world, "/all/silent"), "upstream_timeout");
     until("the service is told", || service.last().given_up == Some(Reason::CANCEL));
     drop(service);
-    connection.begin(&head("GET", "/all/echo"), 7);
+    connection.begin(&head("GET", "/all/4/echo"), 7);
     connection.came(7);
-    assert_eq!(code(&world, 4), "upstream_unreachable");
+    assert_eq!(code(&world, "/all/4/echo"), "upstream_unreachable");
 }
 
 #[test]
@@ -202,7 +208,66 @@ fn who_waits_to_be_told_and_who_does_not_speak_http_2_are_served_as_before() {
     let mut connection = world.open();
     connection.begin(&head("GET", "/all/echo"), 1);
     connection.came(1);
-    assert_eq!(code(&world, 1), "upstream_invalid");
+    assert_eq!(code(&world, "/all/echo"), "upstream_invalid");
+}
+
+#[test]
+fn a_backend_over_tls_is_verified_and_speaks_http_2_or_is_none() {
+    let [ours, foreign] = ["ours", "foreign"].map(Authority::new);
+    let origin = Origin::scripted(|request| Reply::Bytes(answer(200, &[], &String::from_utf8_lossy(&request.body))));
+    let folder = Folder::new();
+    let certificate = ours.issue(&["orders.test"]);
+    folder.write("chain.pem", &certificate.chain);
+    folder.write("key.pem", &certificate.key);
+    let behind = Gateway::start_in(
+        folder,
+        &format!(
+            r#"
+listeners: [{{address: "127.0.0.1:0", tls: {{certificates: [{{chain: chain.pem, key: {{file: key.pem}}}}]}}}}]
+admin: {{address: "127.0.0.1:0"}}
+upstreams: {{all: {{servers: ["{}"]}}}}
+routes: [{{name: all, path: "/{{*rest}}", upstream: all, policy: {{authenticate: public}}}}]
+"#,
+            origin.address
+        ),
+    );
+    let http1 = Origin::tls(&certificate, None, |_| Reply::Bytes(answer(200, &[], "over HTTP/1.1")));
+    let folder = Folder::new();
+    folder.write("ours.pem", ours.pem());
+    folder.write("foreign.pem", foreign.pem());
+    let (mut upstreams, mut routes) = (String::new(), String::new());
+    for (name, address, server_name, ca) in [
+        ("good", behind.address(), "orders.test", "ours.pem"),
+        ("foreign", behind.address(), "orders.test", "foreign.pem"),
+        ("misnamed", behind.address(), "gw.test", "ours.pem"),
+        ("old", http1.address, "orders.test", "ours.pem"),
+    ] {
+        upstreams += &format!(r#"{name}: {{servers: ["{address}"], http2: true, tls: {{server_name: {server_name}, ca: {ca}}}}}, "#);
+        routes += &format!(r#"{{name: {name}, path: "/{name}/{{*rest}}", upstream: {name}, policy: {{authenticate: public}}}}, "#);
+    }
+    let world = World::with(folder, &format!("upstreams: {{{upstreams}}}\nroutes: [{routes}]\nserver: {{threads: 1}}"));
+    let (mut http2, mut http1) = (world.open(), Connection::open_tls(world.gateway.address(), &world.tls()).unwrap());
+    for (at, (path, expected)) in [
+        ("/good/1", "ok"),
+        ("/foreign/2", "upstream_unreachable"),
+        ("/misnamed/3", "upstream_unreachable"),
+        ("/old/4", "upstream_unreachable"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let stream = 2 * at as u32 + 1;
+        http2.begin_with(&grpc(path), stream, &[b"bo", b"dy"]);
+        let came = http2.came(stream);
+        assert_eq!(code(&world, path), expected, "{path}");
+        assert!(expected != "ok" || came == whole(200, "body"), "{came:?}");
+        let path = format!("{path}/http1");
+        let answer = http1.ask(request("POST", &path, &[("host", "gw.test")], b"body"));
+        assert_eq!(code(&world, &path), expected, "as the framework sees it");
+        if answer.status != 200 {
+            http1 = Connection::open_tls(world.gateway.address(), &world.tls()).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -227,11 +292,11 @@ fn a_body_is_proven_before_the_backend_has_any_of_it() {
     let came = ask(&mut connection, "/all/echo", b"abcd", &[b"ab", b"cd"]);
     assert_eq!(came, whole(200, "abcd"));
     assert_eq!(service.last().headers["x-consumer-id"], "acme");
-    ask(&mut connection, "/all/echo", b"abcd", &[b"ab", b"ce"]);
-    assert_eq!(code(&world, 2), "credential_invalid");
+    ask(&mut connection, "/all/2/echo", b"abcd", &[b"ab", b"ce"]);
+    assert_eq!(code(&world, "/all/2/echo"), "credential_invalid");
     // A service that answers at once: its answer waits for the proof.
     assert_eq!(ask(&mut connection, "/all/hasty", b"abcd", &[b"ab", b"cd"]), whole(200, ""));
-    let came = ask(&mut connection, "/all/hasty", b"abcd", &[b"ab", b"ce"]);
-    assert_eq!((came.status, code(&world, 4)), (0, "credential_invalid".to_owned()));
+    let came = ask(&mut connection, "/all/4/hasty", b"abcd", &[b"ab", b"ce"]);
+    assert_eq!((came.status, code(&world, "/all/4/hasty")), (0, "credential_invalid".to_owned()));
     assert!(service.seen().iter().all(|seen| !seen.body.contains(&b'e')), "nothing of a wrong body came through");
 }

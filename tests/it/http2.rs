@@ -21,6 +21,12 @@ impl World {
 
     /// Before this upstream, which the policy protects.
     pub fn before(folder: Folder, upstream: &str, policy: &str, more: &str) -> Self {
+        let route = format!(r#"{{name: all, path: "/all/{{*rest}}", upstream: all, policy: {{{policy}}}}}"#);
+        Self::with(folder, &format!("upstreams: {{all: {{{upstream}}}}}\nroutes: [{route}]\n{more}"))
+    }
+
+    /// With all of this but a listener.
+    pub fn with(folder: Folder, more: &str) -> Self {
         let authority = Authority::new("http2");
         let certificate = authority.issue(&["gw.test"]);
         folder.write("chain.pem", &certificate.chain);
@@ -29,8 +35,6 @@ impl World {
             r#"
 listeners: [{{address: "127.0.0.1:0", tls: {{certificates: [{{chain: chain.pem, key: {{file: key.pem}}}}]}}}}]
 admin: {{address: "127.0.0.1:0"}}
-upstreams: {{all: {{{upstream}}}}}
-routes: [{{name: all, path: "/all/{{*rest}}", upstream: all, policy: {{{policy}}}}}]
 {more}
 "#
         );
@@ -38,7 +42,12 @@ routes: [{{name: all, path: "/all/{{*rest}}", upstream: all, policy: {{{policy}}
     }
 
     pub fn open(&self) -> Http2 {
-        Http2::open(self.gateway.address(), &Tls { ca: &self.ca, server_name: "gw.test", client: None })
+        Http2::open(self.gateway.address(), &self.tls())
+    }
+
+    /// How its callers speak TLS.
+    pub fn tls(&self) -> Tls<'_> {
+        Tls { ca: &self.ca, server_name: "gw.test", client: None }
     }
 }
 

@@ -168,10 +168,7 @@ impl Gateway {
         let kept = if may_be_kept { self.pools.http1.take(address, now) } else { None };
         let (line, kept) = match kept {
             Some(line) => (line, true),
-            None => {
-                let patience = timeouts(context).map(|timeouts| timeouts.connect).unwrap_or_default();
-                (Line { stream: dial(address, patience).await?, deadline: Deadline::default() }, false)
-            }
+            None => (open(address, timeouts(context).map(|timeouts| timeouts.connect).unwrap_or_default()).await?, false),
         };
         Ok(Connection { line, buffer: BytesMut::new(), kept, written: false })
     }
@@ -321,8 +318,7 @@ impl Connection {
     }
 }
 
-/// Connects to a backend.
-pub(super) async fn dial(address: SocketAddr, patience: Duration) -> Result<TcpStream, BError> {
+async fn open(address: SocketAddr, patience: Duration) -> Result<Line, BError> {
     let stream = match tokio::time::timeout(patience, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(Error::because(ErrorType::ConnectError, format!("{address}"), error).into_up()),
@@ -330,7 +326,7 @@ pub(super) async fn dial(address: SocketAddr, patience: Duration) -> Result<TcpS
     };
     let no_delay = stream.set_nodelay(true);
     no_delay.map_err(|error| Error::because(ErrorType::SocketError, format!("{address}"), error).into_up())?;
-    Ok(stream)
+    Ok(Line { stream, deadline: Deadline::default() })
 }
 
 /// The body, which is short.
@@ -386,7 +382,7 @@ fn length(value: &http::HeaderValue) -> Option<u64> {
     digits.parse().ok()
 }
 
-pub(super) fn timeouts(context: &Context) -> Option<&UpstreamTimeouts> {
+fn timeouts(context: &Context) -> Option<&UpstreamTimeouts> {
     context.route().map(|route| &route.upstream.timeouts)
 }
 

@@ -1,4 +1,4 @@
-//! The way of a stream to a backend that speaks HTTP/2 in the clear, as gRPC does: two bodies that pass each other, and what stands behind them.
+//! The way of a stream to a backend over HTTP/2, as of gRPC: two bodies that pass each other, and what stands behind them.
 //!
 //! Pingora's way has a task and a queue for each direction, and sends the head and the body of a request with a system call each
 //! (docs/decisions/0017). On this one whoever serves the stream moves both bodies, and what many streams have to send goes together.
@@ -20,7 +20,7 @@ use pingora::{BError, Error, ErrorSource, ErrorType};
 use super::body::{READ_AHEAD, Rules};
 use super::caller::Caller;
 use super::context::Context;
-use super::direct::{patience, timeouts};
+use super::direct::patience;
 use super::{Gateway, failure, may_retry, respond, upstream_head};
 use crate::config::RetryOn;
 use crate::route::Route;
@@ -30,7 +30,7 @@ pub(super) use pool::{Pool, STREAMS};
 
 /// Whether requests of a route go this way, where their caller can.
 pub(super) fn leads(route: &Route) -> bool {
-    route.upstream.http2 && route.upstream.tls.is_none()
+    route.upstream.http2
 }
 
 /// Whether a caller can, as far as the head says: who waits to be told to go on is not heard here.
@@ -236,18 +236,18 @@ impl Gateway {
 
     /// Room on a connection on which a stream can be begun now.
     async fn seat(&self, context: &Context, address: SocketAddr, may_be_kept: bool) -> Result<Seat, BError> {
-        let (connect, idle) = timeouts(context).map(|timeouts| (timeouts.connect, timeouts.idle)).unwrap_or_default();
-        let until = context.asked.unwrap_or_default() + idle;
-        let mut kept = if may_be_kept { self.pools.http2.take(address, until) } else { None };
+        let Some(route) = context.route() else { return Error::e_explain(ErrorType::HTTPStatus(500), "no permit") };
+        let until = context.asked.unwrap_or_default() + route.upstream.timeouts.idle;
+        let mut kept = if may_be_kept { self.pools.http2.take(route, address, until) } else { None };
         while let Some(mut seat) = kept {
             if poll_fn(|cx| seat.requests.poll_ready(cx)).await.is_ok() {
                 return Ok(seat);
             }
             // The backend closes it, or has.
             seat.spend();
-            kept = self.pools.http2.take(address, until);
+            kept = self.pools.http2.take(route, address, until);
         }
-        self.pools.http2.open(address, connect, until).await
+        self.pools.http2.open(route, address, until).await
     }
 
     /// Sends the request and passes both bodies on, until the answer has ended.
@@ -373,7 +373,12 @@ fn request(caller: &impl Caller, context: &Context) -> Result<http::Request<()>,
         headers.remove(header::EXPECT);
     }
     upstream_head::introduce(caller, &mut headers, context)?;
-    let uri = http::Uri::builder().scheme("http").authority(&*target.authority).path_and_query(&*target.path_and_query).build();
+    let secure = context.route().is_some_and(|route| route.upstream.tls.is_some());
+    let uri = http::Uri::builder()
+        .scheme(if secure { "https" } else { "http" })
+        .authority(&*target.authority)
+        .path_and_query(&*target.path_and_query)
+        .build();
     let uri = uri.map_err(|_| Error::explain(ErrorType::HTTPStatus(500), "the canonical target is no URI"))?;
     let mut request = http::Request::new(());
     *request.method_mut() = caller.method().clone();

@@ -1,5 +1,6 @@
-//! Connections to backends over HTTP/2 in the clear, each shared by many streams. A worker uses those that it has opened itself.
+//! Connections to backends over HTTP/2, each shared by many streams. A worker uses those that it has opened itself.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,12 +11,15 @@ use bytes::Bytes;
 use crossbeam_utils::CachePadded;
 use h2::client::{Builder, SendRequest};
 use hashbrown::HashMap;
+use pingora::connectors::TransportConnector;
+use pingora::protocols::ALPN;
 use pingora::{BError, ErrorType};
 use thread_local::ThreadLocal;
 
 use super::super::deadline::Deadline;
-use super::super::direct::dial;
 use super::super::gathering::Gathering;
+use super::super::peer;
+use crate::route::Route;
 
 /// Streams at a time on a connection at the most, as the framework is told for those that it opens.
 pub(in super::super) const STREAMS: usize = 100;
@@ -28,12 +32,14 @@ const WINDOW: u32 = 256 * 1024;
 const LONGEST_HEAD: u32 = 1024 * 1024;
 
 /// The connections of all workers.
-#[derive(Debug, Default)]
 pub(in super::super) struct Pool {
-    workers: ThreadLocal<CachePadded<Mutex<ByAddress>>>,
+    /// Connects, and verifies who answers, as the framework does for its own connections.
+    connector: TransportConnector,
+    workers: ThreadLocal<CachePadded<Mutex<ByPeer>>>,
 }
 
-type ByAddress = HashMap<SocketAddr, Vec<Connection>, RandomState>;
+/// By the address and the group key of the upstream, which covers whom it trusts: a connection that was verified for one must not serve another.
+type ByPeer = HashMap<(SocketAddr, u64), Vec<Connection>, RandomState>;
 
 #[derive(Debug)]
 struct Connection {
@@ -64,10 +70,14 @@ pub(super) struct Seat {
 }
 
 impl Pool {
+    pub(in super::super) fn new() -> Self {
+        Self { connector: TransportConnector::new(None), workers: ThreadLocal::new() }
+    }
+
     /// Room on a connection that this worker has; one that is free of streams from then on is closed at `until`, or later.
-    pub(super) fn take(&self, address: SocketAddr, until: Duration) -> Option<Seat> {
+    pub(super) fn take(&self, route: &Route, address: SocketAddr, until: Duration) -> Option<Seat> {
         let mut own = lock(self.workers.get_or_default());
-        let known = own.get_mut(&address)?;
+        let known = own.get_mut(&(address, route.upstream.group_key))?;
         known.retain(|connection| !connection.shared.spent.load(Ordering::Relaxed));
         known.iter_mut().find_map(|connection| {
             let most = STREAMS.min(connection.requests.current_max_send_streams());
@@ -80,8 +90,12 @@ impl Pool {
     }
 
     /// Opens a connection for this worker, and takes room on it.
-    pub(super) async fn open(&self, address: SocketAddr, patience: Duration, until: Duration) -> Result<Seat, BError> {
-        let stream = Gathering::new(dial(address, patience).await?);
+    pub(super) async fn open(&self, route: &Route, address: SocketAddr, until: Duration) -> Result<Seat, BError> {
+        let stream = self.connector.new_stream(&*peer::build(route, address)).await.map_err(|error| error.into_up())?;
+        if route.upstream.tls.is_some() && stream.selected_alpn_proto() != Some(ALPN::H2) {
+            return Err(peer::no_http2());
+        }
+        let stream = Gathering::new(stream);
         let mut builder = Builder::new();
         builder.enable_push(false).initial_max_send_streams(STREAMS).max_frame_size(64 * 1024).max_header_list_size(LONGEST_HEAD);
         builder.initial_window_size(WINDOW).initial_connection_window_size(WINDOW * STREAMS as u32);
@@ -94,7 +108,7 @@ impl Pool {
             shared.spent.store(true, Ordering::Relaxed);
         });
         let seat = Seat::take(&connection, false);
-        lock(self.workers.get_or_default()).entry(address).or_default().push(connection);
+        lock(self.workers.get_or_default()).entry((address, route.upstream.group_key)).or_default().push(connection);
         Ok(seat)
     }
 
@@ -130,6 +144,12 @@ impl Drop for Seat {
     fn drop(&mut self) {
         lock(&self.shared.deadlines).push(std::mem::take(&mut self.deadline));
         self.shared.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("workers", &self.workers).finish_non_exhaustive()
     }
 }
 
