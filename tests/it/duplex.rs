@@ -1,5 +1,8 @@
 //! Streams to backends over HTTP/2: what passes in both directions, how each side ends it, and what is asked again.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
+
 use h2::Reason;
 
 use super::http2::{World, head, whole};
@@ -127,6 +130,44 @@ fn who_ends_a_stream_early_ends_it_for_the_other() {
     connection.begin(&head("GET", "/all/echo"), 11);
     assert_eq!(connection.came(11), whole(200, ""), "the connections go on");
     assert_eq!(service.connections(), 1);
+}
+
+/// A backend that says in one write that its answer is whole and that it wants no more of the request, as gRPC services do that refuse a stream.
+#[test]
+fn an_answer_that_has_ended_is_whole_though_a_reset_comes_with_its_end() {
+    const HEADERS: &[u8] = &[0, 0, 1, 1, 4, 0, 0, 0, 1, 0x88];
+    const LAST_HEADERS: &[u8] = &[0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88];
+    const DATA: &[u8] = &[0, 0, 2, 0, 0, 0, 0, 0, 1, b'o', b'k'];
+    const LAST_DATA: &[u8] = &[0, 0, 2, 0, 1, 0, 0, 0, 1, b'o', b'k'];
+    const NO_ERROR: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+    const INTERNAL_ERROR: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 2];
+    for (said, heard) in [
+        ([LAST_HEADERS, &[], NO_ERROR], &[("HEADERS", true)][..]),
+        ([HEADERS, LAST_DATA, NO_ERROR], &[("HEADERS", false), ("DATA", true)]),
+        ([HEADERS, DATA, NO_ERROR], &[("HEADERS", false), ("DATA", false), ("RST_STREAM", true)]),
+        ([HEADERS, DATA, INTERNAL_ERROR], &[("HEADERS", false), ("DATA", false), ("RST_STREAM", true)]),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
+            stream.read_exact(&mut [0; b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len()]).unwrap();
+            let mut kind = 0;
+            while kind != 1 {
+                let mut head = [0; 9];
+                stream.read_exact(&mut head).unwrap();
+                kind = head[3];
+                stream.read_exact(&mut vec![0; usize::from(head[1]) << 8 | usize::from(head[2])]).unwrap();
+            }
+            stream.write_all(&said.concat()).unwrap();
+            while stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {}
+        });
+        let world = World::before(Folder::new(), &format!(r#"servers: ["{address}"], http2: true"#), "authenticate: public", "");
+        let mut connection = world.open();
+        connection.begin_open(&grpc("/all/refused"), 1);
+        assert_eq!(connection.frames(1), heard, "{said:?}");
+    }
 }
 
 #[test]

@@ -369,9 +369,6 @@ fn request(caller: &impl Caller, context: &Context) -> Result<http::Request<()>,
     let mut headers = caller.headers().clone();
     // The authority says it.
     headers.remove(header::HOST);
-    if context.body.continued {
-        headers.remove(header::EXPECT);
-    }
     upstream_head::introduce(caller, &mut headers, context)?;
     let secure = context.route().is_some_and(|route| route.upstream.tls.is_some());
     let uri = http::Uri::builder()

@@ -359,6 +359,21 @@ impl Http2 {
         came
     }
 
+    /// The frames of a whole answer on a stream: what each is, and whether it ends the stream. What comes on others meanwhile is lost.
+    pub fn frames(&mut self, stream: u32) -> Vec<(&'static str, bool)> {
+        let mut frames = Vec::new();
+        while frames.last().is_none_or(|(_, last)| !last) {
+            let (kind, flags, of, _) = self.heard().unwrap();
+            match kind {
+                Self::HEADERS if of == stream => frames.push(("HEADERS", flags & 1 == 1)),
+                Self::DATA if of == stream => frames.push(("DATA", flags & 1 == 1)),
+                Self::RST_STREAM if of == stream => frames.push(("RST_STREAM", true)),
+                _ => {}
+            }
+        }
+        frames
+    }
+
     /// The same request on so many streams, sent at once; in how many pieces the answers came.
     pub fn pieces(&mut self, fields: &[(&str, &str)], streams: u32) -> usize {
         let head = literals(fields);
