@@ -194,6 +194,24 @@ fn what_a_backend_has_not_looked_at_is_asked_again_and_nothing_else() {
 }
 
 #[test]
+fn connections_are_as_many_as_their_streams_need_and_no_longer_than_they_are_used() {
+    let service = Streams::start();
+    let world = world(&service, ", timeouts: {idle: 500ms}", "");
+    let mut callers = [world.open(), world.open()];
+    for (at, caller) in callers.iter_mut().enumerate() {
+        (0..60).for_each(|stream| caller.begin(&head("GET", "/all/silent"), 2 * stream + 1));
+        until("they are at the service", || service.seen().len() == 60 * (at + 1));
+    }
+    assert_eq!(service.connections(), 2, "a hundred on each");
+    drop(callers);
+    until("nobody needs them", || service.closed() == 2);
+    let mut connection = world.open();
+    connection.begin(&head("GET", "/all/echo"), 1);
+    assert_eq!(connection.came(1), whole(200, ""));
+    assert_eq!(service.connections(), 3);
+}
+
+#[test]
 fn retries_send_the_body_again_and_only_what_may_be_repeated() {
     let service = Streams::start();
     let world = world(&service, ", retries: {attempts: 1, on: [connect_failure, 503]}", "");
@@ -230,9 +248,9 @@ fn bounds_hold_on_streams() {
     assert_eq!(code(&world, "/all/silent"), "upstream_timeout");
     until("the service is told", || service.last().given_up == Some(Reason::CANCEL));
     drop(service);
-    connection.begin(&head("GET", "/all/4/echo"), 7);
-    connection.came(7);
-    assert_eq!(code(&world, "/all/4/echo"), "upstream_unreachable");
+    (0..20).for_each(|at| connection.begin(&head("GET", "/all/4/echo"), 2 * at + 7));
+    let unreachable = || world.gateway.access_log().iter().filter(|line| line["code"] == "upstream_unreachable").count();
+    until("each is told, whoever asked for the connection", || unreachable() == 20);
 }
 
 #[test]

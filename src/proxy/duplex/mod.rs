@@ -6,7 +6,6 @@
 mod pool;
 
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context as Waiting, Poll, ready};
 
@@ -210,7 +209,9 @@ impl Gateway {
             if let Some(admission) = &context.admission {
                 context.body.restart(admission.body());
             }
-            let seat = match self.seat(context, address, may_be_kept).await {
+            let Some(route) = context.route() else { return Err(super::no_permit(context)) };
+            let until = context.asked.unwrap_or_default() + route.upstream.timeouts.idle;
+            let seat = match self.pools.http2.seat(route, address, until, may_be_kept).await {
                 Ok(seat) => seat,
                 Err(_) if may_retry(caller, context, RetryOn::ConnectFailure) && !body.forgotten => continue,
                 Err(error) => return Err(error),
@@ -232,22 +233,6 @@ impl Gateway {
                 }
             }
         }
-    }
-
-    /// Room on a connection on which a stream can be begun now.
-    async fn seat(&self, context: &Context, address: SocketAddr, may_be_kept: bool) -> Result<Seat, BError> {
-        let Some(route) = context.route() else { return Error::e_explain(ErrorType::HTTPStatus(500), "no permit") };
-        let until = context.asked.unwrap_or_default() + route.upstream.timeouts.idle;
-        let mut kept = if may_be_kept { self.pools.http2.take(route, address, until) } else { None };
-        while let Some(mut seat) = kept {
-            if poll_fn(|cx| seat.requests.poll_ready(cx)).await.is_ok() {
-                return Ok(seat);
-            }
-            // The backend closes it, or has.
-            seat.spend();
-            kept = self.pools.http2.take(route, address, until);
-        }
-        self.pools.http2.open(route, address, until).await
     }
 
     /// Sends the request and passes both bodies on, until the answer has ended.

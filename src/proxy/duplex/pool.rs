@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context as Waiting, Poll, Waker};
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -13,7 +14,7 @@ use h2::client::{Builder, SendRequest};
 use hashbrown::HashMap;
 use pingora::connectors::TransportConnector;
 use pingora::protocols::ALPN;
-use pingora::{BError, ErrorType};
+use pingora::{BError, Error, ErrorType};
 use thread_local::ThreadLocal;
 
 use super::super::deadline::Deadline;
@@ -39,7 +40,16 @@ pub(in super::super) struct Pool {
 }
 
 /// By the address and the group key of the upstream, which covers whom it trusts: a connection that was verified for one must not serve another.
-type ByPeer = HashMap<(SocketAddr, u64), Vec<Connection>, RandomState>;
+type ByPeer = HashMap<(SocketAddr, u64), Connections, RandomState>;
+
+#[derive(Debug, Default)]
+struct Connections {
+    open: Vec<Connection>,
+    /// Held by who opens one, for those who come meanwhile: how it failed, if so.
+    opening: Arc<Opening>,
+}
+
+type Opening = tokio::sync::Mutex<Option<ErrorType>>;
 
 #[derive(Debug)]
 struct Connection {
@@ -74,23 +84,33 @@ impl Pool {
         Self { connector: TransportConnector::new(None), workers: ThreadLocal::new() }
     }
 
-    /// Room on a connection that this worker has; one that is free of streams from then on is closed at `until`, or later.
-    pub(super) fn take(&self, route: &Route, address: SocketAddr, until: Duration) -> Option<Seat> {
-        let mut own = lock(self.workers.get_or_default());
-        let known = own.get_mut(&(address, route.upstream.group_key))?;
-        known.retain(|connection| !connection.shared.spent.load(Ordering::Relaxed));
-        known.iter_mut().find_map(|connection| {
-            let most = STREAMS.min(connection.requests.current_max_send_streams());
-            if connection.shared.streams.load(Ordering::Relaxed) >= most {
-                return None;
-            }
-            connection.until = until;
-            Some(Seat::take(connection, true))
-        })
+    /// Room on a connection of this worker, kept or new, on which a stream can be begun now. One that is free of streams from then on is closed at
+    /// `until`, or later.
+    pub(super) async fn seat(&self, route: &Route, address: SocketAddr, until: Duration, may_be_kept: bool) -> Result<Seat, BError> {
+        let (own, key) = (&**self.workers.get_or_default(), (address, route.upstream.group_key));
+        if !may_be_kept {
+            return self.open(own, route, address, until).await;
+        }
+        loop {
+            let opening = match lock(own).entry(key).or_default().take(until) {
+                Ok(seat) => return Ok(seat),
+                Err(opening) => opening,
+            };
+            // Those who come while one is opened would each open another: a thousand streams at once as many.
+            let Ok(mut failure) = opening.try_lock() else {
+                match &*opening.lock().await {
+                    Some(kind) => return Err(Error::explain(kind.clone(), "as the connection that was waited for").into_up()),
+                    None => continue,
+                }
+            };
+            *failure = None;
+            let opened = self.open(own, route, address, until).await;
+            *failure = opened.as_ref().err().map(|error| error.etype().clone());
+            return opened;
+        }
     }
 
-    /// Opens a connection for this worker, and takes room on it.
-    pub(super) async fn open(&self, route: &Route, address: SocketAddr, until: Duration) -> Result<Seat, BError> {
+    async fn open(&self, own: &Mutex<ByPeer>, route: &Route, address: SocketAddr, until: Duration) -> Result<Seat, BError> {
         let stream = self.connector.new_stream(&*peer::build(route, address)).await.map_err(|error| error.into_up())?;
         if route.upstream.tls.is_some() && stream.selected_alpn_proto() != Some(ALPN::H2) {
             return Err(peer::no_http2());
@@ -108,7 +128,7 @@ impl Pool {
             shared.spent.store(true, Ordering::Relaxed);
         });
         let seat = Seat::take(&connection, false);
-        lock(self.workers.get_or_default()).entry((address, route.upstream.group_key)).or_default().push(connection);
+        lock(own).entry((address, route.upstream.group_key)).or_default().open.push(connection);
         Ok(seat)
     }
 
@@ -116,13 +136,33 @@ impl Pool {
     pub(in super::super) fn sweep(&self, now: Duration) {
         for worker in &self.workers {
             lock(worker).retain(|_, connections| {
-                connections.retain(|connection| {
+                connections.open.retain(|connection| {
                     let Shared { streams, spent, .. } = &*connection.shared;
                     !spent.load(Ordering::Relaxed) && (now < connection.until || streams.load(Ordering::Relaxed) > 0)
                 });
-                !connections.is_empty()
+                !connections.open.is_empty() || Arc::strong_count(&connections.opening) > 1
             });
         }
+    }
+}
+
+impl Connections {
+    /// Room on one of them, or what is held while another is opened.
+    fn take(&mut self, until: Duration) -> Result<Seat, Arc<Opening>> {
+        self.open.retain(|connection| !connection.shared.spent.load(Ordering::Relaxed));
+        for connection in &mut self.open {
+            let most = STREAMS.min(connection.requests.current_max_send_streams());
+            if connection.shared.streams.load(Ordering::Relaxed) >= most {
+                continue;
+            }
+            // Nobody waits for a stream on these handles: what cannot begin one at once is being closed.
+            if let Poll::Ready(Ok(())) = connection.requests.poll_ready(&mut Waiting::from_waker(Waker::noop())) {
+                connection.until = until;
+                return Ok(Seat::take(connection, true));
+            }
+            connection.shared.spent.store(true, Ordering::Relaxed);
+        }
+        Err(Arc::clone(&self.opening))
     }
 }
 

@@ -35,6 +35,7 @@ pub struct Streams {
 struct Records {
     seen: Mutex<Vec<Seen>>,
     connections: Mutex<usize>,
+    closed: Mutex<usize>,
 }
 
 impl Streams {
@@ -68,6 +69,11 @@ impl Streams {
     pub fn connections(&self) -> usize {
         *self.records.connections.lock().unwrap()
     }
+
+    /// How many of them have ended.
+    pub fn closed(&self) -> usize {
+        *self.records.closed.lock().unwrap()
+    }
 }
 
 impl Drop for Streams {
@@ -93,6 +99,7 @@ impl Records {
                 connection.graceful_shutdown();
             }
         }
+        *self.closed.lock().unwrap() += 1;
     }
 
     fn record(&self, connection: usize, request: &Request<RecvStream>) -> usize {
