@@ -77,7 +77,7 @@ grammar! {
         idle: Duration as Lasting<1, {24 * HOUR}> = "60s",
     }
 
-    /// Retries. Only idempotent requests are ever sent twice.
+    /// Retries. Only idempotent requests are ever sent twice, and those of which a server that speaks HTTP/2 says that it has not looked at them.
     pub struct Retries {
         /// Tries after the first.
         attempts: u32 as Within<u32, 1, 10> = "1",
