@@ -187,9 +187,12 @@ fn what_a_backend_has_not_looked_at_is_asked_again_and_nothing_else() {
         connection.begin_with(&grpc(path), stream, &[b"x"]);
         assert_eq!(connection.came(stream), with_trailers("x"), "{path}");
     }
-    // What was looked at, and may have had its effect.
-    connection.begin_with(&grpc("/all/resets"), 11, &[b"x"]);
+    connection.begin_with(&grpc("/all/always-refuses"), 11, &[b"x"]);
     connection.came(11);
+    assert_eq!(service.seen().iter().filter(|seen| seen.path == "/all/always-refuses").count(), 3);
+    // What was looked at, and may have had its effect.
+    connection.begin_with(&grpc("/all/resets"), 13, &[b"x"]);
+    connection.came(13);
     assert_eq!(service.seen().iter().filter(|seen| seen.path == "/all/resets").count(), 1);
 }
 

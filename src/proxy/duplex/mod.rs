@@ -27,6 +27,10 @@ use crate::route::Route;
 use pool::Seat;
 pub(super) use pool::{Pool, STREAMS};
 
+/// How often a request that was not looked at is asked again, each time on another connection: the last time on a new one of its own, before that on
+/// any, as a hundred streams may have been on the one that was closed.
+const UNHEARD: usize = 2;
+
 /// Whether requests of a route go this way, where their caller can.
 pub(super) fn leads(route: &Route) -> bool {
     route.upstream.http2
@@ -203,7 +207,7 @@ impl Gateway {
             return Err(super::no_permit(context));
         }
         let mut body = Body::new(caller, context);
-        let mut may_be_kept = true;
+        let mut unheard = 0;
         loop {
             let address = self.next_backend(context)?;
             if let Some(admission) = &context.admission {
@@ -211,7 +215,7 @@ impl Gateway {
             }
             let Some(route) = context.route() else { return Err(super::no_permit(context)) };
             let until = context.asked.unwrap_or_default() + route.upstream.timeouts.idle;
-            let seat = match self.pools.http2.seat(route, address, until, may_be_kept).await {
+            let seat = match self.pools.http2.seat(route, address, until, unheard < UNHEARD).await {
                 Ok(seat) => seat,
                 Err(_) if may_retry(caller, context, RetryOn::ConnectFailure) && !body.forgotten => continue,
                 Err(error) => return Err(error),
@@ -219,9 +223,9 @@ impl Gateway {
             match self.converse(caller, context, seat, &mut body).await {
                 Ok(()) => return Ok(()),
                 Err(Broken::Again) => {}
-                Err(Broken::Unheard(_)) if may_be_kept => {
+                Err(Broken::Unheard(_)) if unheard < UNHEARD => {
                     context.tried.pop();
-                    may_be_kept = false;
+                    unheard += 1;
                 }
                 Err(Broken::Unheard(error) | Broken::Failed(error)) => {
                     let silent = context.answered.is_none() && *error.esource() == ErrorSource::Upstream;
@@ -375,11 +379,11 @@ fn unanswered(error: h2::Error, seat: &Seat, idempotent: bool) -> Broken {
     // What it says of a connection that it closes, and of a stream that it has not looked at (RFC 9113 sections 6.8 and 8.7).
     let refused = error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM);
     let closing = error.is_remote() && error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
-    if closing || error.is_io() {
-        seat.spend();
-    }
     // A kept connection that the backend has closed meanwhile, as far as anybody knows.
     let stale = seat.reused && idempotent && error.is_io();
+    if refused || closing || error.is_io() {
+        seat.spend();
+    }
     let error = broken(error, ErrorType::H2Error);
     if refused || closing || stale { Broken::Unheard(error) } else { Broken::Failed(error) }
 }

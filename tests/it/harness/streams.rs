@@ -130,6 +130,7 @@ impl Records {
             "hasty" => drop(answer.send_response(head(200), true)),
             "resets" => answer.send_reset(Reason::INTERNAL_ERROR),
             "refuses" if times == 1 => answer.send_reset(Reason::REFUSED_STREAM),
+            "always-refuses" => answer.send_reset(Reason::REFUSED_STREAM),
             "breaks" => {
                 let mut out = answer.send_response(head(200), false).unwrap();
                 out.send_data(Bytes::from_static(b"half"), false).unwrap();
