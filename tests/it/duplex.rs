@@ -64,10 +64,7 @@ fn a_stream_arrives_as_it_was_sent_and_its_answer_with_what_stands_behind_it() {
     .enumerate()
     {
         let stream = 2 * at as u32 + 1;
-        match body {
-            [] => connection.begin(fields, stream),
-            pieces => connection.begin_with(fields, stream, pieces),
-        }
+        connection.begin_with(fields, stream, body);
         assert_eq!(connection.came(stream), expected, "{at}");
         let seen = service.last();
         assert_eq!((seen.body.len(), seen.whole), (body.concat().len(), true), "{at}");

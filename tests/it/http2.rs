@@ -93,10 +93,7 @@ fn one_connection_may_bring_what_we_serve_and_what_the_framework_serves() {
     .enumerate()
     {
         let stream = 2 * at as u32 + 1;
-        match body {
-            [] => connection.begin(fields, stream),
-            pieces => connection.begin_with(fields, stream, pieces),
-        }
+        connection.begin_with(fields, stream, body);
         let came = connection.came(stream);
         // The body of a refusal is another test's.
         let came = if came.status == 404 { Came { body: Vec::new(), ..came } } else { came };

@@ -304,13 +304,12 @@ impl Http2 {
 
     /// A whole request without a body on a stream, whose answer nobody reads yet.
     pub fn begin(&mut self, fields: &[(&str, &str)], stream: u32) {
-        const END_STREAM_AND_HEADERS: u8 = 5;
-        self.frame(Self::HEADERS, END_STREAM_AND_HEADERS, stream, &literals(fields));
+        self.begin_with(fields, stream, &[]);
     }
 
-    /// A whole request with a body of these pieces on a stream, whose answer nobody reads yet.
+    /// A whole request with a body of these pieces, or none, on a stream, whose answer nobody reads yet.
     pub fn begin_with(&mut self, fields: &[(&str, &str)], stream: u32, pieces: &[&[u8]]) {
-        self.frame(Self::HEADERS, 4, stream, &literals(fields));
+        self.frame(Self::HEADERS, 4 | u8::from(pieces.is_empty()), stream, &literals(fields));
         for (at, piece) in pieces.iter().enumerate() {
             self.frame(Self::DATA, u8::from(at + 1 == pieces.len()), stream, piece);
         }
@@ -318,7 +317,7 @@ impl Http2 {
 
     /// The head of a request with a body, whose pieces are sent by themselves.
     pub fn begin_open(&mut self, fields: &[(&str, &str)], stream: u32) {
-        self.begin_with(fields, stream, &[]);
+        self.frame(Self::HEADERS, 4, stream, &literals(fields));
     }
 
     /// A piece of a body.
