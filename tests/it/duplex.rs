@@ -8,7 +8,7 @@ use h2::Reason;
 use super::http2::{World, head, whole};
 use crate::harness::aws::{ACME, sha256};
 use crate::harness::certificates::Authority;
-use crate::harness::client::{Came, Connection, Http2, request};
+use crate::harness::client::{Came, Connection, Http2, Verdict, request};
 use crate::harness::gateway::{Folder, Gateway};
 use crate::harness::origin::{Origin, Reply, answer};
 use crate::harness::streams::Streams;
@@ -76,6 +76,17 @@ fn a_stream_arrives_as_it_was_sent_and_its_answer_with_what_stands_behind_it() {
     let log = world.gateway.access_log();
     assert_eq!((&log[0]["code"], &log[0]["status"]), (&"ok".into(), &200.into()));
     assert_eq!((&log[0]["bytes_in"], &log[0]["bytes_out"]), (&7.into(), &7.into()), "{}", log[0]);
+}
+
+#[test]
+fn nothing_behind_a_body_says_who_calls() {
+    let service = Streams::start();
+    let world = world(&service, "", "");
+    let forged = [("x-user-id", "mallory"), ("x-consumer-id", "mallory")];
+    assert_eq!(world.open().ask(&[&grpc("/all/echo")[..], &forged].concat(), &forged), Verdict::Answered(200));
+    let seen = service.last();
+    assert_eq!((seen.body, seen.whole, seen.trailers), (b"hello".to_vec(), true, None));
+    assert!(forged.iter().all(|(name, _)| !seen.headers.contains_key(*name)));
 }
 
 #[test]

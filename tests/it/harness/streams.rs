@@ -18,6 +18,8 @@ pub struct Seen {
     pub authority: String,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
+    /// What stood behind the body.
+    pub trailers: Option<HeaderMap>,
     /// Whether its caller ended it.
     pub whole: bool,
     /// Why its caller gave it up.
@@ -110,6 +112,7 @@ impl Records {
             authority: request.uri().authority().map(ToString::to_string).unwrap_or_default(),
             headers: request.headers().clone(),
             body: Vec::new(),
+            trailers: None,
             whole: request.body().is_end_stream(),
             given_up: None,
         });
@@ -171,7 +174,8 @@ impl Records {
                 return None;
             }
             None => {
-                self.note(at, |seen| seen.whole = true);
+                let trailers = body.trailers().await.ok().flatten();
+                self.note(at, |seen| (seen.whole, seen.trailers) = (true, trailers));
                 return None;
             }
         };
