@@ -13,12 +13,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use dashmap::mapref::one::Ref;
 use ipnet::IpNet;
 use smol_str::SmolStr;
 
 use super::database::{OpenError, Opening, beside};
 use super::key_store::{KIND, KeyStore, StoreError, UsageRow};
-use super::key_table::{Hashed, KeyTable};
 use crate::jose::message::sha256;
 use crate::request::{Clock, Identity, Method};
 
@@ -211,11 +213,23 @@ impl Key {
     }
 }
 
-/// Keys by the hash of what is presented.
-#[derive(Debug, Default)]
+/// Keys by the hash of what is presented. Reading takes one shard's read lock for a moment; adding or changing one key touches
+/// that key alone.
+#[derive(Debug)]
 pub struct Table {
-    by_hash: KeyTable<Key>,
+    by_hash: DashMap<ByHash, (), ahash::RandomState>,
     writer: Mutex<Writer>,
+}
+
+/// A key that a table knows; its shard is locked for reading.
+struct Known<'a>(Ref<'a, ByHash, ()>);
+
+impl Deref for Known<'_> {
+    type Target = Arc<Key>;
+
+    fn deref(&self) -> &Arc<Key> {
+        &self.0.key().0
+    }
 }
 
 /// What only a change of the table needs.
@@ -227,10 +241,17 @@ struct Writer {
     sweep_at: usize,
 }
 
+impl Default for Table {
+    fn default() -> Self {
+        // 64 shards: on a server of many cores two requests rarely meet in one.
+        Self { by_hash: DashMap::with_hasher_and_shard_amount(ahash::RandomState::new(), 64), writer: Mutex::default() }
+    }
+}
+
 impl Table {
     /// The key that has, or had before its last rotation, this hash. Whether it is good is another question.
     pub fn find(&self, hash: &KeyHash) -> Option<impl Deref<Target = Arc<Key>> + '_> {
-        self.by_hash.find(hash)
+        self.by_hash.get(hash).map(Known)
     }
 
     /// The number of keys.
@@ -255,7 +276,13 @@ impl Table {
         let (current, before) = Key::of(&record, &grants);
         let known = ById { current, before };
         // New hashes go in before old ones go out: a key that is good before and after is good all the time.
-        known.secrets().for_each(|secret| self.by_hash.insert(Arc::clone(secret)));
+        for secret in known.secrets() {
+            match self.by_hash.entry(ByHash(Arc::clone(secret))) {
+                // An insertion would leave the old key where it is, as both have the same hash.
+                Entry::Occupied(entry) => drop(entry.replace_entry(())),
+                Entry::Vacant(entry) => drop(entry.insert(())),
+            }
+        }
         if let Some(old) = writer.by_id.replace(known) {
             self.forget(&old);
         }
@@ -277,7 +304,9 @@ impl Table {
 
     /// Takes out what still leads to a key that is no longer this one.
     fn forget(&self, old: &ById) {
-        old.secrets().for_each(|secret| self.by_hash.remove(secret));
+        for secret in old.secrets() {
+            self.by_hash.remove_if(&secret.hash, |ByHash(found), ()| Arc::ptr_eq(found, secret));
+        }
     }
 }
 
@@ -316,11 +345,29 @@ impl FromIterator<Record> for Table {
     }
 }
 
-impl Hashed for Key {
-    fn hash(&self) -> &KeyHash {
-        &self.hash
+/// A key in a map by its hash, without a second copy of the hash: of a million keys most of the map stays in the processor's cache.
+#[derive(Debug)]
+struct ByHash(Arc<Key>);
+
+impl Borrow<KeyHash> for ByHash {
+    fn borrow(&self) -> &KeyHash {
+        &self.0.hash
     }
 }
+
+impl Hash for ByHash {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash.hash(state);
+    }
+}
+
+impl PartialEq for ByHash {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.hash == other.0.hash
+    }
+}
+
+impl Eq for ByHash {}
 
 /// Both secrets of a key in a set by its id, without a second copy of the id.
 #[derive(Debug)]
@@ -798,7 +845,7 @@ mod tests {
         assert_eq!(["a2", "a3"].map(found), [Some("b".into()), None]);
         table.remove("b");
         assert_eq!(["a", "a2", "a3"].map(found), [None, None, None]);
-        assert!(table.is_empty());
+        assert!(table.is_empty() && table.by_hash.is_empty());
     }
 
     #[test]
@@ -824,6 +871,7 @@ mod tests {
         assert!(std::mem::offset_of!(Key, usage) + size_of::<Usage>() + counts_of_arc <= 128);
         // The allocator's next size, which begins on a cache line as well.
         assert!(size_of::<Key>() + counts_of_arc <= 192);
+        assert_eq!(size_of::<ByHash>(), size_of::<usize>());
     }
 
     #[test]

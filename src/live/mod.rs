@@ -11,7 +11,6 @@ pub mod identity_tokens;
 pub mod introspected;
 pub mod key_set;
 pub mod key_store;
-mod key_table;
 pub mod leases;
 pub mod limits;
 pub mod nonce_key;
