@@ -90,6 +90,18 @@ fn nothing_behind_a_body_says_who_calls() {
 }
 
 #[test]
+fn a_body_of_another_length_than_it_says_reaches_no_backend_as_a_whole() {
+    let service = Streams::start();
+    let world = world(&service, "", "");
+    for (length, body) in [("4", &b"longer"[..]), ("10", b"short")] {
+        let mut connection = world.open();
+        connection.begin_with(&[&head("PUT", "/all/echo")[..], &[("content-length", length)]].concat(), 1, &[body]);
+        assert_ne!(connection.came(1).status, 200, "{length}");
+    }
+    assert!(service.seen().iter().all(|seen| !seen.whole));
+}
+
+#[test]
 fn both_bodies_pass_each_other_piece_by_piece() {
     let service = Streams::start();
     let world = world(&service, "", "");
