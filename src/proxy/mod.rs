@@ -91,6 +91,7 @@ pub struct Gateway {
 /// Kept connections to backends, by how they are spoken to.
 #[derive(Debug)]
 pub struct Pools {
+    connector: peer::Connector,
     http1: direct::Pool,
     http2: duplex::Pool,
 }
@@ -98,7 +99,7 @@ pub struct Pools {
 impl Pools {
     /// Each worker keeps so many connections over HTTP/1.1 at the most. Of those over HTTP/2 there are no more than their streams need.
     pub fn new(most: usize) -> Self {
-        Self { http1: direct::Pool::new(most), http2: duplex::Pool::new() }
+        Self { connector: peer::Connector::new(), http1: direct::Pool::new(most), http2: duplex::Pool::default() }
     }
 
     /// Drops what was kept for too long, and what the other side has closed.
@@ -432,7 +433,7 @@ impl Ways {
 
     /// Whether one of them leads to the backends of this route: requests of others are somebody else's.
     fn lead(self, route: &Route) -> bool {
-        self.framework || (self.direct && route.upstream.is_plain()) || (self.duplex && duplex::leads(route))
+        self.framework || (self.direct && !route.upstream.http2) || (self.duplex && duplex::leads(route))
     }
 }
 

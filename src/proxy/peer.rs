@@ -1,15 +1,46 @@
-//! The chosen backend as Pingora wants it.
+//! The chosen backend as Pingora wants it, and connections to it as Pingora opens and verifies them.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pingora::protocols::ALPN;
+use pingora::connectors::TransportConnector;
+use pingora::protocols::{ALPN, Stream};
 use pingora::upstreams::peer::{HttpPeer, PeerOptions};
 use pingora::utils::tls::CertKey;
 use pingora::{BError, Error, ErrorType};
 
 use super::duplex::STREAMS;
 use crate::route::Route;
+
+/// Where a kept connection leads: an address, and the group key of the upstream, which covers whom it trusts. One that was verified for an upstream
+/// must not serve another.
+pub(super) type Place = (SocketAddr, u64);
+
+/// Where connections of a route to a backend lead.
+pub(super) fn place(route: &Route, address: SocketAddr) -> Place {
+    (address, route.upstream.group_key)
+}
+
+/// Opens connections to backends that are kept and spoken over by us, as the framework opens its own: what is verified is said in one place.
+pub(super) struct Connector(TransportConnector);
+
+impl Connector {
+    pub(super) fn new() -> Self {
+        Self(TransportConnector::new(None))
+    }
+
+    /// A connection of a route to a backend, which has proven itself where the upstream asks for that.
+    pub(super) async fn open(&self, route: &Route, address: SocketAddr) -> Result<Stream, BError> {
+        self.0.new_stream(&*build(route, address)).await.map_err(|error| error.into_up())
+    }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector").finish_non_exhaustive()
+    }
+}
 
 /// A server of an upstream that asks for HTTP/2, which did not agree to it.
 pub(super) fn no_http2() -> BError {

@@ -82,11 +82,6 @@ pub struct Chosen {
 }
 
 impl Upstream {
-    /// Whether it is spoken to in the clear, over HTTP/1.1.
-    pub fn is_plain(&self) -> bool {
-        self.tls.is_none() && !self.http2
-    }
-
     /// Compiles an upstream, or lists all that is wrong with it.
     pub fn compile(name: &Arc<str>, config: &config::Upstream, live: &LiveState) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();

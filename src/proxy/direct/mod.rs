@@ -1,15 +1,17 @@
-//! The short way to a backend, for the plain request: a head and at most a short body, to a backend that speaks HTTP/1.1 in the clear.
+//! The short way to a backend, for the plain request: a head and at most a short body, to a backend that speaks HTTP/1.1.
 //!
-//! Pingora's way is made for two bodies that stream past each other, for TLS, HTTP/2, caches and upgrades, and costs two thirds of a request's
+//! Pingora's way is made for two bodies that stream past each other, for HTTP/2, caches and upgrades, and costs two thirds of a request's
 //! instructions (docs/decisions/0013). This one writes one request, reads one answer, and passes it on, whoever hears the caller. Everything else
 //! takes Pingora's.
 
 pub(super) mod answer;
+mod line;
 mod pool;
 
 use std::future::poll_fn;
 use std::io::IoSlice;
 use std::net::SocketAddr;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -17,19 +19,15 @@ use http::{HeaderMap, HeaderName, StatusCode, header};
 use pingora::{BError, Error, ErrorSource, ErrorType};
 use pingora_timeout::fast_timeout::fast_timeout;
 use smallvec::SmallVec;
-use tokio::io::{AsyncReadExt, Interest};
-use tokio::net::TcpStream;
 
 use super::body::READ_AHEAD;
 use super::caller::Caller;
 use super::context::Context;
-use super::deadline::Deadline;
-use super::{Gateway, failure, may_retry, respond, upstream_head};
-use crate::config::{RetryOn, UpstreamTimeouts};
+use super::{Gateway, failure, may_retry, peer, respond, upstream_head};
+use crate::config::RetryOn;
 use crate::route::fields::{FieldList, Fields};
 use answer::{Body, Head, Malformed};
-
-use pool::Line;
+use line::Line;
 
 pub(super) use pool::Pool;
 
@@ -49,7 +47,7 @@ const INTERIM: usize = 16;
 pub(super) fn takes(caller: &mut impl Caller, context: &Context) -> bool {
     let (Some(route), Some(admission)) = (context.route(), &context.admission) else { return false };
     // A body that was read whole was held against its digests already.
-    route.upstream.is_plain() && caller.is_plain() && (admission.body().is_empty() || context.body.whole().is_some())
+    !route.upstream.http2 && caller.is_plain() && (admission.body().is_empty() || context.body.whole().is_some())
 }
 
 /// What a field asks of those who pass a request on.
@@ -165,10 +163,11 @@ impl Gateway {
         // A body may have taken its time since, and so may a try before this one.
         let asked = context.asked.filter(|_| request.body.is_empty() && context.tried.len() == 1);
         let now = asked.unwrap_or_else(|| (self.clock)().monotonic);
-        let kept = if may_be_kept { self.pools.http1.take(address, now) } else { None };
+        let Some(route) = context.route() else { return Error::e_explain(ErrorType::HTTPStatus(500), "no permit") };
+        let kept = if may_be_kept { self.pools.http1.take(peer::place(route, address), now) } else { None };
         let (line, kept) = match kept {
             Some(line) => (line, true),
-            None => (open(address, timeouts(context).map(|timeouts| timeouts.connect).unwrap_or_default()).await?, false),
+            None => (Line::open(&self.pools.connector, route, address).await?, false),
         };
         Ok(Connection { line, buffer: BytesMut::new(), kept, written: false })
     }
@@ -251,9 +250,10 @@ impl Gateway {
             caller.write_body(piece, ended).await?;
         }
         if persistent && connection.written && body.is_done() && connection.buffer.is_empty() {
-            let idle = timeouts(context).map(|timeouts| timeouts.idle).unwrap_or_default();
+            let Some(route) = context.route() else { return Ok(()) };
             // Counted from the answer's beginning: no call of the clock for each.
-            self.pools.http1.keep(address, connection.line, context.answered.unwrap_or_default() + idle);
+            let until = context.answered.unwrap_or_default() + route.upstream.timeouts.idle;
+            self.pools.http1.keep(peer::place(route, address), connection.line, until);
         }
         Ok(())
     }
@@ -263,70 +263,71 @@ impl Connection {
     /// Writes the request, until the backend answers or closes: why it did is for its answer to say.
     async fn write(&mut self, request: &Request, patience: Duration) -> Result<(), BError> {
         let pieces = || std::iter::once(&*request.head).chain(request.body.iter().map(|piece| &**piece));
-        let slices: SmallVec<[IoSlice<'_>; 3]> = pieces().map(IoSlice::new).collect();
-        // Nearly always the whole of it fits into the kernel's buffer.
-        let written = match &*slices {
-            [head] => self.line.stream.try_write(head),
-            slices => self.line.stream.try_write_vectored(slices),
-        };
-        let mut written = written.unwrap_or(0);
-        for piece in pieces() {
-            let before = written.min(piece.len());
-            written -= before;
-            let mut rest = piece.get(before..).unwrap_or_default();
-            while !rest.is_empty() {
-                let ready = fast_timeout(patience, self.line.stream.ready(Interest::READABLE | Interest::WRITABLE)).await;
-                let ready = ready.map_err(|_| Error::new_up(ErrorType::WriteTimedout))?;
-                if ready.is_ok_and(|ready| ready.is_readable()) && !self.hears_interim() {
-                    return Ok(());
-                }
-                match self.line.stream.try_write(rest) {
-                    Ok(more) => rest = rest.get(more..).unwrap_or_default(),
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                    Err(_) => return Ok(()),
+        let joined;
+        let mut slices = SmallVec::<[IoSlice<'_>; 3]>::new();
+        if self.line.has_records() && !request.body.is_empty() {
+            joined = pieces().collect::<Vec<_>>().concat();
+            slices.push(IoSlice::new(&joined));
+        } else {
+            slices.extend(pieces().map(IoSlice::new));
+        }
+        let mut rest = slices.as_mut_slice();
+        self.line.deadline.begin(patience);
+        self.written = poll_fn(|cx| {
+            loop {
+                let written =
+                    if rest.is_empty() { self.line.poll_flush(cx).map_ok(|()| None) } else { self.line.poll_write(cx, rest).map_ok(Some) };
+                match written {
+                    Poll::Ready(Ok(None)) => return Poll::Ready(Ok(true)),
+                    Poll::Ready(Ok(Some(0)) | Err(_)) => return Poll::Ready(Ok(false)),
+                    Poll::Ready(Ok(Some(more))) => {
+                        IoSlice::advance_slices(&mut rest, more);
+                        self.line.deadline.begin(patience);
+                    }
+                    Poll::Pending => {
+                        if !self.hears_interim(cx) {
+                            return Poll::Ready(Ok(false));
+                        }
+                        ready!(self.line.deadline.poll(cx));
+                        return Poll::Ready(Err(Error::new_up(ErrorType::WriteTimedout)));
+                    }
                 }
             }
-        }
-        self.written = true;
+        })
+        .await?;
         Ok(())
     }
 
     /// Hears a backend that speaks before it has the whole request. An interim answer does not end it.
-    fn hears_interim(&mut self) -> bool {
+    fn hears_interim(&mut self, cx: &mut std::task::Context<'_>) -> bool {
         const INTERIM: &[u8] = b"HTTP/1.1 1";
-        self.buffer.reserve(FIRST_READ);
-        let open = match self.line.stream.try_read_buf(&mut self.buffer) {
-            Ok(read) => read > 0,
-            Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
-        };
-        open && self.buffer.len() < FIRST_READ && self.buffer.iter().zip(INTERIM).all(|(heard, interim)| heard == interim)
+        loop {
+            match self.line.poll_read(cx, &mut self.buffer, FIRST_READ) {
+                Poll::Pending => return true,
+                Poll::Ready(Ok(0) | Err(_)) => return false,
+                Poll::Ready(Ok(_)) => {}
+            }
+            if self.buffer.len() >= FIRST_READ || self.buffer.iter().zip(INTERIM).any(|(heard, interim)| heard != interim) {
+                return false;
+            }
+        }
     }
 
     /// Reads more of the answer; 0 at its end. A caller that hangs up meanwhile ends it.
     async fn read(&mut self, caller: &mut impl Caller, room: usize, patience: Duration) -> Result<usize, BError> {
-        self.buffer.reserve(room);
-        let Line { stream, deadline } = &mut self.line;
-        deadline.begin(patience);
+        self.line.deadline.begin(patience);
+        let read = poll_fn(|cx| {
+            if let Poll::Ready(read) = self.line.poll_read(cx, &mut self.buffer, room) {
+                return Poll::Ready(read.map_err(|error| Error::because(ErrorType::ReadError, "from a backend", error).into_up()));
+            }
+            self.line.deadline.poll(cx).map(|()| Err(Error::new_up(ErrorType::ReadTimedout)))
+        });
         tokio::select! {
             biased;
-            read = stream.read_buf(&mut self.buffer) => {
-                read.map_err(|error| Error::because(ErrorType::ReadError, "from a backend", error).into_up())
-            }
+            read = read => read,
             gone = caller.gone() => Err(gone),
-            () = poll_fn(|cx| deadline.poll(cx)) => Err(Error::new_up(ErrorType::ReadTimedout)),
         }
     }
-}
-
-async fn open(address: SocketAddr, patience: Duration) -> Result<Line, BError> {
-    let stream = match tokio::time::timeout(patience, TcpStream::connect(address)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(Error::because(ErrorType::ConnectError, format!("{address}"), error).into_up()),
-        Err(_) => return Err(Error::explain(ErrorType::ConnectTimedout, format!("{address}")).into_up()),
-    };
-    let no_delay = stream.set_nodelay(true);
-    no_delay.map_err(|error| Error::because(ErrorType::SocketError, format!("{address}"), error).into_up())?;
-    Ok(Line { stream, deadline: Deadline::default() })
 }
 
 /// The body, which is short.
@@ -380,10 +381,6 @@ static HOST: HeaderName = header::HOST;
 fn length(value: &http::HeaderValue) -> Option<u64> {
     let digits = value.to_str().ok().filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
     digits.parse().ok()
-}
-
-fn timeouts(context: &Context) -> Option<&UpstreamTimeouts> {
-    context.route().map(|route| &route.upstream.timeouts)
 }
 
 pub(super) fn patience(context: &Context) -> Duration {

@@ -1,6 +1,5 @@
-//! Kept connections to backends in the clear. A worker takes one of its own first, another's only before it would open one.
+//! Kept connections to backends. A worker takes one of its own first, another's only before it would open one.
 
-use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,9 +7,9 @@ use ahash::RandomState;
 use crossbeam_utils::CachePadded;
 use hashbrown::HashMap;
 use thread_local::ThreadLocal;
-use tokio::net::TcpStream;
 
-use super::super::deadline::Deadline;
+use super::super::peer::Place;
+use super::line::Line;
 
 /// The kept connections of all workers.
 #[derive(Debug)]
@@ -22,15 +21,7 @@ pub(in super::super) struct Pool {
 #[derive(Debug, Default)]
 struct Kept {
     count: usize,
-    by_address: HashMap<SocketAddr, Vec<Idle>, RandomState>,
-}
-
-/// A connection to a backend.
-#[derive(Debug)]
-pub(super) struct Line {
-    pub(super) stream: TcpStream,
-    /// Of the wait for its answer; with the connection, it keeps its timer.
-    pub(super) deadline: Deadline,
+    by_place: HashMap<Place, Vec<Idle>, RandomState>,
 }
 
 #[derive(Debug)]
@@ -46,17 +37,17 @@ impl Pool {
     }
 
     /// A connection that was silent to its last moment: what has closed, or said something unasked, is dropped.
-    pub(super) fn take(&self, address: SocketAddr, now: Duration) -> Option<Line> {
-        let own = lock(self.workers.get_or_default()).take(address, now);
-        own.or_else(|| self.workers.iter().find_map(|other| other.try_lock().ok()?.take(address, now)))
+    pub(super) fn take(&self, place: Place, now: Duration) -> Option<Line> {
+        let own = lock(self.workers.get_or_default()).take(place, now);
+        own.or_else(|| self.workers.iter().find_map(|other| other.try_lock().ok()?.take(place, now)))
     }
 
     /// Keeps a connection over which everything that was asked was answered.
-    pub(super) fn keep(&self, address: SocketAddr, line: Line, until: Duration) {
+    pub(super) fn keep(&self, place: Place, line: Line, until: Duration) {
         let mut own = lock(self.workers.get_or_default());
         if own.count < self.most {
             own.count += 1;
-            own.by_address.entry(address).or_default().push(Idle { line, until });
+            own.by_place.entry(place).or_default().push(Idle { line, until });
         }
     }
 
@@ -64,20 +55,20 @@ impl Pool {
     pub(in super::super) fn sweep(&self, now: Duration) {
         for worker in &self.workers {
             let mut kept = lock(worker);
-            kept.by_address.retain(|_, idle| {
-                idle.retain(|idle| idle.is_good(now));
+            kept.by_place.retain(|_, idle| {
+                idle.retain_mut(|idle| idle.is_good(now));
                 !idle.is_empty()
             });
-            kept.count = kept.by_address.values().map(Vec::len).sum();
+            kept.count = kept.by_place.values().map(Vec::len).sum();
         }
     }
 }
 
 impl Kept {
-    fn take(&mut self, address: SocketAddr, now: Duration) -> Option<Line> {
+    fn take(&mut self, place: Place, now: Duration) -> Option<Line> {
         // The last one kept is the likeliest to be alive, and lets those that are not needed grow old.
-        let idle = self.by_address.get_mut(&address)?;
-        while let Some(last) = idle.pop() {
+        let idle = self.by_place.get_mut(&place)?;
+        while let Some(mut last) = idle.pop() {
             self.count -= 1;
             if last.is_good(now) {
                 return Some(last.line);
@@ -88,9 +79,8 @@ impl Kept {
 }
 
 impl Idle {
-    /// Asks the runtime, which has been told by the system already: a call of it only where there is something to read.
-    fn is_good(&self, now: Duration) -> bool {
-        now < self.until && matches!(self.line.stream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    fn is_good(&mut self, now: Duration) -> bool {
+        now < self.until && self.line.is_silent()
     }
 }
 
@@ -102,14 +92,10 @@ fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
 mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     const SOON: Duration = Duration::from_secs(1);
     const LATER: Duration = Duration::from_secs(10);
-
-    fn line(stream: TcpStream) -> Line {
-        Line { stream, deadline: Deadline::default() }
-    }
 
     async fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
         let address = listener.local_addr().unwrap();
@@ -120,16 +106,16 @@ mod tests {
     #[tokio::test]
     async fn a_connection_is_taken_once_while_it_is_fresh_and_silent() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let place = (listener.local_addr().unwrap(), 0);
         let pool = Pool::new(3);
-        assert!(pool.take(address, SOON).is_none());
+        assert!(pool.take(place, SOON).is_none());
 
         let (ours, _theirs) = pair(&listener).await;
-        pool.keep(address, line(ours), LATER);
-        let taken = pool.take(address, SOON).unwrap();
-        assert!(pool.take(address, SOON).is_none());
-        pool.keep(address, taken, LATER);
-        assert!(pool.take(address, LATER).is_none());
+        pool.keep(place, Line::clear(ours), LATER);
+        let taken = pool.take(place, SOON).unwrap();
+        assert!(pool.take(place, SOON).is_none());
+        pool.keep(place, taken, LATER);
+        assert!(pool.take(place, LATER).is_none());
 
         // One that has closed and one that speaks unasked; the runtime learns of it when it looks.
         let (closed, theirs) = pair(&listener).await;
@@ -139,45 +125,45 @@ mod tests {
         theirs.write_all(b"HTTP/1.1 200 OK\r\n").await.unwrap();
         speaking.readable().await.unwrap();
         let (quiet, _theirs) = pair(&listener).await;
-        let port = quiet.local_addr().unwrap();
-        pool.keep(address, line(quiet), LATER);
-        pool.keep(address, line(closed), LATER);
-        pool.keep(address, line(speaking), LATER);
+        let expected = quiet.local_addr().unwrap().port();
+        pool.keep(place, Line::clear(quiet), LATER);
+        pool.keep(place, Line::clear(closed), LATER);
+        pool.keep(place, Line::clear(speaking), LATER);
         let (more, _theirs) = pair(&listener).await;
-        pool.keep(address, line(more), LATER);
-        assert_eq!(pool.take(address, SOON).unwrap().stream.local_addr().unwrap(), port);
-        assert!(pool.take(address, SOON).is_none());
+        pool.keep(place, Line::clear(more), LATER);
+        assert_eq!(pool.take(place, SOON).unwrap().local_port(), expected);
+        assert!(pool.take(place, SOON).is_none());
     }
 
     #[tokio::test]
     async fn a_sweep_leaves_what_may_still_be_used() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let place = (listener.local_addr().unwrap(), 0);
         let pool = Pool::new(8);
         let (old, _old) = pair(&listener).await;
         let (young, _young) = pair(&listener).await;
         let (closed, theirs) = pair(&listener).await;
         drop(theirs);
         closed.readable().await.unwrap();
-        let port = young.local_addr().unwrap();
+        let expected = young.local_addr().unwrap().port();
         for (stream, until) in [(young, LATER), (closed, LATER), (old, SOON)] {
-            pool.keep(address, line(stream), until);
+            pool.keep(place, Line::clear(stream), until);
         }
         pool.sweep(SOON);
         assert_eq!(lock(pool.workers.get_or_default()).count, 1);
-        assert_eq!(pool.take(address, SOON).unwrap().stream.local_addr().unwrap(), port);
+        assert_eq!(pool.take(place, SOON).unwrap().local_port(), expected);
         pool.sweep(SOON);
-        assert!(lock(pool.workers.get_or_default()).by_address.is_empty());
+        assert!(lock(pool.workers.get_or_default()).by_place.is_empty());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_another_worker_keeps_is_better_than_a_new_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let place = (listener.local_addr().unwrap(), 0);
         let pool = std::sync::Arc::new(Pool::new(8));
         let (ours, _theirs) = pair(&listener).await;
         let keeper = pool.clone();
-        std::thread::spawn(move || keeper.keep(address, line(ours), LATER)).join().unwrap();
-        assert!(pool.take(address, SOON).is_some());
+        std::thread::spawn(move || keeper.keep(place, Line::clear(ours), LATER)).join().unwrap();
+        assert!(pool.take(place, SOON).is_some());
     }
 }

@@ -215,7 +215,7 @@ impl Gateway {
             }
             let Some(route) = context.route() else { return Err(super::no_permit(context)) };
             let until = context.asked.unwrap_or_default() + route.upstream.timeouts.idle;
-            let seat = match self.pools.http2.seat(route, address, until, unheard < UNHEARD).await {
+            let seat = match self.pools.http2.seat(&self.pools.connector, route, address, until, unheard < UNHEARD).await {
                 Ok(seat) => seat,
                 Err(_) if may_retry(caller, context, RetryOn::ConnectFailure) && !body.forgotten => continue,
                 Err(error) => return Err(error),

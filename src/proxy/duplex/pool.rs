@@ -1,6 +1,5 @@
 //! Connections to backends over HTTP/2, each shared by many streams. A worker uses those that it has opened itself.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,14 +11,13 @@ use bytes::Bytes;
 use crossbeam_utils::CachePadded;
 use h2::client::{Builder, SendRequest};
 use hashbrown::HashMap;
-use pingora::connectors::TransportConnector;
 use pingora::protocols::ALPN;
 use pingora::{BError, Error, ErrorType};
 use thread_local::ThreadLocal;
 
 use super::super::deadline::Deadline;
 use super::super::gathering::Gathering;
-use super::super::peer;
+use super::super::peer::{self, Connector, Place};
 use crate::route::Route;
 
 /// Streams at a time on a connection at the most, as the framework is told for those that it opens.
@@ -33,14 +31,12 @@ const WINDOW: u32 = 256 * 1024;
 const LONGEST_HEAD: u32 = 1024 * 1024;
 
 /// The connections of all workers.
+#[derive(Debug, Default)]
 pub(in super::super) struct Pool {
-    /// Connects, and verifies who answers, as the framework does for its own connections.
-    connector: TransportConnector,
-    workers: ThreadLocal<CachePadded<Mutex<ByPeer>>>,
+    workers: ThreadLocal<CachePadded<Mutex<ByPlace>>>,
 }
 
-/// By the address and the group key of the upstream, which covers whom it trusts: a connection that was verified for one must not serve another.
-type ByPeer = HashMap<(SocketAddr, u64), Connections, RandomState>;
+type ByPlace = HashMap<Place, Connections, RandomState>;
 
 #[derive(Debug, Default)]
 struct Connections {
@@ -80,16 +76,19 @@ pub(super) struct Seat {
 }
 
 impl Pool {
-    pub(in super::super) fn new() -> Self {
-        Self { connector: TransportConnector::new(None), workers: ThreadLocal::new() }
-    }
-
     /// Room on a connection of this worker, kept or new, on which a stream can be begun now. One that is free of streams from then on is closed at
     /// `until`, or later.
-    pub(super) async fn seat(&self, route: &Route, address: SocketAddr, until: Duration, may_be_kept: bool) -> Result<Seat, BError> {
-        let (own, key) = (&**self.workers.get_or_default(), (address, route.upstream.group_key));
+    pub(super) async fn seat(
+        &self,
+        connector: &Connector,
+        route: &Route,
+        address: SocketAddr,
+        until: Duration,
+        may_be_kept: bool,
+    ) -> Result<Seat, BError> {
+        let (own, key) = (&**self.workers.get_or_default(), peer::place(route, address));
         if !may_be_kept {
-            return self.open(own, route, address, until).await;
+            return open(connector, own, route, address, until).await;
         }
         loop {
             let opening = match lock(own).entry(key).or_default().take(until) {
@@ -104,32 +103,10 @@ impl Pool {
                 }
             };
             *failure = None;
-            let opened = self.open(own, route, address, until).await;
+            let opened = open(connector, own, route, address, until).await;
             *failure = opened.as_ref().err().map(|error| error.etype().clone());
             return opened;
         }
-    }
-
-    async fn open(&self, own: &Mutex<ByPeer>, route: &Route, address: SocketAddr, until: Duration) -> Result<Seat, BError> {
-        let stream = self.connector.new_stream(&*peer::build(route, address)).await.map_err(|error| error.into_up())?;
-        if route.upstream.tls.is_some() && stream.selected_alpn_proto() != Some(ALPN::H2) {
-            return Err(peer::no_http2());
-        }
-        let stream = Gathering::new(stream);
-        let mut builder = Builder::new();
-        builder.enable_push(false).initial_max_send_streams(STREAMS).max_frame_size(64 * 1024).max_header_list_size(LONGEST_HEAD);
-        builder.initial_window_size(WINDOW).initial_connection_window_size(WINDOW * STREAMS as u32);
-        let (requests, driver) = builder.handshake(stream).await.map_err(|error| super::broken(error, ErrorType::HandshakeError))?;
-        let shared = Arc::new(Shared::default());
-        let connection = Connection { requests, shared: Arc::clone(&shared), until };
-        tokio::spawn(async move {
-            // Each of its streams hears how it ended.
-            let _ = driver.await;
-            shared.spent.store(true, Ordering::Relaxed);
-        });
-        let seat = Seat::take(&connection, false);
-        lock(own).entry((address, route.upstream.group_key)).or_default().open.push(connection);
-        Ok(seat)
     }
 
     /// Closes what has had no stream for long, and forgets what is closed.
@@ -187,10 +164,26 @@ impl Drop for Seat {
     }
 }
 
-impl fmt::Debug for Pool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("workers", &self.workers).finish_non_exhaustive()
+async fn open(connector: &Connector, own: &Mutex<ByPlace>, route: &Route, address: SocketAddr, until: Duration) -> Result<Seat, BError> {
+    let stream = connector.open(route, address).await?;
+    if route.upstream.tls.is_some() && stream.selected_alpn_proto() != Some(ALPN::H2) {
+        return Err(peer::no_http2());
     }
+    let stream = Gathering::new(stream);
+    let mut builder = Builder::new();
+    builder.enable_push(false).initial_max_send_streams(STREAMS).max_frame_size(64 * 1024).max_header_list_size(LONGEST_HEAD);
+    builder.initial_window_size(WINDOW).initial_connection_window_size(WINDOW * STREAMS as u32);
+    let (requests, driver) = builder.handshake(stream).await.map_err(|error| super::broken(error, ErrorType::HandshakeError))?;
+    let shared = Arc::new(Shared::default());
+    let connection = Connection { requests, shared: Arc::clone(&shared), until };
+    tokio::spawn(async move {
+        // Each of its streams hears how it ended.
+        let _ = driver.await;
+        shared.spent.store(true, Ordering::Relaxed);
+    });
+    let seat = Seat::take(&connection, false);
+    lock(own).entry(peer::place(route, address)).or_default().open.push(connection);
+    Ok(seat)
 }
 
 /// Nothing is left half done by a panic while one of these is held.

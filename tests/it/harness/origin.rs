@@ -61,6 +61,19 @@ pub fn answer(status: u16, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
     format!("{bytes}\r\n{body}").into_bytes()
 }
 
+/// The server's side of TLS; with an authority, callers must show a certificate of it.
+pub fn acceptor(certificate: &Certificate, clients: Option<&str>) -> SslAcceptor {
+    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
+    acceptor.set_certificate(&X509::from_pem(certificate.chain.as_bytes()).unwrap()).unwrap();
+    acceptor.set_private_key(&PKey::private_key_from_pem(certificate.key.as_bytes()).unwrap()).unwrap();
+    if let Some(clients) = clients {
+        acceptor.cert_store_mut().add_cert(X509::from_pem(clients.as_bytes()).unwrap()).unwrap();
+        acceptor.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+        acceptor.set_session_id_context(b"origin").unwrap();
+    }
+    acceptor.build()
+}
+
 impl Origin {
     /// Answers 200 with the word `origin`.
     pub fn start() -> Self {
@@ -71,17 +84,9 @@ impl Origin {
         Self::on(TcpListener::bind("127.0.0.1:0").unwrap(), None, Box::new(script))
     }
 
-    /// The same over TLS; with an authority, callers must show a certificate of it.
+    /// The same over TLS ([`acceptor`]).
     pub fn tls(certificate: &Certificate, clients: Option<&str>, script: impl Fn(&Recorded) -> Reply + Send + Sync + 'static) -> Self {
-        let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
-        acceptor.set_certificate(&X509::from_pem(certificate.chain.as_bytes()).unwrap()).unwrap();
-        acceptor.set_private_key(&PKey::private_key_from_pem(certificate.key.as_bytes()).unwrap()).unwrap();
-        if let Some(clients) = clients {
-            acceptor.cert_store_mut().add_cert(X509::from_pem(clients.as_bytes()).unwrap()).unwrap();
-            acceptor.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
-            acceptor.set_session_id_context(b"origin").unwrap();
-        }
-        Self::on(TcpListener::bind("127.0.0.1:0").unwrap(), Some(acceptor.build()), Box::new(script))
+        Self::on(TcpListener::bind("127.0.0.1:0").unwrap(), Some(acceptor(certificate, clients)), Box::new(script))
     }
 
     fn on(listener: TcpListener, tls: Option<SslAcceptor>, script: Script) -> Self {
