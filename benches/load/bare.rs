@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use clap::Parser;
@@ -15,8 +16,9 @@ use pingora::protocols::ALPN;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::tls::ssl::SslVerifyMode;
+use pingora::tls::x509::X509;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType, Result};
+use pingora::{Error, ErrorType, OrErr, Result};
 use pingora_proxy::{ProxyHttp, Session, http_proxy_service};
 
 #[global_allocator]
@@ -38,6 +40,12 @@ struct Bare {
     /// Speak HTTP/2 to the origin, with prior knowledge
     #[arg(long)]
     http2: bool,
+    /// Speak TLS to the origin, which proves this name
+    #[arg(long, requires = "origin_ca")]
+    origin_name: Option<String>,
+    /// The authority of its certificate
+    #[arg(long, requires = "origin_name")]
+    origin_ca: Option<PathBuf>,
     /// A certificate chain, to serve TLS
     #[arg(long, requires = "key")]
     chain: Option<PathBuf>,
@@ -50,6 +58,8 @@ struct Bare {
     /// Refuse everything with this status, without asking the origin
     #[arg(long)]
     refuse: Option<u16>,
+    #[arg(skip)]
+    trusted: Option<Arc<Box<[X509]>>>,
 }
 
 #[async_trait]
@@ -69,7 +79,8 @@ impl ProxyHttp for Bare {
     }
 
     async fn upstream_peer(&self, _: &mut Session, (): &mut ()) -> Result<Box<HttpPeer>> {
-        let mut peer = HttpPeer::new(self.origin, false, String::new());
+        let mut peer = HttpPeer::new(self.origin, self.origin_name.is_some(), self.origin_name.clone().unwrap_or_default());
+        peer.options.ca.clone_from(&self.trusted);
         if self.http2 {
             peer.options.alpn = ALPN::H2;
             peer.options.max_h2_streams = STREAMS;
@@ -79,6 +90,13 @@ impl ProxyHttp for Bare {
 }
 
 impl Bare {
+    fn trusted(&self) -> Result<Option<Arc<Box<[X509]>>>> {
+        let Some(file) = &self.origin_ca else { return Ok(None) };
+        let pem = std::fs::read(file).or_err(ErrorType::FileReadError, "the authority of the origin")?;
+        let certificates = X509::stack_from_pem(&pem).or_err(ErrorType::InvalidCert, "the authority of the origin")?;
+        Ok(Some(Arc::new(certificates.into_boxed_slice())))
+    }
+
     /// TLS as the gateway serves it: 1.2 and 1.3, HTTP/2 and HTTP/1.1; with client certificates no session is resumed.
     fn tls(&self) -> Result<Option<TlsSettings>> {
         let (Some(chain), Some(key)) = (&self.chain, &self.key) else { return Ok(None) };
@@ -96,7 +114,8 @@ impl Bare {
 }
 
 fn main() -> Result<()> {
-    let bare = Bare::parse();
+    let mut bare = Bare::parse();
+    bare.trusted = bare.trusted()?;
     let conf = ServerConf { threads: 1, upstream_keepalive_pool_size: POOL, ..ServerConf::default() };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();

@@ -63,11 +63,12 @@ class Plan:
     peers: list
 
 
-def origin(stage, core):
+def origin(stage, material, core):
     """Starts the origin, which is the introspection endpoint and the authorizer as well."""
-    ports = Ports(free_port(), free_port())
+    ports = Ports(free_port(), free_port(), free_port())
     text = (HERE / "origin.conf").read_text()
-    for name, value in {"HERE": stage.folder, "PORT": ports.plain, "H2": ports.http2, "BODIES": free_port()}.items():
+    places = {"HERE": stage.folder, "PORT": ports.plain, "H2": ports.http2, "SECURED": ports.tls, "BODIES": free_port()}
+    for name, value in (places | {"CHAIN": material.path("server.pem"), "KEY": material.path("server.key")}).items():
         text = text.replace(name, str(value))
     with open(stage.folder / "big", "wb") as big:
         big.write(b"x" * 2**20)
@@ -233,7 +234,7 @@ def run(workload, plan, material, tools):
     """All peers of a workload in turn; what they cost, and who was left out and why."""
     left_out, runs = {}, []
     with Stage() as stage:
-        ports = origin(stage, plan.others)
+        ports = origin(stage, material, plan.others)
         if workload.share < 1:
             check(workload.share == 0.5, "one process that spins leaves half of a core")
             stage.spawn("sh", "-c", "while :; do :; done", core=plan.core, log="spinning.log")

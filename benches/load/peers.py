@@ -21,6 +21,9 @@ NETWORKS = [f"10.{number}.0.0/16" for number in range(9)] + ["127.0.0.0/8"]
 PLENTY = 1_000_000_000
 
 
+# The name in the origin's certificate.
+ORIGIN = "localhost"
+
 # So few keys that they lie in the processor's nearest cache.
 TEN = 10
 
@@ -46,6 +49,8 @@ class Chain:
     tls: str | None = None
     # HTTP/2 to the origin, with prior knowledge.
     http2: bool = False
+    # TLS to the origin, whose name is verified.
+    secured: bool = False
     routes: int = 1
     # What everybody is refused with, for the peer that decides nothing.
     refuses: int | None = None
@@ -62,6 +67,7 @@ class Ports:
 
     plain: int
     http2: int
+    tls: int
 
 
 class Peer:
@@ -91,6 +97,8 @@ class Peer:
 
     @property
     def upstream(self):
+        if self.chain.secured:
+            return self.origin.tls
         return self.origin.http2 if self.chain.http2 else self.origin.plain
 
     @property
@@ -154,6 +162,8 @@ class Edgeward(Peer):
         if chain.guarded or chain.reloads:
             policy["allow"] = self._networks(generation)
         upstream = {"servers": [f"127.0.0.1:{self.upstream}"]} | ({"http2": True} if chain.http2 else {})
+        if chain.secured:
+            upstream["tls"] = {"server_name": ORIGIN, "ca": self._reads_path("ca.pem")}
         routes = [
             {"name": f"r{number}", "path": f"{path}{{*rest}}", "policy": "all", "upstream": "origin"}
             for number, path in enumerate(chain.paths)
@@ -250,6 +260,8 @@ class Bare(Peer):
         command = [self.tools.bare, "--listen", f"127.0.0.1:{self.port}", "--origin", f"127.0.0.1:{self.upstream}"]
         if chain.http2:
             command += ["--http2"]
+        if chain.secured:
+            command += ["--origin-name", ORIGIN, "--origin-ca", self._reads_path("ca.pem")]
         if chain.tls:
             command += ["--chain", self._reads_path("server.pem"), "--key", self._reads_path("server.key")]
         if chain.tls == "mutual":
@@ -292,6 +304,9 @@ class Haproxy(Peer):
             ]
         else:
             rules += ["default_backend origin"]
+        origin = " proto h2" if chain.http2 else ""
+        if chain.secured:
+            origin = f" ssl verify required ca-file {self._reads_path('ca.pem')} sni str({ORIGIN}) verifyhost {ORIGIN}"
         text = f"""
 global
     nbthread 1
@@ -307,7 +322,7 @@ frontend callers
     {chr(10).join("    " + rule for rule in rules).strip()}
 backend origin
     http-reuse always
-    server origin 127.0.0.1:{self.upstream}{" proto h2" if chain.http2 else ""}
+    server origin 127.0.0.1:{self.upstream}{origin}
 """
         self.file = self.stage.write(f"{self.name}.cfg", text)
 
@@ -363,7 +378,7 @@ class HaproxyPlain(Haproxy):
         return chain.guarded and chain.credential is not None and not chain.refuses and not chain.reloads
 
     def __init__(self, stage, chain, *others):
-        super().__init__(stage, Chain(tls=chain.tls, http2=chain.http2), *others)
+        super().__init__(stage, Chain(tls=chain.tls, http2=chain.http2, secured=chain.secured), *others)
 
 
 class Nginx(Peer):
@@ -428,7 +443,10 @@ class Nginx(Peer):
                 http += ["map $ssl_client_s_dn $common_name { ~CN=(?<name>[^,]+) $name; }"]
                 forward += ["proxy_set_header X-User-Id $common_name;"]
         # HTTP/2 to an origin is for gRPC alone there, which is what is sent.
-        inside = ["grpc_pass grpc://origin;" if chain.http2 else "proxy_pass http://origin;"]
+        inside = ["grpc_pass grpc://origin;" if chain.http2 else f"proxy_pass http{'s' if chain.secured else ''}://origin;"]
+        if chain.secured:
+            forward += ["proxy_ssl_verify on;", f"proxy_ssl_trusted_certificate {self._reads_path('ca.pem')};"]
+            forward += ["proxy_ssl_server_name on;", f"proxy_ssl_name {ORIGIN};"]
         if chain.credential == "external":
             # The subrequest carries what the caller sent; only the main request is stripped.
             inside += ["auth_request /check;", "auth_request_set $user $upstream_http_remote_user;", *forward]
@@ -517,7 +535,10 @@ class Envoy(Peer):
         if chain.tls:
             listened["transport_socket"] = {"name": "tls", "typed_config": self._tls()}
         listener = {"name": "callers", "address": address(self.port), "filter_chains": [listened]}
-        clusters = [cluster("origin", self.upstream, chain.http2), cluster("authorizer", self.origin.plain, False)]
+        origin = cluster("origin", self.upstream, chain.http2)
+        if chain.secured:
+            origin["transport_socket"] = {"name": "tls", "typed_config": self._verified()}
+        clusters = [origin, cluster("authorizer", self.origin.plain, False)]
         config = {
             "static_resources": {"listeners": [listener], "clusters": clusters},
             "admin": {"address": address(free_port())},
@@ -602,6 +623,12 @@ class Envoy(Peer):
             common["validation_context"] = {"trusted_ca": {"filename": self._reads_path("ca.pem")}}
             tls |= {"require_client_certificate": True, "disable_stateless_session_resumption": True}
         return tls
+
+    def _verified(self):
+        names = [{"san_type": "DNS", "matcher": {"exact": ORIGIN}}]
+        trusted = {"trusted_ca": {"filename": self._reads_path("ca.pem")}, "match_typed_subject_alt_names": names}
+        tls = {"@type": f"{TYPES}.transport_sockets.tls.v3.UpstreamTlsContext", "sni": ORIGIN}
+        return tls | {"common_tls_context": {"validation_context": trusted}}
 
     def command(self):
         return [self.tools.envoy, "-c", self.file, "--concurrency", "1", "--disable-hot-restart", "-l", "error"]

@@ -171,6 +171,7 @@ WORKLOADS = [
     Workload("upload", "64 KiB up", Chain(), plain(method="POST", path="/upload", bytes=64 * 1024)),
     Workload("download", "1 MiB down", Chain(), plain(path="/big", connections=16)),
     Workload("http2", "HTTP/2 over TLS", Chain(tls="server"), plain(tool="h2load", connections=16)),
+    Workload("origin_tls", "TLS to the origin, whose name is verified", Chain(secured=True), plain()),
     Workload(
         "grpc",
         "HTTP/2 to the origin as well, as gRPC",
