@@ -14,7 +14,7 @@ fn gateway(origin: &Origin, upstream: &str) -> Gateway {
     gateway_to(origin.address, upstream)
 }
 
-fn gateway_to(address: std::net::SocketAddr, upstream: &str) -> Gateway {
+pub fn gateway_to(address: std::net::SocketAddr, upstream: &str) -> Gateway {
     gateway_in(Folder::new(), address, upstream)
 }
 
@@ -33,14 +33,14 @@ routes: [{{name: all, path: "/{{*rest}}", upstream: all, policy: {{authenticate:
 }
 
 /// A gateway that asks its backend to be one that this authority vouches for.
-fn verifying(authority: &Authority, address: std::net::SocketAddr, upstream: &str) -> Gateway {
+pub fn verifying(authority: &Authority, address: std::net::SocketAddr, upstream: &str) -> Gateway {
     let folder = Folder::new();
     folder.write("ca.pem", authority.pem());
     gateway_in(folder, address, &format!("{upstream}, tls: {{server_name: orders.test, ca: ca.pem}}"))
 }
 
 /// The same origin twice, in the clear and over TLS, each behind a gateway.
-fn both(upstream: &str, script: impl Fn(&Recorded) -> Reply + Clone + Send + Sync + 'static) -> [(Origin, Gateway); 2] {
+pub fn both(upstream: &str, script: impl Fn(&Recorded) -> Reply + Clone + Send + Sync + 'static) -> [(Origin, Gateway); 2] {
     let authority = Authority::new("authority");
     let (clear, tls) = (Origin::scripted(script.clone()), Origin::tls(&authority.issue(&["orders.test"]), None, script));
     let gateways = (gateway(&clear, upstream), verifying(&authority, tls.address, upstream));

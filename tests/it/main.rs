@@ -39,4 +39,5 @@ mod route;
 mod server;
 mod signature;
 mod sigv4;
+mod upload;
 mod upstream;

@@ -1,12 +1,12 @@
-//! The short way to a backend, for the plain request: a head and at most a short body, to a backend that speaks HTTP/1.1.
+//! The short way to a backend, for the plain request: a head and a body of known length, to a backend that speaks HTTP/1.1.
 //!
-//! Pingora's way is made for two bodies that stream past each other, for HTTP/2, caches and upgrades, and costs two thirds of a request's
-//! instructions (docs/decisions/0013). This one writes one request, reads one answer, and passes it on, whoever hears the caller. Everything else
-//! takes Pingora's.
+//! Pingora's way is made for HTTP/2, caches and upgrades, and costs two thirds of a request's instructions (docs/decisions/0013). This one writes one
+//! request, reads one answer, and passes it on, whoever hears the caller. Everything else takes Pingora's.
 
 pub(super) mod answer;
 mod line;
 mod pool;
+mod upload;
 
 use std::future::poll_fn;
 use std::io::IoSlice;
@@ -20,7 +20,7 @@ use pingora::{BError, Error, ErrorSource, ErrorType};
 use pingora_timeout::fast_timeout::fast_timeout;
 use smallvec::SmallVec;
 
-use super::body::READ_AHEAD;
+use super::body::{READ_AHEAD, Rules};
 use super::caller::Caller;
 use super::context::Context;
 use super::{Gateway, failure, may_retry, peer, respond, upstream_head};
@@ -28,6 +28,7 @@ use crate::config::RetryOn;
 use crate::route::fields::{FieldList, Fields};
 use answer::{Body, Head, Malformed};
 use line::Line;
+use upload::Upload;
 
 pub(super) use pool::Pool;
 
@@ -45,9 +46,8 @@ const INTERIM: usize = 16;
 
 /// Whether a request that was admitted goes this way.
 pub(super) fn takes(caller: &mut impl Caller, context: &Context) -> bool {
-    let (Some(route), Some(admission)) = (context.route(), &context.admission) else { return false };
-    // A body that was read whole was held against its digests already.
-    !route.upstream.http2 && caller.is_plain() && (admission.body().is_empty() || context.body.whole().is_some())
+    let (Some(route), Some(_)) = (context.route(), &context.admission) else { return false };
+    !route.upstream.http2 && caller.is_plain()
 }
 
 /// What a field asks of those who pass a request on.
@@ -55,7 +55,7 @@ pub(super) fn takes(caller: &mut impl Caller, context: &Context) -> bool {
 pub(super) enum Ask {
     /// To be passed on.
     Nothing,
-    /// To pass on a short body of this length.
+    /// To pass on a body of this length.
     Body(u64),
     /// To keep the connection or to end it, and nothing else.
     Connection { close: bool },
@@ -66,10 +66,7 @@ pub(super) enum Ask {
 /// What a field asks.
 pub(super) fn asks(name: &HeaderName, value: &http::HeaderValue) -> Ask {
     match *name {
-        header::CONTENT_LENGTH => match length(value) {
-            Some(length) if length <= READ_AHEAD => Ask::Body(length),
-            _ => Ask::More,
-        },
+        header::CONTENT_LENGTH => number(value).map_or(Ask::More, Ask::Body),
         header::CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"keep-alive") => Ask::Connection { close: false },
         header::CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"close") => Ask::Connection { close: true },
         header::CONNECTION | header::TRANSFER_ENCODING | header::UPGRADE | header::EXPECT | header::TE | header::TRAILER => Ask::More,
@@ -78,7 +75,7 @@ pub(super) fn asks(name: &HeaderName, value: &http::HeaderValue) -> Ask {
     }
 }
 
-/// Whether the head frames no body or a short one, and asks nothing of the connection but to stay or to go.
+/// Whether the head frames no body or one of known length, and asks nothing of the connection but to stay or to go.
 pub(super) fn is_plain(headers: &HeaderMap) -> bool {
     let mut options = 0;
     headers.iter().all(|(name, value)| match asks(name, value) {
@@ -94,8 +91,10 @@ pub(super) fn is_plain(headers: &HeaderMap) -> bool {
 /// A request, as it is sent to whichever backend.
 struct Request {
     head: BytesMut,
-    /// Its pieces as they were read.
+    /// Its body as it was read, where that is short.
     body: SmallVec<[Bytes; 2]>,
+    /// The length of a body that is passed on as it comes.
+    uploaded: u64,
     /// Whether it may be sent once more where nobody knows what became of it.
     repeatable: bool,
 }
@@ -106,8 +105,10 @@ struct Connection {
     buffer: BytesMut,
     /// Whether it has served another request.
     kept: bool,
-    /// Whether all of the request was written: a backend may answer before it has read it.
+    /// Whether the head and a short body were written: a backend may answer before it has read them.
     written: bool,
+    /// A body that is passed on as it comes.
+    upload: Upload,
 }
 
 /// Why a connection brought no answer.
@@ -131,10 +132,16 @@ impl Gateway {
         }
         // What the caller takes to send its body is not our time, as it is not on the long way.
         context.asked.get_or_insert_with(|| (self.clock)().monotonic);
-        let request = Request { body: body(caller, context).await?, ..request(caller, context)? };
+        let length = length(caller.headers());
+        let uploaded = if context.body.whole().is_none() && length > READ_AHEAD { length } else { 0 };
+        let body = if uploaded == 0 { body(caller, context, length).await? } else { SmallVec::new() };
+        let request = Request { body, uploaded, ..request(caller, context)? };
         let mut may_be_kept = true;
         loop {
             let address = self.next_backend(context)?;
+            if let Some(admission) = &context.admission {
+                context.body.restart(admission.body());
+            }
             let connection = self.connect(context, &request, address, may_be_kept).await;
             let mut connection = match connection {
                 Ok(connection) => connection,
@@ -142,8 +149,12 @@ impl Gateway {
                 Err(error) => return Err(error),
             };
             match self.ask(caller, context, &mut connection, &request).await {
-                Ok(head) if may_retry(caller, context, RetryOn::Status(head.answer.status.as_u16())) => {}
-                Ok(head) => return self.pass_on(caller, context, connection, address, head).await,
+                Ok(head) => {
+                    let again = connection.upload.is_whole() && may_retry(caller, context, RetryOn::Status(head.answer.status.as_u16()));
+                    if !again {
+                        return self.pass_on(caller, context, connection, address, head).await;
+                    }
+                }
                 Err(Broken::Stale) => {
                     context.tried.pop();
                     may_be_kept = false;
@@ -151,7 +162,8 @@ impl Gateway {
                 Err(Broken::Failed(error)) => {
                     let of_the_upstream = *error.esource() == ErrorSource::Upstream;
                     // It broke off before it answered, or was silent: the caller's 502 or 504 is retried as the upstream's own would be.
-                    if !(of_the_upstream && may_retry(caller, context, RetryOn::Status(failure(&error).status().as_u16()))) {
+                    let repeatable = of_the_upstream && connection.upload.is_whole();
+                    if !(repeatable && may_retry(caller, context, RetryOn::Status(failure(&error).status().as_u16()))) {
                         return Err(error);
                     }
                 }
@@ -169,7 +181,7 @@ impl Gateway {
             Some(line) => (line, true),
             None => (Line::open(&self.pools.connector, route, address).await?, false),
         };
-        Ok(Connection { line, buffer: BytesMut::new(), kept, written: false })
+        Ok(Connection { line, buffer: BytesMut::new(), kept, written: false, upload: Upload::new(request.uploaded) })
     }
 
     /// Sends the request and reads the head of its answer; interim ones are passed on.
@@ -183,6 +195,9 @@ impl Gateway {
         let patience = patience(context);
         connection.write(request, patience).await?;
         let mut silent = connection.kept && request.repeatable && connection.buffer.is_empty();
+        if !connection.written {
+            connection.upload.stop();
+        }
         let mut interim = 0;
         loop {
             if let Some(head) = answer::read(&mut connection.buffer, caller.method()).map_err(malformed)? {
@@ -201,7 +216,9 @@ impl Gateway {
             if connection.buffer.len() > LONGEST_HEAD {
                 return Err(malformed(Malformed("head_length")).into());
             }
-            match connection.read(caller, FIRST_READ, patience).await {
+            let read = connection.read(caller, context, FIRST_READ, patience).await;
+            silent &= connection.upload.is_whole();
+            match read {
                 Ok(0) if silent => return Err(Broken::Stale),
                 Ok(0) => return Err(Error::new_up(ErrorType::ConnectionClosed).into()),
                 Ok(_) => silent = false,
@@ -223,6 +240,13 @@ impl Gateway {
         head: Head,
     ) -> Result<(), BError> {
         let Head { mut answer, mut body, persistent } = head;
+        if context.body.is_withheld() {
+            // What is still to come of it is read to be proven, and not passed on.
+            connection.upload.stop();
+            let rules = Rules { limit: context.snapshot.server.body_limit, timeout: context.snapshot.server.body_timeout };
+            let settled = context.body.settle(caller, rules).await;
+            settled.map_err(|rejection| context.refuse_body(rejection))?;
+        }
         respond::decorate(&mut *answer, context)?;
         let patience = patience(context);
         let mut ended = body.is_done();
@@ -236,7 +260,7 @@ impl Gateway {
             if piece.is_empty() && !ended {
                 caller.flush().await?;
                 let room = usize::try_from(body.expected()).unwrap_or(LONGEST_READ).clamp(FIRST_READ, LONGEST_READ);
-                if connection.read(caller, room, patience).await? > 0 {
+                if connection.read(caller, context, room, patience).await? > 0 {
                     continue;
                 }
                 ended = body == Body::UntilClose;
@@ -249,7 +273,7 @@ impl Gateway {
             }
             caller.write_body(piece, ended).await?;
         }
-        if persistent && connection.written && body.is_done() && connection.buffer.is_empty() {
+        if persistent && connection.written && connection.upload.is_done() && body.is_done() && connection.buffer.is_empty() {
             let Some(route) = context.route() else { return Ok(()) };
             // Counted from the answer's beginning: no call of the clock for each.
             let until = context.answered.unwrap_or_default() + route.upstream.timeouts.idle;
@@ -313,25 +337,47 @@ impl Connection {
         }
     }
 
-    /// Reads more of the answer; 0 at its end. A caller that hangs up meanwhile ends it.
-    async fn read(&mut self, caller: &mut impl Caller, room: usize, patience: Duration) -> Result<usize, BError> {
-        self.line.deadline.begin(patience);
-        let read = poll_fn(|cx| {
-            if let Poll::Ready(read) = self.line.poll_read(cx, &mut self.buffer, room) {
-                return Poll::Ready(read.map_err(|error| Error::because(ErrorType::ReadError, "from a backend", error).into_up()));
+    /// Reads more of the answer; 0 at its end. Meanwhile a body that is uploaded goes on, and a caller that hangs up ends it.
+    async fn read(&mut self, caller: &mut impl Caller, context: &mut Context, room: usize, patience: Duration) -> Result<usize, BError> {
+        loop {
+            self.line.deadline.begin(patience);
+            if self.upload.wants() {
+                let piece = tokio::select! {
+                    biased;
+                    read = poll_fn(|cx| self.poll_read(cx, room)) => return read,
+                    piece = fast_timeout(context.snapshot.server.body_timeout, caller.read_body()) => piece,
+                };
+                self.upload.take(context, piece.map_err(|_| Error::new_down(ErrorType::ReadTimedout))??)?;
+                continue;
             }
-            self.line.deadline.poll(cx).map(|()| Err(Error::new_up(ErrorType::ReadTimedout)))
-        });
-        tokio::select! {
-            biased;
-            read = read => read,
-            gone = caller.gone() => Err(gone),
+            let read = poll_fn(|cx| {
+                if let Poll::Ready(read) = self.poll_read(cx, room) {
+                    return Poll::Ready(Some(read));
+                }
+                if self.upload.waits() && self.upload.poll(cx, &mut self.line).is_ready() {
+                    return Poll::Ready(None);
+                }
+                self.line.deadline.poll(cx).map(|()| Some(Err(Error::new_up(ErrorType::ReadTimedout))))
+            });
+            let read = tokio::select! {
+                biased;
+                read = read => read,
+                gone = caller.gone() => return Err(gone),
+            };
+            if let Some(read) = read {
+                return read;
+            }
         }
+    }
+
+    fn poll_read(&mut self, cx: &mut std::task::Context<'_>, room: usize) -> Poll<Result<usize, BError>> {
+        let read = ready!(self.line.poll_read(cx, &mut self.buffer, room));
+        Poll::Ready(read.map_err(|error| Error::because(ErrorType::ReadError, "from a backend", error).into_up()))
     }
 }
 
-/// The body, which is short.
-async fn body(caller: &mut impl Caller, context: &mut Context) -> Result<SmallVec<[Bytes; 2]>, BError> {
+/// The body, which is short and of this length.
+async fn body(caller: &mut impl Caller, context: &mut Context, length: u64) -> Result<SmallVec<[Bytes; 2]>, BError> {
     let mut pieces = SmallVec::<[Bytes; 2]>::new();
     match context.body.whole() {
         Some(whole) => pieces.push(whole.clone()),
@@ -345,8 +391,7 @@ async fn body(caller: &mut impl Caller, context: &mut Context) -> Result<SmallVe
         }
     }
     // What the head says and what follows it must be the same, or the backend takes the next request for the rest of this one.
-    let length = caller.headers().get(header::CONTENT_LENGTH).map_or(Some(0), length);
-    if length == Some(pieces.iter().map(|piece| piece.len() as u64).sum()) {
+    if length == pieces.iter().map(|piece| piece.len() as u64).sum::<u64>() {
         Ok(pieces)
     } else {
         Err(Error::new_down(ErrorType::ConnectionClosed))
@@ -372,13 +417,18 @@ fn request(caller: &impl Caller, context: &Context) -> Result<Request, BError> {
     }
     fields.write(&mut written);
     written.put_slice(b"\r\n");
-    Ok(Request { head: written, body: SmallVec::new(), repeatable: caller.method().is_idempotent() })
+    Ok(Request { head: written, body: SmallVec::new(), uploaded: 0, repeatable: caller.method().is_idempotent() })
 }
 
 static HOST: HeaderName = header::HOST;
 
+/// The length of a body, as its head says. A head that says something else of it is not plain.
+pub(super) fn length(headers: &HeaderMap) -> u64 {
+    headers.get(header::CONTENT_LENGTH).and_then(number).unwrap_or(0)
+}
+
 /// Digits only: `parse` alone would take a sign.
-fn length(value: &http::HeaderValue) -> Option<u64> {
+fn number(value: &http::HeaderValue) -> Option<u64> {
     let digits = value.to_str().ok().filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
     digits.parse().ok()
 }
@@ -407,7 +457,7 @@ mod tests {
             (&[("connection", "")], false),
             (&[("content-length", "0")], true),
             (&[("content-length", "65536")], true),
-            (&[("content-length", "65537")], false),
+            (&[("content-length", "65537")], true),
             (&[("content-length", "x")], false),
             (&[("content-length", "1"), ("transfer-encoding", "chunked")], false),
             (&[("transfer-encoding", "chunked")], false),

@@ -184,7 +184,8 @@ impl Connection {
     /// Ends a request; whether the connection can serve another.
     pub(super) async fn end(&mut self) -> bool {
         let sent = self.flush().await.is_ok();
-        let stays = sent && self.answer.whole && !self.answer.closes && self.drain(DRAIN_TIME).await;
+        let short = self.request.left <= AHEAD as u64;
+        let stays = sent && self.answer.whole && !self.answer.closes && short && self.drain(DRAIN_TIME).await;
         if stays {
             self.request.headers.clear();
             self.request.raw = Bytes::new();
@@ -353,7 +354,7 @@ impl Caller for Connection {
         self.answer.closes = true;
     }
 
-    /// The body is short, or the request would not be ours.
+    /// Whether the connection stays is asked when the answer is there.
     fn keep_open(&mut self) {}
 
     async fn write_head(&mut self, head: &AnswerHead, last: bool) -> Result<(), BError> {

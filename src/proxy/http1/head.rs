@@ -65,7 +65,7 @@ pub(super) fn put_back(raw: Bytes, buffer: &mut BytesMut) {
     buffer.unsplit(rest);
 }
 
-/// A head without its bytes. Nothing where the framework has to say what becomes of it: another version, another form of the target, a body that is long or of unknown length,
+/// A head without its bytes. Nothing where the framework has to say what becomes of it: another version, another form of the target, a body of unknown length,
 /// and whatever is not understood.
 fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Head> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
@@ -154,7 +154,7 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: close, x-user\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +4\r\n\r\nbody",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 65537\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551616\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n",
             "\u{16}\u{3}\u{1}\n\n",
         ] {

@@ -1,0 +1,206 @@
+//! Bodies that are too long to be read before the backend is asked: what passes, and how each side ends it.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::direct::{both, gateway_to, verifying};
+use super::http2::{World, head, whole};
+use crate::harness::certificates::Authority;
+use crate::harness::client::{Connection, request};
+use crate::harness::gateway::{Folder, Gateway};
+use crate::harness::origin::{Origin, Recorded, Reply, acceptor, answer};
+use crate::harness::until;
+
+const LONG: usize = 1_000_000;
+
+/// A request for this method and path but for its body.
+fn head_of(method: &str, path: &str, length: usize) -> String {
+    format!("{method} {path} HTTP/1.1\r\nHost: gw.test\r\nContent-Length: {length}\r\n\r\n")
+}
+
+/// Serves each connection, once its head was read, by a script that is told which one it is: in the clear, and over TLS.
+fn services(
+    script: impl Fn(&mut dyn Connected, usize) + Clone + Send + Sync + 'static,
+    upstream: &str,
+) -> [(Arc<AtomicUsize>, Gateway); 2] {
+    let authority = Authority::new("authority");
+    [None, Some(acceptor(&authority.issue(&["orders.test"]), None))].map(|tls| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let gateway = if tls.is_some() { verifying(&authority, address, upstream) } else { gateway_to(address, upstream) };
+        let (script, asked) = (script.clone(), Arc::<AtomicUsize>::default());
+        let count = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let mut stream: Box<dyn Connected> = match &tls {
+                    Some(tls) => Box::new(tls.accept(stream).unwrap()),
+                    None => Box::new(stream),
+                };
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
+                    head.extend(byte);
+                }
+                script(&mut *stream, count.fetch_add(1, Ordering::Relaxed));
+            }
+        });
+        (asked, gateway)
+    })
+}
+
+trait Connected: Read + Write {}
+
+impl<S: Read + Write> Connected for S {}
+
+#[test]
+fn it_arrives_whole_and_both_connections_go_on() {
+    for (origin, gateway) in both("", |_: &Recorded| Reply::Bytes(answer(200, &[], "origin"))) {
+        let mut connection = Connection::open(gateway.address());
+        for length in [65_537, LONG, 5_000_000] {
+            let body: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+            let sent = request("POST", "/", &[], &body);
+            let (first, second) = sent.split_at(sent.len() - length / 2);
+            connection.send(first);
+            connection.send(second);
+            assert_eq!(connection.answer(false).text(), "origin", "{length}");
+            assert!(origin.last().body == body, "{length}");
+            assert_eq!(connection.ask(request("GET", "/next", &[], b"")).text(), "origin");
+        }
+        assert_eq!((origin.requests().len(), origin.connections()), (6, 1));
+        let line = &gateway.access_log()[0];
+        assert_eq!((&line["bytes_in"], &line["code"]), (&65_537.into(), &"ok".into()), "{line}");
+    }
+}
+
+#[test]
+fn the_answer_may_come_before_the_body_has_ended_and_go_on_with_it() {
+    let echo = |stream: &mut dyn Connected, _| {
+        let mut left = LONG;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        while left > 0 {
+            let mut piece = [0; 8_000];
+            let length = stream.read(&mut piece).unwrap();
+            left -= length;
+            let _ = stream.write_all(format!("{length:x}\r\n").as_bytes());
+            let _ = stream.write_all(&piece[..length]).and_then(|()| stream.write_all(b"\r\n"));
+        }
+        let _ = stream.write_all(b"0\r\n\r\n").and_then(|()| stream.flush());
+        let _ = stream.read(&mut [0]);
+    };
+    for (_, gateway) in services(echo, "") {
+        let mut connection = Connection::open(gateway.address());
+        connection.send(head_of("POST", "/echo", LONG));
+        for _ in 0..10 {
+            connection.send([b'x'; LONG / 10]);
+        }
+        let answer = connection.answer(false);
+        assert!(answer.status == 200 && answer.body == [b'x'; LONG], "{}", answer.body.len());
+        until("it is well", || gateway.access_log().iter().any(|line| line["path"] == "/echo" && line["code"] == "ok"));
+    }
+}
+
+#[test]
+fn a_backend_that_wants_no_more_of_it_says_so() {
+    let early = |stream: &mut dyn Connected, _| {
+        let _ = stream.read(&mut [0; 1_000]);
+        let _ = stream.write_all(b"HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbig");
+        let _ = stream.flush();
+        let _ = std::io::copy(stream, &mut std::io::sink());
+    };
+    for (_, gateway) in services(early, "") {
+        for _ in 0..3 {
+            let mut connection = Connection::open(gateway.address());
+            connection.send(head_of("POST", "/", 5 * LONG));
+            connection.send([b'x'; LONG / 4]);
+            let answer = connection.answer(false);
+            assert_eq!((answer.status, answer.text()), (413, "big"));
+            assert!(connection.is_closed(), "what would follow may be the rest of it");
+        }
+    }
+}
+
+#[test]
+fn one_that_breaks_off_is_no_request_to_the_backend_and_no_failure_of_it() {
+    for (origin, gateway) in both("", |_: &Recorded| Reply::Bytes(answer(200, &[], "origin"))) {
+        let mut connection = Connection::open(gateway.address());
+        connection.send(head_of("PUT", "/broken", LONG));
+        connection.send([b'x'; LONG / 2]);
+        until("it is passed on as it comes", || origin.received().iter().any(|bytes| bytes.len() > LONG / 2));
+        drop(connection);
+        until("it is noticed", || gateway.access_log().iter().any(|line| line["path"] == "/broken" && line["code"] == "client_closed"));
+        assert_eq!(gateway.get("/next", &[]).text(), "origin");
+        assert_eq!(origin.requests().iter().map(|request| request.target().to_owned()).collect::<Vec<_>>(), ["/next"]);
+        assert_eq!(origin.connections(), 2, "where it broke off nothing else is sent");
+    }
+}
+
+#[test]
+fn it_is_sent_to_another_backend_only_while_nothing_of_it_has_come() {
+    // The first connection ends with the head of its request, or with the beginning of the body.
+    for (read, tries) in [(0, 2), (1_000, 1)] {
+        let script = move |stream: &mut dyn Connected, number| {
+            let mut piece = vec![0; read];
+            if number == 0 {
+                let _ = stream.read_exact(&mut piece);
+                return;
+            }
+            let _ = stream.read_exact(&mut vec![0; LONG]);
+            let _ = stream.write_all(&answer(200, &[], "served")).and_then(|()| stream.flush());
+            let _ = stream.read(&mut [0]);
+        };
+        for (asked, gateway) in services(script, ", retries: {attempts: 1, on: [502]}") {
+            let mut connection = Connection::open(gateway.address());
+            connection.send(head_of("PUT", "/", LONG));
+            if read == 0 {
+                until("it was asked", || asked.load(Ordering::Relaxed) > 0);
+            }
+            connection.send([b'x'; LONG]);
+            let answer = connection.answer(false);
+            assert_eq!(answer.status, if tries == 2 { 200 } else { 502 });
+            assert_eq!(asked.load(Ordering::Relaxed), tries);
+        }
+    }
+}
+
+#[test]
+fn one_that_stops_coming_is_waited_for_as_the_server_says_and_not_as_the_upstream_does() {
+    let origin = Origin::start();
+    let gateway = Gateway::start(&format!(
+        r#"
+listeners: [{{address: "127.0.0.1:0"}}]
+admin: {{address: "127.0.0.1:0"}}
+server: {{timeouts: {{body: 1s}}}}
+upstreams: {{all: {{servers: ["{}"], timeouts: {{response: 100ms}}}}}}
+routes: [{{name: all, path: "/{{*rest}}", upstream: all, policy: {{authenticate: public}}}}]
+"#,
+        origin.address
+    ));
+    let mut connection = Connection::open(gateway.address());
+    connection.send(head_of("POST", "/slow", LONG));
+    connection.send([b'x'; 70_000]);
+    std::thread::sleep(Duration::from_millis(300));
+    connection.send([b'x'; 70_000]);
+    let answer = connection.answer(false);
+    assert_eq!((answer.status, answer.code().as_str()), (408, "request_timeout"));
+    assert!(connection.is_closed() && origin.requests().is_empty());
+}
+
+#[test]
+fn over_http_2_one_of_another_length_than_it_says_reaches_no_backend_as_a_whole() {
+    let origin = Origin::start();
+    let world = World::before(Folder::new(), &format!(r#"servers: ["{}"]"#, origin.address), "authenticate: public", "");
+    for (length, body) in [("65537", 65_535), ("100000", 0), ("66000", 60_000)] {
+        let mut connection = world.open();
+        let pieces: Vec<Vec<u8>> = vec![b'x'; body].chunks(16_000).map(<[u8]>::to_vec).collect();
+        let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
+        connection.begin_with(&[&head("PUT", "/all/upload")[..], &[("content-length", length)]].concat(), 1, &pieces);
+        assert_ne!(connection.came(1).status, 200, "{length}");
+    }
+    assert!(origin.requests().is_empty());
+    let mut connection = world.open();
+    connection.begin(&head("GET", "/all/next"), 1);
+    assert_eq!(connection.came(1), whole(200, "origin"));
+}
