@@ -471,7 +471,7 @@ http {{
     uwsgi_temp_path {folder}/nginx-4;
     scgi_temp_path {folder}/nginx-5;
     client_max_body_size 64m;
-    client_body_buffer_size 128k;
+    client_body_buffer_size 1100k;
     keepalive_requests 1000000000;
     upstream origin {{
         server 127.0.0.1:{self.upstream};

@@ -169,6 +169,7 @@ WORKLOADS = [
         share=0.5,
     ),
     Workload("upload", "64 KiB up", Chain(), plain(method="POST", path="/upload", bytes=64 * 1024)),
+    Workload("upload_long", "1 MiB up", Chain(), plain(method="POST", path="/upload", bytes=2**20, connections=16)),
     Workload("download", "1 MiB down", Chain(), plain(path="/big", connections=16)),
     Workload("http2", "HTTP/2 over TLS", Chain(tls="server"), plain(tool="h2load", connections=16)),
     Workload("origin_tls", "TLS to the origin, whose name is verified", Chain(secured=True), plain()),

@@ -1,6 +1,6 @@
 //! Request bodies that are looked at before the upstream sees any of them: to judge them, or to hold them against the digest that was proven.
 //!
-//! Where `Content-Length` says at most 64 KiB, the body is read before the upstream is asked, and Pingora's buffer for retries sends it on.
+//! Where `Content-Length` says at most 64 KiB, the body is read before the upstream is asked, and is at hand for whoever sends it on.
 //! Any other is withheld piece by piece in memory, up to `server.limits.body`, and released when it is proven. Either way an upstream gets
 //! the body that was proven or nothing of it, and its answer is passed on after that only.
 

@@ -1,5 +1,5 @@
-//! Callers over HTTP/2: the framework hears the connection and tells its streams apart; a plain request to a plain backend is served by us, and
-//! so is any stream to a backend over HTTP/2.
+//! Callers over HTTP/2: the framework hears the connection and tells its streams apart; a plain request to a backend over HTTP/1.1 is served by us,
+//! and so is any stream to a backend over HTTP/2.
 //!
 //! Its phases, and the session that they share, are made for more than such a request needs, and are moved about in memory with each
 //! (docs/decisions/0016). A stream of any other kind goes to them as it came.

@@ -3,7 +3,7 @@
 //! ```text
 //! request_filter           normalise -> route -> admit          -> a permit, or a refusal is answered
 //!                          wait for its turn in a queue
-//!                          a plain request to a plain backend  -> `direct`, and none of the next five
+//!                          plain, to a backend over HTTP/1.1   -> `direct`, and none of the next five
 //! upstream_peer            permit? -> choose a backend
 //! upstream_request_filter  permit? -> strip, then set           (after Pingora's Connection hygiene, so it cannot be undone)
 //! request_body_filter      count; withhold what is not proven
