@@ -1,7 +1,7 @@
 //! Callers over HTTP/1, heard by us: what a plain request costs is mostly what the framework does to hear it (docs/decisions/0014).
 //!
 //! A request that can take the short way is read, decided and answered here. At the first that cannot, the connection is handed to the framework
-//! as if nobody had read of it: upgrades, bodies of unknown length, backends over HTTP/2, and whatever is
+//! as if nobody had read of it: upgrades, bodies that could end in two places, backends over HTTP/2, and whatever is
 //! not understood.
 
 mod connection;

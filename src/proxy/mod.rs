@@ -25,6 +25,7 @@ mod context;
 mod deadline;
 mod direct;
 mod duplex;
+mod framing;
 mod front;
 mod gathering;
 mod handed_over;
@@ -73,7 +74,8 @@ pub use front::Front;
 /// What reads the bytes of strangers in this room, for the fuzzer.
 pub mod parsers {
     pub use super::answer_head::{AnswerFields, AnswerHead, Length};
-    pub use super::direct::answer::{Body, Chunk, Head as Answer, Malformed, read as read_answer};
+    pub use super::direct::answer::{Head as Answer, read as read_answer};
+    pub use super::framing::{Body, Chunk, Malformed};
     pub use super::http1::head::{Head as Request, Parsed, take as take_request};
 }
 

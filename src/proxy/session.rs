@@ -4,14 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, Version, header};
+use http::{HeaderMap, StatusCode, Version};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::HttpSession;
 use pingora::protocols::tls::SslDigest;
 use pingora::{BError, Error, ErrorType, Result};
 
 use super::answer_head::AnswerHead;
-use super::body::READ_AHEAD;
 use super::caller::Caller;
 use super::{direct, queue};
 use crate::request::message::Head;
@@ -60,9 +59,8 @@ impl<S: AsRef<ServerSession> + AsMut<ServerSession> + Send + Sync> Caller for S 
     fn is_plain(&mut self) -> bool {
         let framed = match self.as_ref().req_header().version {
             // To ask whether it is still there takes the next byte of its body for more than was announced.
-            Version::HTTP_11 => self.as_ref().as_http1().is_some() && direct::length(self.headers()) <= READ_AHEAD,
-            // Its end is known without a length; how long it is until then is not.
-            Version::HTTP_2 => self.headers().contains_key(header::CONTENT_LENGTH) || self.as_mut().is_body_empty(),
+            Version::HTTP_11 => self.as_ref().as_http1().is_some() && direct::is_short(self.headers()),
+            Version::HTTP_2 => true,
             _ => false,
         };
         framed && direct::is_plain(self.headers())

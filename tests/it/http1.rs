@@ -37,6 +37,10 @@ fn mirror() -> Origin {
 
 const CHUNKED: &str = "POST /chunked HTTP/1.1\r\nHost: gw.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
 
+/// `TE` is the framework's.
+const FRAMEWORKS: &str =
+    "POST /long HTTP/1.1\r\nHost: gw.test\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+
 #[test]
 fn one_connection_may_bring_what_we_serve_and_what_the_framework_serves() {
     let origin = mirror();
@@ -46,6 +50,7 @@ fn one_connection_may_bring_what_we_serve_and_what_the_framework_serves() {
         (request("GET", "/1", &[], b""), "/1 "),
         (request("POST", "/2", &[], b"body"), "/2 body"),
         (CHUNKED.into(), "/chunked hello"),
+        (FRAMEWORKS.into(), "/long hello"),
         (request("POST", "/3", &[], b"body"), "/3 body"),
         (b"GET /4 HTTP/1.1\r\nHost: gw.test\r\nTE: trailers\r\n\r\n".to_vec(), "/4 "),
     ] {
@@ -199,9 +204,7 @@ fn over_tls_the_callers_are_served_alike_and_the_server_chooses_how_to_encrypt()
     let mut connection = Connection::open_tls(gateway.address(), &tls).unwrap();
     // This client would rather have AES-256.
     assert_eq!(connection.cipher(), "TLS_AES_128_GCM_SHA256");
-    for (bytes, body) in
-        [(request("GET", "/1", &[], b""), "/1 "), (request("POST", "/2", &[], b"body"), "/2 body"), (CHUNKED.into(), "/chunked hello")]
-    {
+    for (bytes, body) in [(request("GET", "/1", &[], b""), "/1 "), (CHUNKED.into(), "/chunked hello"), (FRAMEWORKS.into(), "/long hello")] {
         assert_eq!(connection.ask(bytes).text(), body);
     }
     let fields = [(":method", "GET"), (":scheme", "https"), (":path", "/h2"), (":authority", "gw.test")];

@@ -1,4 +1,4 @@
-//! Bodies that are too long to be read before the backend is asked: what passes, and how each side ends it.
+//! Bodies that are passed on as they come, as they are long or nobody knows how long: what passes, and how each side ends it.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -203,4 +203,73 @@ fn over_http_2_one_of_another_length_than_it_says_reaches_no_backend_as_a_whole(
     let mut connection = world.open();
     connection.begin(&head("GET", "/all/next"), 1);
     assert_eq!(connection.came(1), whole(200, "origin"));
+}
+
+/// A body in chunks of so many bytes.
+fn chunked(body: &[u8], size: usize) -> Vec<u8> {
+    let chunks = body.chunks(size).flat_map(|chunk| [format!("{:x};x=y\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat());
+    chunks.chain(*b"0\r\nX-User-Id: admin\r\n\r\n").collect()
+}
+
+#[test]
+fn one_of_unknown_length_arrives_in_chunks_and_nothing_behind_it_does() {
+    const HEAD: &str = "POST /chunked HTTP/1.1\r\nHost: gw.test\r\nTransfer-Encoding: Chunked\r\n\r\n";
+    for (origin, gateway) in both("", |_: &Recorded| Reply::Bytes(answer(200, &[], "origin"))) {
+        let mut connection = Connection::open(gateway.address());
+        for (length, size) in [(0, 1), (1, 1), (5, 5), (1_000, 7), (70_000, 30_000), (LONG, LONG)] {
+            let body: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+            for step in [usize::MAX, 1_000] {
+                let bytes = [HEAD.as_bytes(), &chunked(&body, size), &request("GET", "/next", &[], b"")].concat();
+                bytes.chunks(step.min(bytes.len())).for_each(|piece| connection.send(piece));
+                assert_eq!((connection.answer(false).status, connection.answer(false).status), (200, 200), "{length} {size}");
+                let [.., asked, next] = &origin.requests()[..] else { panic!() };
+                assert!(asked.body == body && asked.header("transfer-encoding") == Some("chunked"), "{length} {size} {}", asked.head);
+                assert_eq!((asked.header("content-length"), next.target()), (None, "/next"));
+            }
+        }
+        assert_eq!(origin.connections(), 1);
+        assert!(origin.received().iter().all(|bytes| !String::from_utf8_lossy(bytes).contains("admin")));
+    }
+}
+
+#[test]
+fn chunks_that_could_be_cut_in_two_ways_end_with_their_connection() {
+    let origin = Origin::start();
+    let gateway = gateway_to(origin.address, "");
+    for body in [
+        "5\r\nhelloX\r\n0\r\n\r\n",
+        "5\nhello\r\n0\r\n\r\n",
+        "-5\r\nhello\r\n0\r\n\r\n",
+        "5\r\nhello\r\n \r\n",
+        "5\r\nhello\r\n0\r\nA: b\n\r\n",
+    ] {
+        let mut connection = Connection::open(gateway.address());
+        connection.send(format!("POST / HTTP/1.1\r\nHost: gw.test\r\nTransfer-Encoding: chunked\r\n\r\n{body}"));
+        connection.send(request("GET", "/smuggled", &[], b""));
+        let answer = connection.answer(false);
+        assert_eq!((answer.status, answer.header("connection")), (400, Some("close")), "{body:?}");
+        assert!(connection.is_closed());
+    }
+    assert_eq!(gateway.get("/next", &[]).text(), "origin");
+    assert_eq!(origin.requests().iter().map(|request| request.target().to_owned()).collect::<Vec<_>>(), ["/next"]);
+}
+
+#[test]
+fn over_http_2_one_without_a_length_arrives_in_chunks() {
+    let origin = Origin::start();
+    let world = World::before(Folder::new(), &format!(r#"servers: ["{}"]"#, origin.address), "authenticate: public", "");
+    let mut connection = world.open();
+    for (at, pieces) in [&[&b"hello"[..]][..], &[b"he", b"", b"llo"], &[b"hello", b""], &[b""]].into_iter().enumerate() {
+        let stream = 2 * at as u32 + 1;
+        connection.begin_with(&head("POST", "/all/chunks"), stream, pieces);
+        assert_eq!(connection.came(stream), whole(200, "origin"));
+        let asked = origin.last();
+        assert_eq!((asked.body, asked.head.contains("transfer-encoding: chunked")), (pieces.concat(), true));
+    }
+    // No body at all has neither a length nor chunks.
+    connection.begin(&head("POST", "/all/none"), 9);
+    assert_eq!(connection.came(9), whole(200, "origin"));
+    let asked = origin.last();
+    assert_eq!((asked.header("transfer-encoding"), asked.header("content-length")), (None, None));
+    assert_eq!(origin.connections(), 1);
 }

@@ -1,4 +1,4 @@
-//! The short way to a backend, for the plain request: a head and a body of known length, to a backend that speaks HTTP/1.1.
+//! The short way to a backend, for the plain request: a head and perhaps a body, to a backend that speaks HTTP/1.1.
 //!
 //! Pingora's way is made for HTTP/2, caches and upgrades, and costs two thirds of a request's instructions (docs/decisions/0013). This one writes one
 //! request, reads one answer, and passes it on, whoever hears the caller. Everything else takes Pingora's.
@@ -23,12 +23,14 @@ use smallvec::SmallVec;
 use super::body::{READ_AHEAD, Rules};
 use super::caller::Caller;
 use super::context::Context;
+use super::framing::{Body, Malformed};
 use super::{Gateway, failure, may_retry, peer, respond, upstream_head};
 use crate::config::RetryOn;
 use crate::route::fields::{FieldList, Fields};
-use answer::{Body, Head, Malformed};
+use crate::text::{Digits, digits};
+use answer::Head;
 use line::Line;
-use upload::Upload;
+use upload::{Length, Upload};
 
 pub(super) use pool::Pool;
 
@@ -60,6 +62,8 @@ pub(super) enum Ask {
     Nothing,
     /// To pass on a body of this length.
     Body(u64),
+    /// To pass on a body in chunks.
+    Chunks,
     /// To keep the connection or to end it, and nothing else.
     Connection { close: bool },
     /// More than the short way does.
@@ -70,6 +74,7 @@ pub(super) enum Ask {
 pub(super) fn asks(name: &HeaderName, value: &http::HeaderValue) -> Ask {
     match *name {
         header::CONTENT_LENGTH => number(value).map_or(Ask::More, Ask::Body),
+        header::TRANSFER_ENCODING if value.as_bytes().eq_ignore_ascii_case(b"chunked") => Ask::Chunks,
         header::CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"keep-alive") => Ask::Connection { close: false },
         header::CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"close") => Ask::Connection { close: true },
         header::CONNECTION | header::TRANSFER_ENCODING | header::UPGRADE | header::EXPECT | header::TE | header::TRAILER => Ask::More,
@@ -78,16 +83,26 @@ pub(super) fn asks(name: &HeaderName, value: &http::HeaderValue) -> Ask {
     }
 }
 
-/// Whether the head frames no body or one of known length, and asks nothing of the connection but to stay or to go.
+/// Whether the head frames a body in one way at most, and asks nothing of the connection but to stay or to go.
 pub(super) fn is_plain(headers: &HeaderMap) -> bool {
-    let mut options = 0;
-    headers.iter().all(|(name, value)| match asks(name, value) {
-        Ask::Nothing | Ask::Body(_) => true,
-        Ask::Connection { .. } => {
-            options += 1;
-            options == 1
+    let (mut options, mut framings) = (0, 0);
+    headers.iter().all(|(name, value)| {
+        match asks(name, value) {
+            Ask::Nothing => {}
+            Ask::Body(_) | Ask::Chunks => framings += 1,
+            Ask::Connection { .. } => options += 1,
+            Ask::More => return false,
         }
-        Ask::More => false,
+        options <= 1 && framings <= 1
+    })
+}
+
+/// Whether the head says that there is no body or a short one.
+pub(super) fn is_short(headers: &HeaderMap) -> bool {
+    headers.iter().all(|(name, value)| match asks(name, value) {
+        Ask::Body(length) => length <= READ_AHEAD,
+        Ask::Chunks => false,
+        _ => true,
     })
 }
 
@@ -96,8 +111,8 @@ struct Request {
     head: BytesMut,
     /// Its body as it was read, where that is short.
     body: SmallVec<[Bytes; 2]>,
-    /// The length of a body that is passed on as it comes.
-    uploaded: u64,
+    /// A body that is passed on as it comes, and how long that is.
+    uploaded: Option<Length>,
     /// Whether it may be sent once more where nobody knows what became of it.
     repeatable: bool,
 }
@@ -135,10 +150,17 @@ impl Gateway {
         }
         // What the caller takes to send its body is not our time, as it is not on the long way.
         context.asked.get_or_insert_with(|| (self.clock)().monotonic);
-        let length = length(caller.headers());
-        let uploaded = if context.body.whole().is_none() && length > READ_AHEAD { length } else { 0 };
-        let body = if uploaded == 0 { body(caller, context, length).await? } else { SmallVec::new() };
-        let request = Request { body, uploaded, ..request(caller, context)? };
+        let length = match (context.body.whole(), caller.headers().get(header::CONTENT_LENGTH).map(number)) {
+            (_, Some(length)) => Length::Bytes(length.unwrap_or(0)),
+            (Some(whole), None) => Length::Bytes(whole.len() as u64),
+            (None, None) if caller.is_body_empty() => Length::Bytes(0),
+            (None, None) => Length::Unknown,
+        };
+        let (body, uploaded) = match length {
+            Length::Bytes(length) if length <= READ_AHEAD || context.body.whole().is_some() => (body(caller, context, length).await?, None),
+            length => (SmallVec::new(), Some(length)),
+        };
+        let request = Request { body, uploaded, ..request(caller, context, length)? };
         let mut may_be_kept = true;
         loop {
             let address = self.next_backend(context)?;
@@ -356,7 +378,8 @@ impl Connection {
                     read = poll_fn(|cx| self.poll_read(cx, room)) => return read,
                     piece = fast_timeout(context.snapshot.server.body_timeout, caller.read_body()) => piece,
                 };
-                self.upload.take(context, piece.map_err(|_| Error::new_down(ErrorType::ReadTimedout))??)?;
+                let piece = piece.map_err(|_| Error::new_down(ErrorType::ReadTimedout))??;
+                self.upload.take(context, piece, caller.is_body_done(), &self.line)?;
                 continue;
             }
             let read = poll_fn(|cx| {
@@ -407,8 +430,8 @@ async fn body(caller: &mut impl Caller, context: &mut Context, length: u64) -> R
     }
 }
 
-/// The request but for its body.
-fn request(caller: &impl Caller, context: &Context) -> Result<Request, BError> {
+/// The request but for its body, which has this length.
+fn request(caller: &impl Caller, context: &Context, length: Length) -> Result<Request, BError> {
     let Some(target) = &context.target else {
         return Error::e_explain(ErrorType::HTTPStatus(500), "no permit");
     };
@@ -420,21 +443,28 @@ fn request(caller: &impl Caller, context: &Context) -> Result<Request, BError> {
     fields.remove(&header::CONNECTION);
     fields.set(&HOST, target.authority.as_bytes());
     upstream_head::introduce(caller, &mut fields, context)?;
+    match (length, context.body.whole()) {
+        (Length::Unknown, _) => fields.set(&TRANSFER_ENCODING, b"chunked"),
+        // It came without a length, and was read to its end.
+        (Length::Bytes(length), Some(_)) if length > 0 && !caller.headers().contains_key(&CONTENT_LENGTH) => {
+            fields.remove(&TRANSFER_ENCODING);
+            fields.set(&CONTENT_LENGTH, digits(&mut Digits::default(), length, 1));
+        }
+        (Length::Bytes(0), Some(_)) => fields.remove(&TRANSFER_ENCODING),
+        (Length::Bytes(_), _) => {}
+    }
     let mut written = BytesMut::with_capacity(1024);
     for part in [caller.method().as_str(), " ", &target.path_and_query, " HTTP/1.1\r\n"] {
         written.put_slice(part.as_bytes());
     }
     fields.write(&mut written);
     written.put_slice(b"\r\n");
-    Ok(Request { head: written, body: SmallVec::new(), uploaded: 0, repeatable: caller.method().is_idempotent() })
+    Ok(Request { head: written, body: SmallVec::new(), uploaded: None, repeatable: caller.method().is_idempotent() })
 }
 
 static HOST: HeaderName = header::HOST;
-
-/// The length of a body, as its head says. A head that says something else of it is not plain.
-pub(super) fn length(headers: &HeaderMap) -> u64 {
-    headers.get(header::CONTENT_LENGTH).and_then(number).unwrap_or(0)
-}
+static TRANSFER_ENCODING: HeaderName = header::TRANSFER_ENCODING;
+static CONTENT_LENGTH: HeaderName = header::CONTENT_LENGTH;
 
 /// Digits only: `parse` alone would take a sign.
 fn number(value: &http::HeaderValue) -> Option<u64> {
@@ -469,7 +499,14 @@ mod tests {
             (&[("content-length", "65537")], true),
             (&[("content-length", "x")], false),
             (&[("content-length", "1"), ("transfer-encoding", "chunked")], false),
-            (&[("transfer-encoding", "chunked")], false),
+            (&[("transfer-encoding", "chunked"), ("content-length", "1")], false),
+            (&[("content-length", "1"), ("content-length", "1")], false),
+            (&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], false),
+            (&[("transfer-encoding", "chunked")], true),
+            (&[("transfer-encoding", "Chunked")], true),
+            (&[("transfer-encoding", "gzip, chunked")], false),
+            (&[("transfer-encoding", "chunked ")], false),
+            (&[("transfer-encoding", "xchunked")], false),
             (&[("upgrade", "h2c")], false),
             (&[("expect", "100-continue")], false),
             (&[("te", "trailers")], false),

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use super::super::answer_head::{AnswerHead, Length};
 use super::super::caller::Caller;
 use super::super::deadline::Deadline;
+use super::super::framing::{Body, Malformed};
 use super::super::handed_over::HandedOver;
 use super::date::Date;
 use super::head::{self, Parsed};
@@ -70,7 +71,6 @@ pub(super) struct Connection {
 }
 
 /// The request that is served.
-#[derive(Default)]
 struct Request {
     raw: Bytes,
     version: Version,
@@ -78,8 +78,8 @@ struct Request {
     target: Range<usize>,
     headers: HeaderMap,
     has_body: bool,
-    /// Bytes of the body that are still to be read.
-    left: u64,
+    /// What is still to be read of the body.
+    body: Body,
     at: Duration,
 }
 
@@ -87,7 +87,7 @@ struct Request {
 #[derive(Default)]
 struct Answer {
     status: Option<StatusCode>,
-    body: Body,
+    coding: Coding,
     /// What was written and not yet sent.
     out: Vec<u8>,
     sent: u64,
@@ -99,7 +99,7 @@ struct Answer {
 
 /// How the body of an answer is written.
 #[derive(Default, PartialEq, Eq)]
-enum Body {
+enum Coding {
     /// Not at all.
     #[default]
     Absent,
@@ -107,6 +107,22 @@ enum Body {
     Plain,
     /// In chunks.
     Chunked,
+}
+
+impl Request {
+    /// Before the first.
+    fn none() -> Self {
+        Self {
+            raw: Bytes::new(),
+            version: Version::HTTP_11,
+            method: Method::GET,
+            target: 0..0,
+            headers: HeaderMap::new(),
+            has_body: false,
+            body: Body::Length(0),
+            at: Duration::ZERO,
+        }
+    }
 }
 
 impl Connection {
@@ -119,7 +135,7 @@ impl Connection {
             buffer: BytesMut::new(),
             wait: Wait::new(draining),
             date: Date::default(),
-            request: Request::default(),
+            request: Request::none(),
             answer: Answer::default(),
         }
     }
@@ -168,8 +184,8 @@ impl Connection {
                 self.request.version = head.version;
                 self.request.method = head.method;
                 self.request.target = head.target;
-                self.request.has_body = head.body > 0;
-                self.request.left = head.body;
+                self.request.has_body = !head.body.is_done();
+                self.request.body = head.body;
                 self.answer.closes = head.closes || self.wait.drains();
                 Some(Heard::Request)
             }
@@ -184,7 +200,7 @@ impl Connection {
     /// Ends a request; whether the connection can serve another.
     pub(super) async fn end(&mut self) -> bool {
         let sent = self.flush().await.is_ok();
-        let short = self.request.left <= AHEAD as u64;
+        let short = self.request.body.is_done() || matches!(self.request.body, Body::Length(left) if left <= AHEAD as u64);
         let stays = sent && self.answer.whole && !self.answer.closes && short && self.drain(DRAIN_TIME).await;
         if stays {
             self.request.headers.clear();
@@ -193,7 +209,7 @@ impl Connection {
             self.answer = Answer { out, ..Answer::default() };
         } else {
             Shutdown::shutdown(&mut *self.stream).await;
-            if sent && self.request.left > 0 {
+            if sent && !self.request.body.is_done() {
                 self.drain(LINGER).await;
             }
         }
@@ -209,12 +225,12 @@ impl Connection {
 
     /// Reads the rest of a body and throws it away.
     async fn drain(&mut self, patience: Duration) -> bool {
-        if self.request.left == 0 {
+        if self.request.body.is_done() {
             return true;
         }
         let read = async {
-            while self.request.left > 0 {
-                if !matches!(self.read_body().await, Ok(Some(_))) {
+            while !self.request.body.is_done() {
+                if self.read_body().await.is_err() {
                     return false;
                 }
             }
@@ -311,24 +327,27 @@ impl Caller for Connection {
     }
 
     fn is_body_done(&mut self) -> bool {
-        self.request.left == 0
+        self.request.body.is_done()
     }
 
     async fn read_body(&mut self) -> Result<Option<Bytes>, BError> {
-        if self.request.left == 0 {
-            return Ok(None);
-        }
-        if self.buffer.is_empty() {
-            self.buffer.reserve(usize::try_from(self.request.left).unwrap_or(FIRST_READ).min(AHEAD));
+        loop {
+            let piece = self.request.body.next(&mut self.buffer);
+            let piece = piece.map_err(|Malformed(what)| Error::explain(ErrorType::InvalidHTTPHeader, what).into_down())?;
+            if !piece.is_empty() {
+                return Ok(Some(piece));
+            }
+            if self.request.body.is_done() {
+                return Ok(None);
+            }
+            let expected = usize::try_from(self.request.body.expected()).unwrap_or(AHEAD);
+            self.buffer.reserve(expected.clamp(FIRST_READ, AHEAD));
             match self.stream.read_buf(&mut self.buffer).await {
                 Ok(0) => return Err(Error::new_down(ErrorType::ConnectionClosed)),
                 Ok(_) => {}
                 Err(error) => return Err(Error::because(ErrorType::ReadError, "from a caller", error).into_down()),
             }
         }
-        let length = usize::try_from(self.request.left).unwrap_or(usize::MAX).min(self.buffer.len());
-        self.request.left -= length as u64;
-        Ok(Some(self.buffer.split_to(length).freeze()))
     }
 
     /// The short way sends what was read, from where it was read to.
@@ -376,14 +395,14 @@ impl Caller for Connection {
             out.extend_from_slice(self.date.of(self.request.at));
             out.extend_from_slice(b"\r\n");
         }
-        self.answer.body = match (head.status, length) {
-            (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) => Body::Absent,
-            _ if self.request.method == Method::HEAD => Body::Absent,
-            (_, Length::Chunked) => Body::Chunked,
-            _ => Body::Plain,
+        self.answer.coding = match (head.status, length) {
+            (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, _) => Coding::Absent,
+            _ if self.request.method == Method::HEAD => Coding::Absent,
+            (_, Length::Chunked) => Coding::Chunked,
+            _ => Coding::Plain,
         };
         // Without a length it would end with the connection.
-        self.answer.closes |= self.answer.body == Body::Plain && length == Length::Unsaid;
+        self.answer.closes |= self.answer.coding == Coding::Plain && length == Length::Unsaid;
         out.extend_from_slice(if self.answer.closes { b"connection: close\r\n\r\n" } else { b"connection: keep-alive\r\n\r\n" });
         if last {
             // A chunked body that is empty has an end all the same.
@@ -396,9 +415,9 @@ impl Caller for Connection {
         if self.answer.whole {
             return self.flush().await;
         }
-        let mut piece = if self.answer.body == Body::Absent { Bytes::new() } else { piece };
+        let mut piece = if self.answer.coding == Coding::Absent { Bytes::new() } else { piece };
         self.answer.sent += piece.len() as u64;
-        if self.answer.body == Body::Chunked {
+        if self.answer.coding == Coding::Chunked {
             let out = &mut self.answer.out;
             if !piece.is_empty() {
                 let _ = write!(out, "{:x}\r\n", piece.len());

@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
 use super::super::direct::answer::end_of_head;
 use super::super::direct::{Ask, asks};
+use super::super::framing::{Body, Chunk};
 
 /// Fields of a head at the most, as Pingora has it.
 const FIELDS: usize = 256;
@@ -37,8 +38,8 @@ pub struct Head {
     pub method: Method,
     /// Where in the bytes the target stands.
     pub target: Range<usize>,
-    /// The length of the body.
-    pub body: u64,
+    /// Where its body ends.
+    pub body: Body,
     /// Whether the caller wants to end the connection with this request.
     pub closes: bool,
 }
@@ -65,8 +66,7 @@ pub(super) fn put_back(raw: Bytes, buffer: &mut BytesMut) {
     buffer.unsplit(rest);
 }
 
-/// A head without its bytes. Nothing where the framework has to say what becomes of it: another version, another form of the target, a body of unknown length,
-/// and whatever is not understood.
+/// A head without its bytes. Nothing where the framework has to say what becomes of it: another version, another form of the target, a body that could end in two places, and whatever is not understood.
 fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Head> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
     let mut request = httparse::Request::new(&mut []);
@@ -82,13 +82,21 @@ fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Head> {
         return None;
     }
     // HTTP/1.0 ends the connection unless it is asked not to (RFC 9112 section 9.3).
-    let (mut body, mut closes, mut options) = (0, version == Version::HTTP_10, 0);
+    let (mut body, mut framings) = (Body::Length(0), 0);
+    let (mut closes, mut options) = (version == Version::HTTP_10, 0);
     for field in request.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
         let value = HeaderValue::from_maybe_shared(raw.slice_ref(field.value)).ok()?;
         match asks(&name, &value) {
             Ask::Nothing => {}
-            Ask::Body(length) => body = length,
+            Ask::Body(length) => {
+                framings += 1;
+                body = Body::Length(length);
+            }
+            Ask::Chunks => {
+                framings += 1;
+                body = Body::Chunked(Chunk::Size);
+            }
             Ask::Connection { close } => {
                 options += 1;
                 closes = close;
@@ -98,7 +106,9 @@ fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Head> {
         headers.try_append(name, value).ok()?;
     }
     let start = target.as_ptr().addr().checked_sub(raw.as_ptr().addr())?;
-    (options <= 1).then(|| {
+    // Chunks are unknown to HTTP/1.0.
+    let framed = framings == 0 || (framings == 1 && (version == Version::HTTP_11 || matches!(body, Body::Length(_))));
+    (framed && options <= 1).then(|| {
         Some(Head { raw: Bytes::new(), version, method: method.parse().ok()?, target: start..start + target.len(), body, closes })
     })?
 }
@@ -122,7 +132,10 @@ mod tests {
         }
         let (Parsed::Head(head), headers, left) = parse(&format!("{text}bodyGET /")) else { panic!() };
         assert_eq!((&head.raw[..], &left[..]), (text.as_bytes(), &b"bodyGET /"[..]));
-        assert_eq!((head.method, &head.raw[head.target.clone()], head.body, head.closes), (Method::POST, &b"/a/../b?c"[..], 4, true));
+        assert_eq!(
+            (head.method, &head.raw[head.target.clone()], head.body, head.closes),
+            (Method::POST, &b"/a/../b?c"[..], Body::Length(4), true)
+        );
         assert_eq!(headers.get_all("x-two").iter().count(), 2);
         assert_eq!(headers.len(), 5);
     }
@@ -152,7 +165,11 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nConnection: close\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: close, x-user\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: 4\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +4\r\n\r\nbody",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551616\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n",
