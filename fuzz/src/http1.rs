@@ -1,7 +1,7 @@
 //! The bytes of a connection: a request is cut off where every strict reader cuts it, and a backend's answer ends at one place however it comes.
 
 use bytes::{Bytes, BytesMut};
-use edgeward::proxy::parsers::{Body, Parsed, read_answer, take_request};
+use edgeward::proxy::parsers::{Body, Chunk, Parsed, read_answer, take_request};
 use edgeward::request::framing;
 use http::{HeaderMap, Method, Version};
 
@@ -35,11 +35,16 @@ fn check_request(data: &[u8]) {
     let lines: Vec<_> = text.split("\r\n").skip_while(|line| line.is_empty()).collect();
     assert!(lines.len() >= 3 && lines.iter().rev().take(2).all(|line| line.is_empty()), "{lines:?}");
     let said = |name: &str| lines.iter().filter_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim())).collect::<Vec<_>>();
-    assert!(["transfer-encoding", "upgrade", "expect", "te", "trailer"].iter().all(|name| said(name).is_empty()), "{text}");
-    match &said("content-length")[..] {
-        [] => assert_eq!(head.body, 0),
-        [length] => assert_eq!(length.parse(), Ok(head.body)),
-        several => panic!("{several:?}"),
+    assert!(["upgrade", "expect", "te", "trailer"].iter().all(|name| said(name).is_empty()), "{text}");
+    match (&said("content-length")[..], &said("transfer-encoding")[..], &head.body) {
+        ([], [], Body::Length(0)) => {}
+        ([said], [], Body::Length(length)) => assert_eq!(said.parse(), Ok(*length)),
+        ([], ["chunked"], Body::Chunked(Chunk::Size)) => assert_eq!(head.version, Version::HTTP_11),
+        framing => panic!("{framing:?}"),
+    }
+    let whole = body(head.body.clone(), &buffer, buffer.len().max(1));
+    for step in [1, 3, 64] {
+        assert_eq!(body(head.body.clone(), &buffer, step), whole, "a body in pieces of {step}");
     }
     let stays = if head.version == Version::HTTP_10 { said("connection") == ["keep-alive"] } else { said("connection") != ["close"] };
     assert_eq!(head.closes, !stays);
@@ -54,6 +59,23 @@ fn in_pieces(data: &[u8]) -> Option<Bytes> {
         }
     }
     None
+}
+
+/// What of a body was read, whether it was whole or broken, and what of the bytes is left behind a whole one.
+fn body(mut body: Body, data: &[u8], step: usize) -> (Vec<u8>, bool, bool, Vec<u8>) {
+    let (mut buffer, mut read, mut broken) = (BytesMut::new(), Vec::new(), false);
+    for piece in data.chunks(step) {
+        buffer.extend_from_slice(piece);
+        while !broken && !body.is_done() {
+            match body.next(&mut buffer) {
+                Ok(piece) if piece.is_empty() => break,
+                Ok(piece) => read.extend_from_slice(&piece),
+                Err(_) => broken = true,
+            }
+        }
+    }
+    let left = if body.is_done() { buffer.to_vec() } else { Vec::new() };
+    (read, body.is_done(), broken, left)
 }
 
 /// What of an answer was read: its head as it is written for a caller, its body, whether it was whole or broken.

@@ -71,6 +71,10 @@ impl Chunk {
                     // The parser takes a line without a digit for the size 0, which would end the body here.
                     let size = httparse::parse_chunk_size(&line).ok().filter(|_| line.first().is_some_and(u8::is_ascii_hexdigit));
                     let Some(httparse::Status::Complete((_, size))) = size else { return Err(Malformed("chunk_size")) };
+                    // To a reader that counts with a sign this is less than nothing.
+                    if i64::try_from(size).is_err() {
+                        return Err(Malformed("chunk_size"));
+                    }
                     *self = if size == 0 { Self::Trailer } else { Self::Data(size) };
                 }
                 Self::Data(left) => {
@@ -161,9 +165,19 @@ mod tests {
 
     #[test]
     fn chunks_that_two_readers_could_cut_differently_are_refused() {
-        for text in
-            ["x\r\n", "-1\r\n", "5\nhello", "5\r\nhelloX\r\n", "5\r\nhello\n", "11111111111111111\r\n", "\r\n", " \r\n", "0\r\nA: b\n\r\n"]
-        {
+        for text in [
+            "x\r\n",
+            "-1\r\n",
+            "5\nhello",
+            "5\r\nhelloX\r\n",
+            "5\r\nhello\n",
+            "11111111111111111\r\n",
+            "ffffffffffffffff\r\n",
+            "8000000000000000\r\n",
+            "\r\n",
+            " \r\n",
+            "0\r\nA: b\n\r\n",
+        ] {
             let (mut body, mut buffer) = (Body::Chunked(Chunk::Size), BytesMut::from(text));
             let refused = (0..4).any(|_| body.next(&mut buffer).is_err());
             assert!(refused, "{text:?}: {body:?}");

@@ -40,9 +40,6 @@ const FIRST_READ: usize = 8 * 1024;
 /// What is read of a long body at once.
 const LONGEST_READ: usize = 64 * 1024;
 
-/// What is passed on of one answer before others have their turn: a backend and a caller that are both quick could go on for ever.
-const TURN: usize = 256 * 1024;
-
 /// The longest head of an answer, as Pingora has it.
 const LONGEST_HEAD: usize = 1024 * 1024;
 
@@ -279,15 +276,9 @@ impl Gateway {
             context.land();
         }
         caller.write_head(&answer, ended).await?;
-        let mut turn = 0;
         while !ended {
             let piece = body.next(&mut connection.buffer).map_err(malformed)?;
             ended = body.is_done();
-            turn += piece.len();
-            if turn >= TURN {
-                turn = 0;
-                tokio::task::yield_now().await;
-            }
             if piece.is_empty() && !ended {
                 caller.flush().await?;
                 let room = usize::try_from(body.expected()).unwrap_or(LONGEST_READ).clamp(FIRST_READ, LONGEST_READ);

@@ -27,53 +27,47 @@ pub(super) struct Upload {
     left: Option<Length>,
     /// What came of it and was not yet written: a piece within its frame.
     rest: Framed,
-    state: State,
+    /// Whether some of what was written was not yet sent.
+    unsent: bool,
+    /// Whether some of it has come, which no other backend can be sent again.
+    begun: bool,
+    /// Whether the backend has answered, or has closed, without all of it.
+    stopped: bool,
 }
 
 type Framed = Chain<Chain<Bytes, Bytes>, Bytes>;
 
-#[derive(Debug, PartialEq, Eq)]
-enum State {
-    /// Nothing has come of it yet, and so it can be passed on to another backend.
-    Whole,
-    /// Some of it has come.
-    Begun,
-    /// Some of what was written was not yet sent.
-    Unsent,
-    /// The backend has answered, or has closed, without all of it.
-    Stopped,
-}
-
 impl Upload {
     /// A body, if there is one.
     pub(super) fn new(length: Option<Length>) -> Self {
-        Self { left: length, rest: alone(Bytes::new()), state: State::Whole }
+        Self { left: length, rest: alone(Bytes::new()), unsent: false, begun: false, stopped: false }
     }
 
-    /// Whether nothing has come of it yet.
+    /// Whether it can be passed on to another backend, as nothing has come of it yet.
     pub(super) fn is_whole(&self) -> bool {
-        self.state == State::Whole
+        !self.begun
     }
 
     /// Whether all of it was passed on.
     pub(super) fn is_done(&self) -> bool {
-        self.left.is_none() && !self.waits() && self.state != State::Stopped
+        self.left.is_none() && !self.waits() && !self.stopped
     }
 
     /// Whether the caller is to be asked for more.
     pub(super) fn wants(&self) -> bool {
-        self.left.is_some() && !self.waits() && self.state != State::Stopped
+        self.left.is_some() && !self.waits() && !self.stopped
     }
 
     /// Whether the backend is to take more.
     pub(super) fn waits(&self) -> bool {
-        self.rest.has_remaining() || self.state == State::Unsent
+        self.rest.has_remaining() || self.unsent
     }
 
     /// Passes nothing more on.
     pub(super) fn stop(&mut self) {
         self.rest = alone(Bytes::new());
-        self.state = State::Stopped;
+        self.unsent = false;
+        self.stopped = true;
     }
 
     /// Takes the next piece from the caller, or the end of its body. What is not as long as its head says reaches no backend as a whole: the next
@@ -91,7 +85,7 @@ impl Upload {
                 left == 0
             }
         };
-        self.state = State::Begun;
+        self.begun = true;
         let piece = context.pass(piece, last)?;
         self.rest = if self.left == Some(Length::Unknown) { chunk(piece, last) } else { alone(piece) };
         if line.has_records() {
@@ -115,10 +109,10 @@ impl Upload {
                     return Poll::Ready(());
                 }
             }
-            self.state = State::Unsent;
+            self.unsent = true;
         }
         match ready!(line.poll_flush(cx)) {
-            Ok(()) => self.state = State::Begun,
+            Ok(()) => self.unsent = false,
             Err(_) => self.stop(),
         }
         Poll::Ready(())
