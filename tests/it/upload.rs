@@ -123,6 +123,38 @@ fn a_backend_that_wants_no_more_of_it_says_so() {
 }
 
 #[test]
+fn one_that_waits_to_be_asked_for_is_asked_for_by_the_backend_or_not_at_all() {
+    let script = |stream: &mut dyn Connected, number| {
+        if number == 0 {
+            let _ = stream.write_all(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno").and_then(|()| stream.flush());
+            let _ = stream.read(&mut [0]);
+            return;
+        }
+        let _ = stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").and_then(|()| stream.flush());
+        let mut body = vec![0; if number == 1 { 5 } else { LONG }];
+        stream.read_exact(&mut body).unwrap();
+        assert!(body.iter().all(|byte| *byte == b'x'));
+        let _ = stream.write_all(&answer(200, &[("Connection", "close")], "served")).and_then(|()| stream.flush());
+    };
+    for (_, gateway) in services(script, "") {
+        let head = |length| format!("POST / HTTP/1.1\r\nHost: gw.test\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n");
+        let mut connection = Connection::open(gateway.address());
+        connection.send(head(5));
+        let refused = connection.answer(false);
+        assert_eq!((refused.status, refused.text(), refused.header("connection")), (417, "no", Some("close")));
+        assert!(connection.is_closed());
+        let mut connection = Connection::open(gateway.address());
+        for length in [5, LONG] {
+            connection.send(head(length));
+            assert_eq!(connection.answer(false).status, 100, "{length}");
+            connection.send(vec![b'x'; length]);
+            let answer = connection.answer(false);
+            assert_eq!((answer.status, answer.text(), answer.header("connection")), (200, "served", Some("keep-alive")), "{length}");
+        }
+    }
+}
+
+#[test]
 fn one_that_breaks_off_is_no_request_to_the_backend_and_no_failure_of_it() {
     for (origin, gateway) in both("", |_: &Recorded| Reply::Bytes(answer(200, &[], "origin"))) {
         let mut connection = Connection::open(gateway.address());

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use pingora::{BError, Error, ErrorType};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::unconstrained;
 
 use super::super::deadline::Deadline;
 use super::super::peer::Connector;
@@ -59,7 +60,11 @@ impl Line {
         match &mut self.stream {
             Stream::Clear(stream) => matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock),
             // By way of TLS: what speaks here may be its own, as the tickets behind a handshake are.
-            Stream::Tls(stream) => pin!(stream.read(&mut [0])).poll(&mut Context::from_waker(Waker::noop())).is_pending(),
+            Stream::Tls(stream) => {
+                // A task that has done much would be told to wait, whatever there is to read.
+                let read = unconstrained(async { stream.read(&mut [0]).await });
+                pin!(read).poll(&mut Context::from_waker(Waker::noop())).is_pending()
+            }
         }
     }
 

@@ -61,6 +61,8 @@ pub(super) enum Ask {
     Body(u64),
     /// To pass on a body in chunks.
     Chunks,
+    /// To say whether the body is wanted before it is sent.
+    Continue,
     /// To keep the connection or to end it, and nothing else.
     Connection { close: bool },
     /// More than the short way does.
@@ -74,6 +76,7 @@ pub(super) fn asks(name: &HeaderName, value: &http::HeaderValue) -> Ask {
         header::TRANSFER_ENCODING if value.as_bytes().eq_ignore_ascii_case(b"chunked") => Ask::Chunks,
         header::CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"keep-alive") => Ask::Connection { close: false },
         header::CONNECTION if value.as_bytes().eq_ignore_ascii_case(b"close") => Ask::Connection { close: true },
+        header::EXPECT if value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ask::Continue,
         header::CONNECTION | header::TRANSFER_ENCODING | header::UPGRADE | header::EXPECT | header::TE | header::TRAILER => Ask::More,
         _ if matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings") => Ask::More,
         _ => Ask::Nothing,
@@ -85,7 +88,7 @@ pub(super) fn is_plain(headers: &HeaderMap) -> bool {
     let (mut options, mut framings) = (0, 0);
     headers.iter().all(|(name, value)| {
         match asks(name, value) {
-            Ask::Nothing => {}
+            Ask::Nothing | Ask::Continue => {}
             Ask::Body(_) | Ask::Chunks => framings += 1,
             Ask::Connection { .. } => options += 1,
             Ask::More => return false,
@@ -94,11 +97,11 @@ pub(super) fn is_plain(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Whether the head says that there is no body or a short one.
+/// Whether the head says that there is no body or a short one, which comes without more ado.
 pub(super) fn is_short(headers: &HeaderMap) -> bool {
     headers.iter().all(|(name, value)| match asks(name, value) {
         Ask::Body(length) => length <= READ_AHEAD,
-        Ask::Chunks => false,
+        Ask::Chunks | Ask::Continue => false,
         _ => true,
     })
 }
@@ -154,7 +157,9 @@ impl Gateway {
             (None, None) => Length::Unknown,
         };
         let (body, uploaded) = match length {
-            Length::Bytes(length) if length <= READ_AHEAD || context.body.whole().is_some() => (body(caller, context, length).await?, None),
+            Length::Bytes(length) if context.body.whole().is_some() || comes_short(caller, length) => {
+                (body(caller, context, length).await?, None)
+            }
             length => (SmallVec::new(), Some(length)),
         };
         let request = Request { body, uploaded, ..request(caller, context, length)? };
@@ -399,6 +404,11 @@ impl Connection {
     }
 }
 
+/// Whether a body of this length is short, and comes without more ado: whether another is wanted is the backend's to say.
+fn comes_short(caller: &impl Caller, length: u64) -> bool {
+    length == 0 || (length <= READ_AHEAD && !caller.headers().contains_key(header::EXPECT))
+}
+
 /// The body, which is short and of this length.
 async fn body(caller: &mut impl Caller, context: &mut Context, length: u64) -> Result<SmallVec<[Bytes; 2]>, BError> {
     let mut pieces = SmallVec::<[Bytes; 2]>::new();
@@ -434,6 +444,9 @@ fn request(caller: &impl Caller, context: &Context, length: Length) -> Result<Re
     fields.remove(&header::CONNECTION);
     fields.set(&HOST, target.authority.as_bytes());
     upstream_head::introduce(caller, &mut fields, context)?;
+    if context.body.continued {
+        fields.remove(&EXPECT);
+    }
     match (length, context.body.whole()) {
         (Length::Unknown, _) => fields.set(&TRANSFER_ENCODING, b"chunked"),
         // It came without a length, and was read to its end.
@@ -454,6 +467,7 @@ fn request(caller: &impl Caller, context: &Context, length: Length) -> Result<Re
 }
 
 static HOST: HeaderName = header::HOST;
+static EXPECT: HeaderName = header::EXPECT;
 static TRANSFER_ENCODING: HeaderName = header::TRANSFER_ENCODING;
 static CONTENT_LENGTH: HeaderName = header::CONTENT_LENGTH;
 
@@ -499,7 +513,8 @@ mod tests {
             (&[("transfer-encoding", "chunked ")], false),
             (&[("transfer-encoding", "xchunked")], false),
             (&[("upgrade", "h2c")], false),
-            (&[("expect", "100-continue")], false),
+            (&[("expect", "100-continue"), ("content-length", "5")], true),
+            (&[("expect", "200-ok")], false),
             (&[("te", "trailers")], false),
             (&[("trailer", "x")], false),
             (&[("keep-alive", "timeout=5")], false),

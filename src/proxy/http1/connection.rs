@@ -401,6 +401,8 @@ impl Caller for Connection {
             (_, Length::Chunked) => Coding::Chunked,
             _ => Coding::Plain,
         };
+        // Whoever waits to be asked for its body may keep it back now: what comes next could be either (RFC 9110 section 10.1.1).
+        self.answer.closes |= !self.request.body.is_done() && self.request.headers.contains_key(header::EXPECT);
         // Without a length it would end with the connection.
         self.answer.closes |= self.answer.coding == Coding::Plain && length == Length::Unsaid;
         out.extend_from_slice(if self.answer.closes { b"connection: close\r\n\r\n" } else { b"connection: keep-alive\r\n\r\n" });

@@ -4,6 +4,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
+use http::header::EXPECT;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
 use super::super::direct::answer::end_of_head;
@@ -88,7 +89,7 @@ fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Head> {
         let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
         let value = HeaderValue::from_maybe_shared(raw.slice_ref(field.value)).ok()?;
         match asks(&name, &value) {
-            Ask::Nothing => {}
+            Ask::Nothing | Ask::Continue => {}
             Ask::Body(length) => {
                 framings += 1;
                 body = Body::Length(length);
@@ -106,8 +107,8 @@ fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Head> {
         headers.try_append(name, value).ok()?;
     }
     let start = target.as_ptr().addr().checked_sub(raw.as_ptr().addr())?;
-    // Chunks are unknown to HTTP/1.0.
-    let framed = framings == 0 || (framings == 1 && (version == Version::HTTP_11 || matches!(body, Body::Length(_))));
+    // HTTP/1.0 knows neither chunks nor interim answers.
+    let framed = framings <= 1 && (version == Version::HTTP_11 || (matches!(body, Body::Length(_)) && !headers.contains_key(EXPECT)));
     (framed && options <= 1).then(|| {
         Some(Head { raw: Bytes::new(), version, method: method.parse().ok()?, target: start..start + target.len(), body, closes })
     })?
@@ -172,7 +173,8 @@ mod tests {
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: 4\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +4\r\n\r\nbody",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551616\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n",
+            "POST / HTTP/1.0\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\nContent-Length: 4\r\n\r\n",
             "\u{16}\u{3}\u{1}\n\n",
         ] {
             let (parsed, headers, left) = parse(text);
