@@ -152,6 +152,43 @@ fn a_backend_over_tls_is_verified_and_shown_our_certificate() {
 }
 
 #[test]
+fn a_connection_that_was_verified_for_one_upstream_serves_no_other() {
+    let (authority, other) = (Authority::new("authority"), Authority::new("other"));
+    let origin = Origin::tls(&authority.issue(&["orders.test"]), None, |_| Reply::Bytes(answer(200, &[], "verified")));
+    let folder = Folder::new();
+    folder.write("ca.pem", authority.pem());
+    folder.write("other.pem", other.pem());
+    let address = origin.address;
+    // One worker, which takes its own connections first.
+    let config = |ca| {
+        format!(
+            r#"
+listeners: [{{address: "127.0.0.1:0"}}]
+admin: {{address: "127.0.0.1:0"}}
+server: {{threads: 1}}
+upstreams:
+  good: {{servers: ["{address}"], tls: {{server_name: orders.test, ca: {ca}}}}}
+  foreign: {{servers: ["{address}"], tls: {{server_name: orders.test, ca: other.pem}}}}
+  misnamed: {{servers: ["{address}"], tls: {{server_name: evil.test, ca: ca.pem}}}}
+routes:
+  - {{name: good, path: "/good", upstream: good, policy: {{authenticate: public}}}}
+  - {{name: foreign, path: "/foreign", upstream: foreign, policy: {{authenticate: public}}}}
+  - {{name: misnamed, path: "/misnamed", upstream: misnamed, policy: {{authenticate: public}}}}
+"#
+        )
+    };
+    let gateway = Gateway::start_in(folder, &config("ca.pem"));
+    let statuses = || ["/good", "/foreign", "/good", "/misnamed"].map(|path| gateway.get(path, &[]).status);
+    (0..3).for_each(|_| assert_eq!(statuses(), [200, 502, 200, 502]));
+    gateway.rewrite(&config("other.pem"));
+    until("the other authority counts", || gateway.get("/good", &[]).status == 502);
+    (0..3).for_each(|_| assert_eq!(statuses(), [502; 4]));
+    gateway.rewrite(&config("ca.pem"));
+    until("the first authority counts again", || gateway.get("/good", &[]).status == 200);
+    assert_eq!(statuses(), [200, 502, 200, 502]);
+}
+
+#[test]
 fn a_name_is_resolved_and_other_servers_take_effect_by_a_reload() {
     let (first, second) = (named("first"), named("second"));
     let by_name = |origin: &Origin| config(&format!(r#"servers: ["localhost:{}"]"#, origin.address.port()));
