@@ -12,6 +12,7 @@ use http::header;
 use super::caller::Caller;
 use super::failure;
 use crate::request::{BodyCheck, BodyDigest, Rejection};
+use crate::snapshot::ServerRules;
 
 /// What Pingora keeps of a body to send it again. Once more than this was read, it does not send even what it has not sent yet.
 pub(super) const READ_AHEAD: u64 = 64 * 1024;
@@ -150,6 +151,12 @@ pub(super) struct Rules {
     pub(super) limit: u64,
     /// The longest wait for its next piece: HTTP/2 has none of its own.
     pub(super) timeout: Duration,
+}
+
+impl Rules {
+    pub(super) fn of(server: &ServerRules) -> Self {
+        Self { limit: server.body_limit, timeout: server.body_timeout }
+    }
 }
 
 async fn next(caller: &mut impl Caller, timeout: Duration) -> Result<Option<Bytes>, Rejection> {

@@ -130,7 +130,7 @@ impl Gateway {
     async fn decide(&self, caller: &mut impl Caller, context: &mut Context, ways: Ways) -> Result<Decided, Refusal> {
         let now = context.started;
         let Context { snapshot, client, certificate, request_id, place, admission, target, body, body_received, .. } = context;
-        let body_rules = body::Rules { limit: snapshot.server.body_limit, timeout: snapshot.server.body_timeout };
+        let body_rules = body::Rules::of(&snapshot.server);
         caller.prepare(&snapshot.server);
         let peer = caller.peer().ok_or(Rejection::Internal("no_peer_address"))?.ip();
         let found = snapshot.server.client(peer, caller.headers());
@@ -328,8 +328,7 @@ impl ProxyHttp for Gateway {
         context.answered.get_or_insert_with(|| (self.clock)().monotonic);
         let status = answer.status.as_u16();
         if status >= 200 || status == 101 {
-            let rules = body::Rules { limit: context.snapshot.server.body_limit, timeout: context.snapshot.server.body_timeout };
-            let settled = context.body.settle(session, rules).await;
+            let settled = context.body.settle(session, body::Rules::of(&context.snapshot.server)).await;
             settled.map_err(|rejection| context.refuse_body(rejection))?;
         }
         // The framework refuses a switch to what was not passed on, and takes one that nobody asked for as one more hint.

@@ -176,12 +176,8 @@ impl Gateway {
                 Err(error) => return Err(error),
             };
             match self.ask(caller, context, &mut connection, &request).await {
-                Ok(head) => {
-                    let again = connection.upload.is_whole() && may_retry(caller, context, RetryOn::Status(head.answer.status.as_u16()));
-                    if !again {
-                        return self.pass_on(caller, context, connection, address, head).await;
-                    }
-                }
+                Ok(head) if connection.upload.is_whole() && may_retry(caller, context, RetryOn::Status(head.answer.status.as_u16())) => {}
+                Ok(head) => return self.pass_on(caller, context, connection, address, head).await,
                 Err(Broken::Stale) => {
                     context.tried.pop();
                     may_be_kept = false;
@@ -270,8 +266,7 @@ impl Gateway {
         if context.body.is_withheld() {
             // What is still to come of it is read to be proven, and not passed on.
             connection.upload.stop();
-            let rules = Rules { limit: context.snapshot.server.body_limit, timeout: context.snapshot.server.body_timeout };
-            let settled = context.body.settle(caller, rules).await;
+            let settled = context.body.settle(caller, Rules::of(&context.snapshot.server)).await;
             settled.map_err(|rejection| context.refuse_body(rejection))?;
         }
         respond::decorate(&mut *answer, context)?;

@@ -334,9 +334,7 @@ impl Gateway {
         last: bool,
         body: &Body,
     ) -> Result<(), Broken> {
-        let server = &context.snapshot.server;
-        let rules = Rules { limit: server.body_limit, timeout: server.body_timeout };
-        let settled = context.body.settle(caller, rules).await;
+        let settled = context.body.settle(caller, Rules::of(&context.snapshot.server)).await;
         settled.map_err(|rejection| context.refuse_body(rejection))?;
         if !body.forgotten && may_retry(caller, context, RetryOn::Status(head.status.as_u16())) {
             return Err(Broken::Again);

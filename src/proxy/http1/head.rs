@@ -67,7 +67,8 @@ pub(super) fn put_back(raw: Bytes, buffer: &mut BytesMut) {
     buffer.unsplit(rest);
 }
 
-/// A head without its bytes. Nothing where the framework has to say what becomes of it: another version, another form of the target, a body that could end in two places, and whatever is not understood.
+/// A head without its bytes. Nothing where the framework has to say what becomes of it: another version, another form of the target, a body that
+/// could end in two places, and whatever is not understood.
 fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Head> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
     let mut request = httparse::Request::new(&mut []);
