@@ -63,10 +63,15 @@ impl ApiKey {
         }
         let hash = KeyHash::of(&presented);
         match self.table.find(&hash) {
-            Some(key) => match judge(&key, &hash, request, now.unix.as_secs()) {
-                Ok(()) => Verdict::Accept(self.live.used(&key, &self.name, request.client.address, now.unix.as_secs()).into()),
-                Err(rejection) => Verdict::Reject(rejection),
-            },
+            Some(known) => {
+                let (identity, now) = (known.identity(&self.name), now.unix.as_secs());
+                if let Err(rejection) = judge(&known, &hash, request, now) {
+                    return Verdict::Reject(rejection);
+                }
+                self.live.count(&known, request.client.address, now);
+                let identity = identity.cloned();
+                Verdict::Accept(identity.unwrap_or_else(|| self.table.introduce(known, &self.name)).into())
+            }
             None if !ours && self.is_shared(request) => Verdict::Pass,
             None => refuse("unknown"),
         }

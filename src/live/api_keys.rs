@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use dashmap::mapref::one::Ref;
@@ -93,9 +92,8 @@ impl Record {
 
 /// A secret of a key, as a decision meets it: the current one, or the one before the last rotation. Replaced whole when the record changes.
 ///
-/// In this order, so that what a request asks is, with the counts of its `Arc`, in two cache lines side by side: what is used of a million keys comes
-/// from main memory, and each place that has to be visited there is one more wait. Names of up to 23 bytes and the usage are in place for the
-/// same reason.
+/// In this order, so that what a request asks lies together: what is used of a million keys comes from main memory, and each place that has to be
+/// visited there is one more wait. Names of up to 23 bytes and the usage are in place for the same reason.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Key {
@@ -105,7 +103,6 @@ pub struct Key {
     expires: u64,
     /// Absent where there is nothing more to say, as of most.
     terms: Option<Box<Terms>>,
-    identity: ArcSwapOption<Identity>,
     usage: Usage,
     id: SmolStr,
     consumer: SmolStr,
@@ -149,7 +146,6 @@ impl Key {
                 grants: Arc::clone(grants),
                 expires: record.expires.unwrap_or(u64::MAX),
                 terms: (terms != Terms::default()).then(|| Box::new(terms)),
-                identity: ArcSwapOption::empty(),
                 usage: Usage::default(),
                 id: SmolStr::new(&record.id),
                 consumer: SmolStr::new(&record.consumer),
@@ -197,19 +193,16 @@ impl Key {
         after.checked_sub(1).and_then(|candidate| allow.get(candidate)).is_some_and(|net| net.contains(&address))
     }
 
-    /// Built at the first use and kept: most of a million keys are never used.
-    fn introduce(&self, authenticator: &Arc<str>) -> Arc<Identity> {
+    fn identity(&self, authenticator: &Arc<str>) -> Arc<Identity> {
         // Both secrets are one credential: a limit for each is not counted twice during the grace.
         let KeyHash(credential) = self.rotated().map_or(self.hash, |&(current, _)| current);
-        let identity = Arc::new(Identity {
+        Arc::new(Identity {
             consumer: Some(self.consumer.clone()),
             key_id: Some(self.id.clone()),
             scopes: self.grants.scopes.clone(),
             plan: self.grants.plan.clone(),
             ..Identity::new(Method::ApiKey, authenticator.clone(), credential)
-        });
-        self.identity.store(Some(identity.clone()));
-        identity
+        })
     }
 }
 
@@ -217,12 +210,21 @@ impl Key {
 /// that key alone.
 #[derive(Debug)]
 pub struct Table {
-    by_hash: DashMap<ByHash, (), ahash::RandomState>,
+    by_hash: DashMap<ByHash, Option<Arc<Identity>>, ahash::RandomState>,
     writer: Mutex<Writer>,
 }
 
-/// A key that a table knows; its shard is locked for reading.
-struct Known<'a>(Ref<'a, ByHash, ()>);
+/// A key that a table knows, and whom it proved before; its shard is locked for reading.
+pub struct Known<'a>(Ref<'a, ByHash, Option<Arc<Identity>>>);
+
+impl Known<'_> {
+    /// Whom the key proves, if it did in the name of this authenticator before. The way to it lies in the table and not in the key, so that of a
+    /// million the one is on its way from main memory while the other is. For that it must be asked before the key is judged, and before anything is
+    /// counted: an atomic update waits for all that was asked for before it.
+    pub fn identity(&self, authenticator: &Arc<str>) -> Option<&Arc<Identity>> {
+        self.0.value().as_ref().filter(|identity| identity.authenticator == *authenticator)
+    }
+}
 
 impl Deref for Known<'_> {
     type Target = Arc<Key>;
@@ -250,8 +252,25 @@ impl Default for Table {
 
 impl Table {
     /// The key that has, or had before its last rotation, this hash. Whether it is good is another question.
-    pub fn find(&self, hash: &KeyHash) -> Option<impl Deref<Target = Arc<Key>> + '_> {
+    pub fn find(&self, hash: &KeyHash) -> Option<Known<'_>> {
         self.by_hash.get(hash).map(Known)
+    }
+
+    /// Whom a key proves in the name of an authenticator, built and kept: most of a million keys are never used.
+    pub fn introduce(&self, known: Known<'_>, authenticator: &Arc<str>) -> Arc<Identity> {
+        let key = Arc::clone(&known);
+        // Its lock would wait for itself.
+        drop(known);
+        let identity = key.identity(authenticator);
+        self.keep(&key, identity.clone());
+        identity
+    }
+
+    /// Only with the key that it was built of: another may have taken its place, and says something else.
+    fn keep(&self, key: &Arc<Key>, identity: Arc<Identity>) {
+        if let Some(mut place) = self.by_hash.get_mut(&key.hash).filter(|place| Arc::ptr_eq(&place.key().0, key)) {
+            *place = Some(identity);
+        }
     }
 
     /// The number of keys.
@@ -279,8 +298,8 @@ impl Table {
         for secret in known.secrets() {
             match self.by_hash.entry(ByHash(Arc::clone(secret))) {
                 // An insertion would leave the old key where it is, as both have the same hash.
-                Entry::Occupied(entry) => drop(entry.replace_entry(())),
-                Entry::Vacant(entry) => drop(entry.insert(())),
+                Entry::Occupied(entry) => drop(entry.replace_entry(None)),
+                Entry::Vacant(entry) => drop(entry.insert(None)),
             }
         }
         if let Some(old) = writer.by_id.replace(known) {
@@ -305,7 +324,7 @@ impl Table {
     /// Takes out what still leads to a key that is no longer this one.
     fn forget(&self, old: &ById) {
         for secret in old.secrets() {
-            self.by_hash.remove_if(&secret.hash, |ByHash(found), ()| Arc::ptr_eq(found, secret));
+            self.by_hash.remove_if(&secret.hash, |ByHash(found), _| Arc::ptr_eq(found, secret));
         }
     }
 }
@@ -497,18 +516,8 @@ impl ApiKeys {
         lock(&self.failure).clone()
     }
 
-    /// Counts a request that a key opened, and says who that proves, in the name of an authenticator.
-    pub fn used(&self, key: &Arc<Key>, authenticator: &Arc<str>, address: IpAddr, now: u64) -> Arc<Identity> {
-        // Read before anything is counted: an atomic update waits until all that was asked for before it has come from memory, so one wait
-        // brings both.
-        let known = key.identity.load();
-        let known = known.as_ref().filter(|identity| identity.authenticator == *authenticator);
-        self.count(key, address, now);
-        known.map_or_else(|| key.introduce(authenticator), Arc::clone)
-    }
-
-    /// One atomic add; the rest happens once a second per key.
-    fn count(&self, key: &Arc<Key>, address: IpAddr, now: u64) {
+    /// Counts a request that a key opened. One atomic add; the rest happens once a second per key.
+    pub fn count(&self, key: &Arc<Key>, address: IpAddr, now: u64) {
         let usage = &key.usage;
         let last = usage.last_used.load(Ordering::Relaxed);
         if last != now && usage.last_used.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
@@ -718,7 +727,9 @@ mod tests {
     }
 
     fn use_once(keys: &ApiKeys, id: &str, now: u64) -> Arc<Identity> {
-        keys.used(&keys.table().find(&KeyHash::of(id)).unwrap(), &"p".into(), "192.0.2.1".parse().unwrap(), now)
+        let known = keys.table().find(&KeyHash::of(id)).unwrap();
+        keys.count(&known, "192.0.2.1".parse().unwrap(), now);
+        keys.table().introduce(known, &"p".into())
     }
 
     fn requests(path: &Path, id: &str) -> u64 {
@@ -866,12 +877,32 @@ mod tests {
     }
 
     #[test]
-    fn what_a_request_asks_of_a_key_is_in_two_cache_lines() {
+    fn an_identity_is_kept_with_the_key_it_was_built_of_and_for_who_asked_last() {
+        let table = Table::default();
+        let find = || table.find(&KeyHash::of("a")).unwrap();
+        let [one, other] = ["one", "other"].map(Arc::<str>::from);
+        table.apply(record("a"));
+        assert!(find().identity(&one).is_none());
+        let built = table.introduce(find(), &one);
+        assert!(Arc::ptr_eq(&built, find().identity(&one).unwrap()));
+        assert!(find().identity(&other).is_none());
+        assert_eq!(table.introduce(find(), &other).authenticator, other);
+        assert!(find().identity(&one).is_none());
+
+        let before = Arc::clone(&find());
+        table.apply(Record { consumer: "globex".into(), ..record("a") });
+        assert!(find().identity(&other).is_none());
+        table.keep(&before, built);
+        assert!(find().identity(&one).is_none(), "what was built of the key before says nothing of this one");
+        assert_eq!(table.introduce(find(), &one).consumer.as_deref(), Some("globex"));
+    }
+
+    #[test]
+    fn what_a_request_asks_of_a_key_lies_together() {
         let counts_of_arc = 2 * size_of::<usize>();
         assert!(std::mem::offset_of!(Key, usage) + size_of::<Usage>() + counts_of_arc <= 128);
-        // The allocator's next size, which begins on a cache line as well.
-        assert!(size_of::<Key>() + counts_of_arc <= 192);
-        assert_eq!(size_of::<ByHash>(), size_of::<usize>());
+        assert_eq!(size_of::<Key>() + counts_of_arc, 160, "a size that the allocator has");
+        assert_eq!(size_of::<(ByHash, Option<Arc<Identity>>)>(), 2 * size_of::<usize>());
     }
 
     #[test]
