@@ -33,9 +33,13 @@ class Load:
     # Each line is sent once, and then the run ends.
     once: bool = False
     tool: str = "wrk"
+    # Spoken by h2load, which speaks HTTP/1.1 as well.
+    http2: bool = False
     # A new connection for each request.
     close: bool = False
     streams: int = 8
+    # Requests per second in all; without it, the next is sent when the one before is answered.
+    pace: float | None = None
 
     def first(self):
         """The path and the headers of the first request."""
@@ -134,7 +138,11 @@ def h2load(stage, core, url, load, seconds, _, expected):
     log = stage.folder / "h2load.log"
     log.unlink(missing_ok=True)
     path, headers = load.first()
-    command = ["h2load", "-t1", f"-c{load.connections}", f"-m{load.streams}", f"-D{seconds}", f"--log-file={log}"]
+    command = ["h2load", "-t1", f"-c{load.connections}", f"-D{seconds}", f"--log-file={log}"]
+    # Without -m1 it would send the next over HTTP/1.1 before it has the answer.
+    command += [f"-m{load.streams}"] if load.http2 else ["--h1", "-m1"]
+    if load.pace:
+        command += [f"--rps={load.pace / load.connections:.3f}"]
     for name, value in headers.items():
         command += ["-H", f"{name}: {value}"]
     if load.bytes:

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import chart
@@ -143,8 +143,9 @@ class Run:
         result = self._generate(load, 300 if passes else 1 + load.connections // 500, expected(peer, workload))
         check(not result.wrong, f"{peer.name}: {result.wrong} wrong answers, such as {result.fault}")
         self.bytes_each, self.checked = result.bytes_each, result.requests
+        self.served = result.requests / result.seconds
 
-    def measure(self, number):
+    def measure(self, number, pace):
         if self.workload.begins == "cold" and number > 0:
             self.peer.stop()
             self.begin()
@@ -157,7 +158,8 @@ class Run:
         looking = threading.Timer(self.plan.seconds * 0.7, lambda: seen.update(machine.memory(pid)))
         looking.start()
         before = machine.cost(pid)
-        result = self._generate(self.load, self.plan.seconds, None, self._meanwhile(number))
+        load = replace(self.load, pace=pace) if pace else self.load
+        result = self._generate(load, self.plan.seconds, None, self._meanwhile(number))
         cost = machine.cost(pid).since(before)
         looking.cancel()
         looking.join()
@@ -165,6 +167,9 @@ class Run:
         self._check(result)
         if reloads:
             within(10, f"{self.peer.name} reloads", lambda: self.peer.serving() != serving)
+        if pace:
+            rate = result.requests / result.seconds
+            check(rate > 0.9 * pace, f"{self.peer.name} was sent {rate:.0f} requests per second and not {pace:.0f}")
         each = 1e6 / result.requests
         figures = {
             "requests": result.requests,
@@ -253,11 +258,13 @@ def run(workload, plan, material, tools):
                 left_out[kind.name] = str(reason)
         for one in list(runs):
             attempt(one, runs, left_out, one.begin)
+        pace = workload.pace and workload.pace * min(one.served for one in runs)
         for number in range(plan.rounds):
             for one in list(runs):
-                attempt(one, runs, left_out, one.measure, number)
+                attempt(one, runs, left_out, one.measure, number, pace)
     peers = {one.peer.name: {"runs": one.runs, "median": one.summary()} for one in runs}
-    return {"name": workload.name, "title": workload.title, "peers": peers, "left_out": left_out, "ratios": report.ratios(peers)}
+    result = {"name": workload.name, "title": workload.title, "peers": peers, "left_out": left_out, "ratios": report.ratios(peers)}
+    return result | ({"pace": round(pace)} if pace else {})
 
 
 def attempt(one, runs, left_out, step, *arguments):

@@ -7,15 +7,15 @@ import statistics
 YARDSTICKS = ["bare", "edgeward_ten", "haproxy_plain", "haproxy", "envoy", "envoy_uncached"]
 
 
-def ratios(peers):
-    """Of each peer the CPU per request over that of the yardsticks, round by round: median, least and most."""
+def ratios(peers, figure="cpu_us"):
+    """Of each peer the CPU per request, or another figure, over that of the yardsticks, round by round: median, least and most."""
     found = {}
     for name, peer in peers.items():
         for yardstick in YARDSTICKS:
             if yardstick == name or yardstick not in peers:
                 continue
             pairs = list(zip(peer["runs"], peers[yardstick]["runs"], strict=True))
-            each = [mine["cpu_us"] / theirs["cpu_us"] for mine, theirs in pairs if theirs["cpu_us"]]
+            each = [mine[figure] / theirs[figure] for mine, theirs in pairs if theirs[figure]]
             if each:
                 found.setdefault(name, {})[yardstick] = {"median": statistics.median(each), "least": min(each), "most": max(each)}
     return found
@@ -48,7 +48,7 @@ def rows(result, busy):
     peers = sorted(result["peers"].items(), key=lambda item: item[1]["median"]["cpu_us"])
     for name, peer in peers:
         median = peer["median"]
-        idle = "" if median["least_busy"] >= busy else " *"
+        idle = "" if median["least_busy"] >= busy or "pace" in result else " *"
         yield [
             name,
             f"{median['cpu_us']:.1f}",
@@ -85,6 +85,10 @@ def notes(result):
             median = peer["median"]
             each = (median["pss_kib"] - median["idle_pss_kib"]) / 1000
             yield f"{name}: {median['idle_pss_kib'] / 1024:.0f} MiB idle, {each:.1f} KiB more for each connection (Pss)"
+    if "pace" in result:
+        yield f"each was sent {result['pace']:,} requests per second"
+        for name, of in sorted(ratios(result["peers"], "p99_us").items()):
+            yield f"p99 of {name}: " + ", ".join(f"{spread(ratio)} of {yardstick}" for yardstick, ratio in of.items())
     for name, reason in result["left_out"].items():
         yield f"{name} left out: {reason}"
 

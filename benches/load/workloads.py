@@ -32,6 +32,9 @@ class Workload:
     # How much of its core a gateway has. Less than all where the load cannot keep it at work: one that waits falls asleep, and to be
     # woken would be half of what is measured.
     share: float = 1
+    # All are sent as many requests in a second: this part of what the slowest served while it was warmed up. For latency where not the
+    # gateway is what limits.
+    pace: float | None = None
 
 
 def plain(**changes):
@@ -70,6 +73,18 @@ def opaque(count):
 BOTH = ("X-User-Id", "X-Consumer-Id")
 GUARDED = {"guarded": True}
 MANY = 100_000
+
+GRPC = {
+    "tool": "h2load",
+    "http2": True,
+    "connections": 16,
+    "method": "POST",
+    "path": "/upload",
+    "bytes": 64,
+    "headers": {"content-type": "application/grpc", "te": "trailers"},
+}
+PROVEN = {"saw": SUBJECT, "forged": BOTH}
+UPLOAD = {"method": "POST", "path": "/upload", "bytes": 64 * 1024}
 
 WORKLOADS = [
     Workload("plain", "plain proxying, 100-byte answers", Chain(), plain()),
@@ -168,23 +183,20 @@ WORKLOADS = [
         forged=BOTH[:1],
         share=0.5,
     ),
-    Workload("upload", "64 KiB up", Chain(), plain(method="POST", path="/upload", bytes=64 * 1024)),
+    Workload("upload", "64 KiB up", Chain(), plain(**UPLOAD)),
     Workload("upload_long", "1 MiB up", Chain(), plain(method="POST", path="/upload", bytes=2**20, connections=16)),
     Workload("download", "1 MiB down", Chain(), plain(path="/big", connections=16)),
-    Workload("http2", "HTTP/2 over TLS", Chain(tls="server"), plain(tool="h2load", connections=16)),
+    Workload("http2", "HTTP/2 over TLS", Chain(tls="server"), plain(tool="h2load", http2=True, connections=16)),
     Workload("origin_tls", "TLS to the origin, whose name is verified", Chain(secured=True), plain()),
-    Workload(
-        "grpc",
-        "HTTP/2 to the origin as well, as gRPC",
-        Chain(tls="server", http2=True),
-        plain(
-            tool="h2load",
-            connections=16,
-            method="POST",
-            path="/upload",
-            bytes=64,
-            headers={"content-type": "application/grpc", "te": "trailers"},
-        ),
+    Workload("grpc", "HTTP/2 to the origin as well, as gRPC", Chain(tls="server", http2=True), plain(**GRPC)),
+    *(
+        Workload(f"paced_{name}", f"{title}, at half the rate of the slowest", chain, load, pace=0.5, **proven)
+        for name, title, chain, load, proven in (
+            ("jwt", "+ JWT RS256", Chain(**GUARDED, credential="jwt"), bearer(one("RS256"), tool="h2load"), PROVEN),
+            ("upload", "64 KiB up", Chain(), plain(**UPLOAD, tool="h2load"), {}),
+            ("download", "1 MiB down", Chain(), plain(path="/big", tool="h2load", connections=16), {}),
+            ("grpc", "gRPC", Chain(tls="server", http2=True), plain(**GRPC), {}),
+        )
     ),
     *(
         Workload(
