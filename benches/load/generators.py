@@ -1,4 +1,4 @@
-"""The load: wrk for most, h2load for HTTP/2, ab where callers show certificates, which wrk cannot."""
+"""The load: wrk for most, h2load for HTTP/2 and for a rate, ab where callers show certificates, which wrk cannot."""
 
 import csv
 import json

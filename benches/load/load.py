@@ -258,7 +258,7 @@ def run(workload, plan, material, tools):
                 left_out[kind.name] = str(reason)
         for one in list(runs):
             attempt(one, runs, left_out, one.begin)
-        pace = workload.pace and workload.pace * min(one.served for one in runs)
+        pace = workload.pace and workload.pace * min((one.served for one in runs), default=0)
         for number in range(plan.rounds):
             for one in list(runs):
                 attempt(one, runs, left_out, one.measure, number, pace)
