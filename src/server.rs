@@ -110,8 +110,8 @@ pub fn run(path: PathBuf) -> Result<(), StartError> {
             let endpoint = ListenerConfig::tcp(address.to_string()).tcp_socket_options(TcpSocketOptions::default()).tls(settings);
             service.add_listener(endpoint.l4_buffer(L4BufferSettings::default().read(TLS_READ_BUFFER)));
         } else {
-            // The session reads heads and bodies into buffers of its own: one more costs a copy, and 64 KiB for each connection.
-            service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::default().read(0)));
+            // Who reads and who writes has buffers of its own: one more costs a copy, and 64 KiB for each connection.
+            service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::unbuffered()));
         }
         places.push(place);
     }

@@ -15,11 +15,13 @@ const ROOM: usize = 16 * 1024;
 /// What fills a packet does not wait for more.
 const PACKET: usize = 1400;
 
-/// A connection of which what is written is gathered, or passed on at once.
+/// A connection of which what is written is gathered.
 #[derive(Debug)]
 pub(super) struct Gathering<S> {
     pub(super) stream: S,
-    gathered: Option<Gathered>,
+    gathered: Gathered,
+    /// Whether what one of its users wants to be sent waits for what the others write.
+    shared: bool,
 }
 
 /// Written, and not yet sent.
@@ -34,20 +36,20 @@ struct Gathered {
 
 impl<S> Gathering<S> {
     /// A connection that many share.
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, gathered: Some(Gathered::default()) }
+    pub(super) fn shared(stream: S) -> Self {
+        Self { stream, gathered: Gathered::default(), shared: true }
     }
 
     /// A connection that has one user, who knows when there is no more to come.
-    pub(super) fn passing(stream: S) -> Self {
-        Self { stream, gathered: None }
+    pub(super) fn alone(stream: S) -> Self {
+        Self { stream, gathered: Gathered::default(), shared: false }
     }
 }
 
 impl<S: AsyncWrite + Unpin> Gathering<S> {
     /// Sends at once what was gathered.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.gathered.as_mut().map_or(Poll::Ready(Ok(())), |gathered| gathered.poll_send(&mut self.stream, cx))
+        self.gathered.poll_send(&mut self.stream, cx)
     }
 }
 
@@ -59,62 +61,53 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gathering<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Self { stream, gathered } = &mut *self;
-        match gathered {
-            Some(gathered) => gathered.poll_write(stream, cx, bytes),
-            None => Pin::new(stream).poll_write(cx, bytes),
-        }
+        let Self { stream, gathered, shared } = &mut *self;
+        gathered.poll_write(stream, cx, bytes, if *shared { ROOM } else { PACKET })
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, gathered } = &mut *self;
-        match gathered {
-            Some(gathered) => gathered.poll_flush(stream, cx),
-            None => Pin::new(stream).poll_flush(cx),
+        let Self { stream, gathered, shared } = &mut *self;
+        if *shared && gathered.waits(cx) {
+            return Poll::Pending;
         }
+        ready!(gathered.poll_send(stream, cx))?;
+        Pin::new(stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
-
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, pieces: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        match self.gathered {
-            // One piece, as a stream does that takes no more at once.
-            Some(_) => self.poll_write(cx, pieces.iter().find(|piece| !piece.is_empty()).map_or(&[], |piece| piece)),
-            None => Pin::new(&mut self.stream).poll_write_vectored(cx, pieces),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.gathered.is_none() && self.stream.is_write_vectored()
-    }
 }
 
 impl Gathered {
     /// Takes what is to be written; the stream is asked when there is no room.
-    fn poll_write<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.bytes.len() + bytes.len() > ROOM {
+    fn poll_write<S: AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        room: usize,
+    ) -> Poll<io::Result<usize>> {
+        if self.bytes.len() + bytes.len() > room {
             ready!(self.poll_send(stream, cx))?;
         }
-        if bytes.len() > ROOM {
+        if bytes.len() > room {
             return Pin::new(stream).poll_write(cx, bytes);
         }
         self.bytes.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 
-    /// Sends it. What is little waits until those that are ready now have written theirs.
-    fn poll_flush<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.waited && (1..PACKET).contains(&self.bytes.len()) {
+    /// What is little waits, once, until those that are ready now have written theirs.
+    fn waits(&mut self, cx: &mut Context<'_>) -> bool {
+        let waits = !self.waited && (1..PACKET).contains(&self.bytes.len());
+        if waits {
             self.waited = true;
             // Who wakes itself comes after all who were woken before.
             cx.waker().wake_by_ref();
-            return Poll::Pending;
         }
-        ready!(self.poll_send(stream, cx))?;
-        Pin::new(stream).poll_flush(cx)
+        waits
     }
 
     /// Sends it at once.
@@ -176,39 +169,57 @@ mod tests {
         }
     }
 
+    fn write(connection: &mut Gathering<Slow>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(connection).poll_write(cx, bytes)
+    }
+
+    fn flush(connection: &mut Gathering<Slow>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(connection).poll_flush(cx)
+    }
+
     #[test]
     fn what_is_little_waits_one_turn_and_goes_with_what_came_meanwhile() {
         let woken = Arc::new(Woken::default());
-        let (waker, mut stream, mut gathered) = (Waker::from(woken.clone()), Slow::default(), Gathered::default());
+        let (waker, mut connection) = (Waker::from(woken.clone()), Gathering::shared(Slow::default()));
         let mut cx = Context::from_waker(&waker);
         for turn in 1..=2 {
-            assert!(gathered.poll_write(&mut stream, &mut cx, b"one").is_ready());
-            assert!(gathered.poll_flush(&mut stream, &mut cx).is_pending());
+            assert!(write(&mut connection, &mut cx, b"one").is_ready());
+            assert!(flush(&mut connection, &mut cx).is_pending());
             assert_eq!(woken.0.load(Ordering::Relaxed), turn, "or nobody would ask again");
-            assert!(gathered.poll_write(&mut stream, &mut cx, b"two").is_ready());
-            assert!(gathered.poll_flush(&mut stream, &mut cx).is_ready());
-            assert_eq!(stream.writes, vec![b"onetwo".to_vec(); turn]);
+            assert!(write(&mut connection, &mut cx, b"two").is_ready());
+            assert!(flush(&mut connection, &mut cx).is_ready());
+            assert_eq!(connection.stream.writes, vec![b"onetwo".to_vec(); turn]);
         }
-        assert!(gathered.poll_flush(&mut stream, &mut cx).is_ready(), "nothing waits for nothing");
-        assert_eq!(gathered.bytes.capacity(), 0);
+        assert!(flush(&mut connection, &mut cx).is_ready(), "nothing waits for nothing");
+        assert_eq!(connection.gathered.bytes.capacity(), 0);
+    }
+
+    #[test]
+    fn who_is_alone_waits_for_nobody_and_sends_what_was_written_together() {
+        let (mut connection, mut cx) = (Gathering::alone(Slow::default()), Context::from_waker(Waker::noop()));
+        assert!(write(&mut connection, &mut cx, b"one").is_ready());
+        assert!(write(&mut connection, &mut cx, b"two").is_ready());
+        assert!(flush(&mut connection, &mut cx).is_ready());
+        assert!(write(&mut connection, &mut cx, &[3; PACKET + 1]).is_ready());
+        assert_eq!(connection.stream.writes, [b"onetwo".to_vec(), vec![3; PACKET + 1]]);
     }
 
     #[test]
     fn what_fills_a_packet_goes_at_once_and_what_fills_a_record_without_a_copy() {
-        let (mut stream, mut gathered, mut cx) = (Slow::default(), Gathered::default(), Context::from_waker(Waker::noop()));
-        assert!(gathered.poll_write(&mut stream, &mut cx, &[1; PACKET]).is_ready());
-        assert!(gathered.poll_flush(&mut stream, &mut cx).is_ready());
-        assert!(gathered.poll_write(&mut stream, &mut cx, &[2; 9]).is_ready());
-        assert!(gathered.poll_write(&mut stream, &mut cx, &[3; ROOM + 1]).is_ready());
-        assert_eq!(stream.writes.iter().map(Vec::len).collect::<Vec<_>>(), [PACKET, 9, ROOM + 1]);
+        let (mut connection, mut cx) = (Gathering::shared(Slow::default()), Context::from_waker(Waker::noop()));
+        assert!(write(&mut connection, &mut cx, &[1; PACKET]).is_ready());
+        assert!(flush(&mut connection, &mut cx).is_ready());
+        assert!(write(&mut connection, &mut cx, &[2; 9]).is_ready());
+        assert!(write(&mut connection, &mut cx, &[3; ROOM + 1]).is_ready());
+        assert_eq!(connection.stream.writes.iter().map(Vec::len).collect::<Vec<_>>(), [PACKET, 9, ROOM + 1]);
     }
 
     #[test]
     fn a_stream_that_takes_nothing_is_an_error_and_no_endless_loop() {
-        let (mut gathered, mut cx) = (Gathered::default(), Context::from_waker(Waker::noop()));
-        let mut stream = Slow { takes: vec![Some(0)], ..Slow::default() };
-        assert!(gathered.poll_write(&mut stream, &mut cx, b"x").is_ready());
-        assert!(matches!(gathered.poll_send(&mut stream, &mut cx), Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::WriteZero));
+        let mut connection = Gathering::shared(Slow { takes: vec![Some(0)], ..Slow::default() });
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(write(&mut connection, &mut cx, b"x").is_ready());
+        assert!(matches!(connection.poll_send(&mut cx), Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::WriteZero));
     }
 
     proptest! {
@@ -216,25 +227,28 @@ mod tests {
         fn all_of_it_arrives_in_order_however_it_is_written_and_taken(
             pieces in prop::collection::vec((prop_oneof![0..40_usize, 1_300..1_500_usize, 16_000..17_000_usize], any::<bool>()), 1..20),
             mut takes in prop::collection::vec(prop::option::of(1..9_000_usize), 0..6),
+            alone in any::<bool>(),
         ) {
             takes.push(Some(7_000));
-            let (mut stream, mut gathered, mut cx) = (Slow { takes, ..Slow::default() }, Gathered::default(), Context::from_waker(Waker::noop()));
+            let stream = Slow { takes, ..Slow::default() };
+            let mut connection = if alone { Gathering::alone(stream) } else { Gathering::shared(stream) };
+            let mut cx = Context::from_waker(Waker::noop());
             let mut written = Vec::new();
-            for (at, (length, flush)) in pieces.into_iter().enumerate() {
+            for (at, (length, flushed)) in pieces.into_iter().enumerate() {
                 let piece = vec![at as u8; length];
                 let mut rest = &piece[..];
                 while !rest.is_empty() {
-                    if let Poll::Ready(taken) = gathered.poll_write(&mut stream, &mut cx, rest) {
+                    if let Poll::Ready(taken) = write(&mut connection, &mut cx, rest) {
                         rest = &rest[taken.unwrap()..];
                     }
                 }
                 written.extend(piece);
-                if flush {
-                    let _ = gathered.poll_flush(&mut stream, &mut cx);
+                if flushed {
+                    let _ = flush(&mut connection, &mut cx);
                 }
             }
-            while gathered.poll_flush(&mut stream, &mut cx).is_pending() {}
-            prop_assert_eq!(stream.writes.concat(), written);
+            while flush(&mut connection, &mut cx).is_pending() {}
+            prop_assert_eq!(connection.stream.writes.concat(), written);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A connection that is handed to the framework: what was read of it comes first, and over HTTP/2 what is written is gathered.
+//! A connection that is handed to the framework: what was read of it comes first, and what is written is gathered.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -26,12 +26,12 @@ pub(super) struct HandedOver {
 impl HandedOver {
     /// A connection over HTTP/1 of which this was read.
     pub(super) fn http1(stream: Stream, read: BytesMut) -> Self {
-        Self { read, connection: Gathering::passing(stream) }
+        Self { read, connection: Gathering::alone(stream) }
     }
 
     /// A connection over HTTP/2 of which nothing was read.
     pub(super) fn http2(stream: Stream) -> Self {
-        Self { read: BytesMut::new(), connection: Gathering::new(stream) }
+        Self { read: BytesMut::new(), connection: Gathering::shared(stream) }
     }
 }
 
@@ -61,14 +61,6 @@ impl AsyncWrite for HandedOver {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.connection).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, pieces: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write_vectored(cx, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.connection.is_write_vectored()
     }
 }
 

@@ -33,6 +33,7 @@ mod http1;
 mod http2;
 mod peer;
 mod queue;
+mod reading;
 mod respond;
 mod session;
 pub mod tls;

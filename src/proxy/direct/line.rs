@@ -13,6 +13,7 @@ use tokio::task::unconstrained;
 
 use super::super::deadline::Deadline;
 use super::super::peer::Connector;
+use super::super::reading;
 use crate::route::Route;
 
 /// A connection to a backend.
@@ -87,10 +88,9 @@ impl Line {
 
     /// Reads more into the buffer, of which so much is free then; 0 at the end.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut BytesMut, room: usize) -> Poll<Result<usize>> {
-        buffer.reserve(room);
         match &mut self.stream {
-            Stream::Clear(stream) => pin!(stream.read_buf(buffer)).poll(cx),
-            Stream::Tls(stream) => pin!(stream.read_buf(buffer)).poll(cx),
+            Stream::Clear(stream) => reading::poll_read(cx, stream, buffer, room),
+            Stream::Tls(stream) => reading::poll_read(cx, stream, buffer, room),
         }
     }
 

@@ -24,6 +24,7 @@ use super::body::{READ_AHEAD, Rules};
 use super::caller::Caller;
 use super::context::Context;
 use super::framing::{Body, Malformed};
+use super::reading::SHORT;
 use super::{Gateway, failure, may_retry, peer, respond, upstream_head};
 use crate::config::RetryOn;
 use crate::route::fields::{FieldList, Fields};
@@ -35,7 +36,7 @@ use upload::{Length, Upload};
 pub(super) use pool::Pool;
 
 /// The room for an answer's head and the start of its body.
-const FIRST_READ: usize = 8 * 1024;
+const FIRST_READ: usize = SHORT;
 
 /// What is read of a long body at once.
 const LONGEST_READ: usize = 64 * 1024;
@@ -169,15 +170,22 @@ impl Gateway {
             if let Some(admission) = &context.admission {
                 context.body.restart(admission.body());
             }
-            let connection = self.connect(context, &request, address, may_be_kept).await;
-            let mut connection = match connection {
+            let mut connection = match self.connect(context, &request, address, may_be_kept).await {
                 Ok(connection) => connection,
                 Err(_) if may_retry(caller, context, RetryOn::ConnectFailure) => continue,
                 Err(error) => return Err(error),
             };
             match self.ask(caller, context, &mut connection, &request).await {
                 Ok(head) if connection.upload.is_whole() && may_retry(caller, context, RetryOn::Status(head.answer.status.as_u16())) => {}
-                Ok(head) => return self.pass_on(caller, context, connection, address, head).await,
+                Ok(head) => {
+                    let stays = self.pass_on(caller, context, &mut connection, head).await?;
+                    if let Some(route) = context.route().filter(|_| stays) {
+                        // Counted from the answer's beginning: no call of the clock for each.
+                        let until = context.answered.unwrap_or_default() + route.upstream.timeouts.idle;
+                        self.pools.http1.keep(peer::place(route, address), connection.line, until);
+                    }
+                    return Ok(());
+                }
                 Err(Broken::Stale) => {
                     context.tried.pop();
                     may_be_kept = false;
@@ -202,7 +210,8 @@ impl Gateway {
         let kept = if may_be_kept { self.pools.http1.take(peer::place(route, address), now) } else { None };
         let (line, kept) = match kept {
             Some(line) => (line, true),
-            None => (Line::open(&self.pools.connector, route, address).await?, false),
+            // Boxed: seldom needed, and as long as all the rest of what a request keeps while it waits.
+            None => (Box::pin(Line::open(&self.pools.connector, route, address)).await?, false),
         };
         Ok(Connection { line, buffer: BytesMut::new(), kept, written: false, upload: Upload::new(request.uploaded) })
     }
@@ -253,15 +262,14 @@ impl Gateway {
         }
     }
 
-    /// Passes an answer on, and keeps the connection when all of it was read and nothing came behind it.
+    /// Passes an answer on. The connection can be kept when all of it was read and nothing came behind it.
     async fn pass_on(
         &self,
         caller: &mut impl Caller,
         context: &mut Context,
-        mut connection: Connection,
-        address: SocketAddr,
+        connection: &mut Connection,
         head: Head,
-    ) -> Result<(), BError> {
+    ) -> Result<bool, BError> {
         let Head { mut answer, mut body, persistent } = head;
         if context.body.is_withheld() {
             // What is still to come of it is read to be proven, and not passed on.
@@ -295,13 +303,7 @@ impl Gateway {
             }
             caller.write_body(piece, ended).await?;
         }
-        if persistent && connection.written && connection.upload.is_done() && body.is_done() && connection.buffer.is_empty() {
-            let Some(route) = context.route() else { return Ok(()) };
-            // Counted from the answer's beginning: no call of the clock for each.
-            let until = context.answered.unwrap_or_default() + route.upstream.timeouts.idle;
-            self.pools.http1.keep(peer::place(route, address), connection.line, until);
-        }
-        Ok(())
+        Ok(persistent && connection.written && connection.upload.is_done() && body.is_done() && connection.buffer.is_empty())
     }
 }
 

@@ -169,7 +169,7 @@ async fn open(connector: &Connector, own: &Mutex<ByPlace>, route: &Route, addres
     if route.upstream.tls.is_some() && stream.selected_alpn_proto() != Some(ALPN::H2) {
         return Err(peer::no_http2());
     }
-    let stream = Gathering::new(stream);
+    let stream = Gathering::shared(stream);
     let mut builder = Builder::new();
     builder.enable_push(false).initial_max_send_streams(STREAMS).max_frame_size(64 * 1024).max_header_list_size(LONGEST_HEAD);
     builder.initial_window_size(WINDOW).initial_connection_window_size(WINDOW * STREAMS as u32);

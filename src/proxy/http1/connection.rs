@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -16,13 +16,14 @@ use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{Shutdown, Stream};
 use pingora::server::ShutdownWatch;
 use pingora::{BError, Error, ErrorType};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::super::answer_head::{AnswerHead, Length};
 use super::super::caller::Caller;
 use super::super::deadline::Deadline;
 use super::super::framing::{Body, Malformed};
 use super::super::handed_over::HandedOver;
+use super::super::reading;
 use super::date::Date;
 use super::head::{self, Parsed};
 use crate::request::Now;
@@ -31,6 +32,9 @@ use crate::snapshot::ServerRules;
 
 /// The room for a head and the start of a body.
 const FIRST_READ: usize = 4 * 1024;
+
+/// The room for the head of an answer and a short body.
+const FIRST_WRITE: usize = 1024;
 
 /// What is sent at once: one TLS record, one write.
 const SEND: usize = 16 * 1024;
@@ -205,8 +209,7 @@ impl Connection {
         if stays {
             self.request.headers.clear();
             self.request.raw = Bytes::new();
-            let out = std::mem::take(&mut self.answer.out);
-            self.answer = Answer { out, ..Answer::default() };
+            self.answer = Answer::default();
         } else {
             Shutdown::shutdown(&mut *self.stream).await;
             if sent && !self.request.body.is_done() {
@@ -240,18 +243,15 @@ impl Connection {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
-        self.buffer.reserve(FIRST_READ);
-        pin!(self.stream.read_buf(&mut self.buffer)).as_mut().poll(cx)
+        reading::poll_read(cx, &mut self.stream, &mut self.buffer, FIRST_READ)
     }
 
     /// Pending as long as the caller is there. What it sends meanwhile is kept.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<BError> {
         while self.buffer.len() < AHEAD {
-            let mut room = [const { std::mem::MaybeUninit::uninit() }; 1024];
-            let mut room = ReadBuf::uninit(&mut room);
-            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut room)) {
-                Ok(()) if room.filled().is_empty() => return Poll::Ready(Error::new_down(ErrorType::ConnectionClosed)),
-                Ok(()) => self.buffer.extend_from_slice(room.filled()),
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) => return Poll::Ready(Error::new_down(ErrorType::ConnectionClosed)),
+                Ok(_) => {}
                 Err(error) => return Poll::Ready(Error::because(ErrorType::ReadError, "from a caller", error).into_down()),
             }
         }
@@ -384,6 +384,9 @@ impl Caller for Connection {
         self.answer.status = Some(head.status);
         // HTTP/1.0 knows no chunks: the end of the connection ends the body.
         let length = if old && head.length == Length::Chunked { Length::Unsaid } else { head.length };
+        if self.answer.out.capacity() == 0 {
+            self.answer.out = Vec::with_capacity(FIRST_WRITE);
+        }
         let out = &mut self.answer.out;
         head.write(out, length);
         if head.status.is_informational() {
