@@ -10,10 +10,12 @@ use crate::route::rate_limits::{Charge, Held, Turn};
 use crate::route::{Policy, Route};
 
 /// The permit to forward one request. Only [`admit`] makes one, and the phases that reach an upstream ask for it.
+///
+/// Each request that waits for its answer has one, so what few need lies elsewhere.
 #[derive(Debug)]
 pub struct Admission {
     proof: Option<Proof>,
-    token: Option<(HeaderName, HeaderValue)>,
+    token: Option<Box<(HeaderName, HeaderValue)>>,
     held: Held,
 }
 
@@ -30,7 +32,7 @@ impl Admission {
 
     /// What tells the upstream who calls, where the route exchanges the credential.
     pub fn token(&self) -> Option<&(HeaderName, HeaderValue)> {
-        self.token.as_ref()
+        self.token.as_deref()
     }
 
     /// What the caller's next proof shall have as its nonce.
@@ -67,7 +69,7 @@ impl Admission {
     }
 
     /// The place in a queue that the request has to wait for before it is forwarded; handed out once.
-    pub fn take_turn(&mut self) -> Option<Turn> {
+    pub fn take_turn(&mut self) -> Option<Box<Turn>> {
         self.held.turn.take()
     }
 }
@@ -108,14 +110,14 @@ async fn decide<'p>(
     charge: &mut Charge<'p>,
     now: Now,
     random: fn() -> u128,
-) -> Result<(Option<Proof>, Option<(HeaderName, HeaderValue)>), Refusal> {
+) -> Result<(Option<Proof>, Option<Box<(HeaderName, HeaderValue)>>), Refusal> {
     let policy = &*route.policy;
     let proof = judge(policy, request, charge, now).await?;
     let (Some(exchange), Some(authenticators), Some(Proof { identity, .. })) = (&route.exchange, &policy.authenticators, &proof) else {
         return Ok((proof, None));
     };
     match Box::pin(exchange.obtain(identity, authenticators, request, now, random)).await {
-        Ok(token) => Ok((proof, Some(token))),
+        Ok(token) => Ok((proof, Some(Box::new(token)))),
         Err(rejection) => {
             charge.give_back();
             Err(Refusal { identity: Some(Arc::clone(identity)), ..rejection.into() })

@@ -70,9 +70,9 @@ pub struct Held {
     /// The limits that would have refused it, were they enforced.
     pub shadowed: Vec<Arc<str>>,
     /// A place in a queue; absent: it need not wait.
-    pub turn: Option<Turn>,
+    pub turn: Option<Box<Turn>>,
     /// To give back what was taken, where the request may yet be refused.
-    pub receipt: Option<Receipt>,
+    pub receipt: Option<Box<Receipt>>,
     /// Given back when the request has ended, whichever way.
     permits: Vec<Permit>,
 }
@@ -215,8 +215,9 @@ impl<'p> Charge<'p> {
 
     /// What an admitted request keeps; `provisionally` when it may yet be refused.
     pub fn into_held(self, provisionally: bool) -> Held {
-        let turn = (!self.wait.is_zero()).then(|| Turn { at: self.now.monotonic.saturating_add(self.wait), receipt: self.receipt() });
-        let receipt = provisionally.then(|| self.receipt());
+        let at = self.now.monotonic.saturating_add(self.wait);
+        let turn = (!self.wait.is_zero()).then(|| Box::new(Turn { at, receipt: self.receipt() }));
+        let receipt = provisionally.then(|| Box::new(self.receipt()));
         let nearest = self.nearest.map(|(limit, standing)| limit.state(standing));
         Held { nearest, shadowed: self.shadowed, turn, receipt, permits: self.permits }
     }
