@@ -17,6 +17,7 @@
 //! A plain request is heard by `http1`, or taken by `http2` from the framework that hears it, and goes through the same steps in `Gateway::serve`;
 //! so does a stream that `duplex` takes to a backend over HTTP/2.
 
+mod abreast;
 mod access_log;
 mod answer_head;
 mod body;

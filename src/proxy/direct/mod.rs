@@ -20,6 +20,7 @@ use pingora::{BError, Error, ErrorSource, ErrorType};
 use pingora_timeout::fast_timeout::fast_timeout;
 use smallvec::SmallVec;
 
+use super::abreast::abreast;
 use super::body::{READ_AHEAD, Rules};
 use super::caller::Caller;
 use super::context::Context;
@@ -225,6 +226,7 @@ impl Gateway {
         request: &Request,
     ) -> Result<Head, Broken> {
         let patience = patience(context);
+        abreast().await;
         connection.write(request, patience).await?;
         let mut silent = connection.kept && request.repeatable && connection.buffer.is_empty();
         if !connection.written {
@@ -283,6 +285,7 @@ impl Gateway {
         if ended {
             context.land();
         }
+        abreast().await;
         caller.write_head(&answer, ended).await?;
         while !ended {
             let piece = body.next(&mut connection.buffer).map_err(malformed)?;
