@@ -25,15 +25,13 @@ pub(super) async fn abreast() {
 struct Pace {
     round: Cell<u32>,
     begun: Cell<u32>,
-    /// How many began in the round before.
-    before: Cell<u32>,
     /// Steps that are still to be taken at once.
     at_once: Cell<u32>,
 }
 
 impl Pace {
     const fn new() -> Self {
-        Self { round: Cell::new(0), begun: Cell::new(0), before: Cell::new(0), at_once: Cell::new(0) }
+        Self { round: Cell::new(0), begun: Cell::new(0), at_once: Cell::new(0) }
     }
 
     /// The round; `None`: the step is taken at once.
@@ -50,10 +48,9 @@ impl Pace {
     fn end(&self, round: u32) {
         if round == self.round.get() {
             self.round.set(round.wrapping_add(1));
-            self.before.set(self.begun.take());
-        }
-        if round.wrapping_add(1) == self.round.get() && self.before.get() == 1 {
-            self.at_once.set(ALONE);
+            if self.begun.take() == 1 {
+                self.at_once.set(ALONE);
+            }
         }
     }
 }
