@@ -50,7 +50,7 @@ class Tools:
 
     def have(self, peer):
         program = peer.program or peer.name
-        return program in ("haproxy", "nginx") or getattr(self, program) is not None
+        return program in ("origin", "haproxy", "nginx") or getattr(self, program) is not None
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def run(workload, plan, material, tools):
             stage.spawn("sh", "-c", "while :; do :; done", core=plan.core, log="spinning.log")
         load = workload.load(material)
         for kind in ALL:
-            if plan.peers and kind.name not in plan.peers or not kind.takes_part(workload.chain):
+            if plan.peers and kind.name not in plan.peers or not kind.takes_part(workload):
                 continue
             if not tools.have(kind):
                 if kind.name not in ("pingap", "edgeward_pgo"):

@@ -80,8 +80,8 @@ class Peer:
     decides = True
 
     @staticmethod
-    def takes_part(chain):
-        """Whether it has something to say where this is done: what is there beside its like only is not asked elsewhere."""
+    def takes_part(workload):
+        """Whether it has something to say there: what is there beside its like only is not asked elsewhere."""
         return True
 
     def __init__(self, stage, chain, origin, material, core, tools):
@@ -239,8 +239,8 @@ class EdgewardTen(Edgeward):
     program = "edgeward"
 
     @staticmethod
-    def takes_part(chain):
-        return chain.credential == "api_key" and chain.keys > TEN
+    def takes_part(workload):
+        return workload.chain.credential == "api_key" and workload.chain.keys > TEN
 
     def __init__(self, stage, chain, *others):
         super().__init__(stage, replace(chain, keys=TEN), *others)
@@ -269,6 +269,25 @@ class Bare(Peer):
         if chain.refuses:
             command += ["--refuse", chain.refuses]
         return command
+
+
+class Origin(Peer):
+    """The origin with no gateway before it: what latency there is without any. What it costs is nobody's."""
+
+    name = "origin"
+    decides = False
+
+    @staticmethod
+    def takes_part(workload):
+        return workload.pace is not None
+
+    def prepare(self, generation):
+        if self.chain.tls:
+            raise Unable("it speaks HTTP/2 without TLS only")
+        self.port = self.upstream
+
+    def command(self):
+        return ["sleep", "infinity"]
 
 
 class Haproxy(Peer):
@@ -374,7 +393,8 @@ class HaproxyPlain(Haproxy):
     decides = False
 
     @staticmethod
-    def takes_part(chain):
+    def takes_part(workload):
+        chain = workload.chain
         return chain.guarded and chain.credential is not None and not chain.refuses and not chain.reloads
 
     def __init__(self, stage, chain, *others):
@@ -642,8 +662,8 @@ class EnvoyUncached(Envoy):
     remembers = False
 
     @staticmethod
-    def takes_part(chain):
-        return chain.credential == "jwt" and not chain.refuses
+    def takes_part(workload):
+        return workload.chain.credential == "jwt" and not workload.chain.refuses
 
 
 TYPES = "type.googleapis.com/envoy.extensions"
@@ -721,7 +741,7 @@ threads = 1
         return [self.tools.pingap, "-c", self.file]
 
 
-ALL = [Bare, Edgeward, EdgewardTen, EdgewardPgo, HaproxyPlain, Haproxy, Nginx, Envoy, EnvoyUncached, Pingap]
+ALL = [Origin, Bare, Edgeward, EdgewardTen, EdgewardPgo, HaproxyPlain, Haproxy, Nginx, Envoy, EnvoyUncached, Pingap]
 
 
 def versions(tools):

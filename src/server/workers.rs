@@ -9,9 +9,13 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::Place;
 
-/// Tasks that a worker runs before it looks again which connections have something to read: as many as one look can bring. In rounds of 61, which are
+/// Tasks that a worker runs before it looks again which connections have something to read. In rounds of 61, which are
 /// tokio's, who asks again at once is served again while others wait, of a thousand connections some for 0.2 s (docs/decisions/0015).
 const ROUND: u32 = 1024;
+
+/// Connections that one look brings. tokio's 1,024 are more than the caches hold: a request that goes abreast with so many finds its own data gone
+/// (docs/decisions/0018). Who is not among them comes first at the next look, as the system keeps them in a line.
+const LOOK: usize = 64;
 
 /// How long what is still at work after the drain time has left, as the framework has it.
 const END: Duration = Duration::from_secs(1);
@@ -31,7 +35,14 @@ pub(super) struct OnWorkers<S> {
 impl Workers {
     /// Starts so many threads.
     pub(super) fn start(threads: usize) -> std::io::Result<Self> {
-        Builder::new_multi_thread().worker_threads(threads).thread_name("edgeward").enable_all().event_interval(ROUND).build().map(Self)
+        Builder::new_multi_thread()
+            .worker_threads(threads)
+            .thread_name("edgeward")
+            .enable_all()
+            .event_interval(ROUND)
+            .max_io_events_per_tick(LOOK)
+            .build()
+            .map(Self)
     }
 
     /// Has a service that listens in these places run on these threads and not on those that the framework gives it.
