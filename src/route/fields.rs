@@ -61,7 +61,7 @@ impl<'a> FieldList<'a> {
     pub fn new(received: &'a HeaderMap) -> Self {
         let mut lengths = 0;
         let lines = received.iter().map(|(name, value)| {
-            lengths |= length_bit(name);
+            lengths |= length_bit(name.as_str().len());
             (name, Value::Received(value.as_bytes()))
         });
         Self { lines: lines.collect(), lengths, text: Vec::with_capacity(512) }
@@ -84,8 +84,9 @@ impl<'a> FieldList<'a> {
     }
 }
 
-fn length_bit(name: &HeaderName) -> u64 {
-    1 << (name.as_str().len() % 64)
+/// The bit that stands for a name of so many bytes.
+pub fn length_bit(length: usize) -> u64 {
+    1 << (length % 64)
 }
 
 impl<'a> Fields<'a> for FieldList<'a> {
@@ -98,7 +99,7 @@ impl<'a> Fields<'a> for FieldList<'a> {
     }
 
     fn remove(&mut self, name: &HeaderName) {
-        if self.lengths & length_bit(name) != 0 {
+        if self.lengths & length_bit(name.as_str().len()) != 0 {
             self.lines.retain(|(own, _)| *own != name);
         }
     }
@@ -110,7 +111,7 @@ impl<'a> Fields<'a> for FieldList<'a> {
             let from = self.text.len();
             self.text.extend_from_slice(value);
             self.lines.push((name, Value::Set(from, self.text.len())));
-            self.lengths |= length_bit(name);
+            self.lengths |= length_bit(name.as_str().len());
         }
     }
 }

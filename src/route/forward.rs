@@ -10,7 +10,7 @@ use std::sync::Arc;
 use http::{HeaderName, HeaderValue, header};
 use serde_json::Value;
 
-use super::fields::Fields;
+use super::fields::{Fields, length_bit};
 use crate::authenticators::credential;
 use crate::config::{self, Location, TemplatePart, Token};
 use crate::request::header::{fold, folds_to};
@@ -265,7 +265,7 @@ impl Reserved {
         let mut lengths = [0; 32];
         for name in RESERVED.into_iter().chain(named.iter().map(HeaderName::as_str)) {
             if let Some(lengths) = lengths.get_mut(first_letter(name)) {
-                *lengths |= length_bit(name);
+                *lengths |= length_bit(name.len());
             }
         }
         Self { lengths, named }
@@ -279,15 +279,11 @@ impl Reserved {
     }
 
     fn contains(&self, name: &str) -> bool {
-        let listed = self.lengths.get(first_letter(name)).is_some_and(|lengths| lengths & length_bit(name) != 0)
+        let listed = self.lengths.get(first_letter(name)).is_some_and(|lengths| lengths & length_bit(name.len()) != 0)
             && (RESERVED.iter().any(|reserved| folds_to(name, reserved))
                 || self.named.iter().any(|reserved| folds_to(name, reserved.as_str())));
         listed || RESERVED_FAMILIES.iter().any(|family| name.get(..family.len()).is_some_and(|start| folds_to(start, family)))
     }
-}
-
-fn length_bit(name: &str) -> u64 {
-    1 << name.len().min(63)
 }
 
 fn first_letter(name: &str) -> usize {
