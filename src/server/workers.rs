@@ -9,8 +9,8 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::Place;
 
-/// Tasks that a worker runs before it looks again which connections have something to read. In rounds of 61, which are
-/// tokio's, who asks again at once is served again while others wait, of a thousand connections some for 0.2 s (docs/decisions/0015).
+/// Tasks that a worker runs before it looks again which connections have something to read. In rounds of 61, which are tokio's, who asks again at once
+/// is served again while others wait, of a thousand connections some for 0.2 s (docs/decisions/0015).
 const ROUND: u32 = 1024;
 
 /// Connections that one look brings. tokio's 1,024 are more than the caches hold: a request that goes abreast with so many finds its own data gone
