@@ -84,11 +84,14 @@ class Material:
         return file
 
     def some_keys(self, count):
-        """A file with up to 100,000 of them, from all over: wrk keeps its requests in memory. The first is of `consumer-0`."""
-        file = self.path(f"{count}.some.keys")
+        """A file with 100,000 of them, from all over, in turn. The first is of `consumer-0`.
+
+        Always as many lines: wrk keeps its requests in memory, and what that takes of the caches is not what the number of keys costs.
+        """
+        file = self.path(f"{count}.lines.keys")
         if not file.exists():
             keys = self.keys(count).read_text().split()
-            write(file, "\n".join(keys[:: max(1, count // MANY)]) + "\n")
+            write(file, "".join(f"{keys[number * max(1, count // MANY) % count]}\n" for number in range(MANY)))
         return file
 
     def opaque(self, count):
