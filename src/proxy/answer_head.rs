@@ -8,7 +8,7 @@ use pingora::http::ResponseHeader;
 use pingora::{ErrorType, OrErr, Result};
 use smallvec::SmallVec;
 
-use crate::route::fields::length_bit;
+use crate::route::fields::mark;
 use crate::text::push_number;
 
 /// What is set in an answer, whoever writes it.
@@ -45,8 +45,8 @@ pub struct AnswerHead {
     received: Bytes,
     reason: Place,
     lines: SmallVec<[Line; 16]>,
-    /// A bit for the length of each name that was received: most that are set were not, and need not be looked for.
-    lengths: u64,
+    /// The [`mark`] of each name that was received: most that are set were not, and need not be looked for.
+    marks: u64,
     /// The lines that were set, each with its end.
     own: Vec<u8>,
 }
@@ -63,7 +63,7 @@ type Place = Range<u32>;
 impl AnswerHead {
     /// A head of ours.
     pub fn new(status: StatusCode, length: Length) -> Self {
-        Self { status, length, received: Bytes::new(), reason: 0..0, lines: SmallVec::new(), lengths: 0, own: Vec::with_capacity(512) }
+        Self { status, length, received: Bytes::new(), reason: 0..0, lines: SmallVec::new(), marks: 0, own: Vec::with_capacity(512) }
     }
 
     /// An upstream's head, without its lines.
@@ -74,7 +74,7 @@ impl AnswerHead {
 
     /// Takes over a line of the upstream's head, of whose bytes name and value are a part and were found sound by its parser.
     pub fn keep(&mut self, name: &[u8], value: &[u8]) {
-        self.lengths |= length_bit(name.len());
+        self.marks |= mark(name);
         self.lines.push(Line { name: place(&self.received, name), value: place(&self.received, value) });
     }
 
@@ -90,7 +90,7 @@ impl AnswerHead {
 
     /// Whether the upstream said something of this name.
     pub fn has(&self, name: &HeaderName) -> bool {
-        self.lengths & length_bit(name.as_str().len()) != 0 && self.lines.iter().any(|line| is(&self.received, line, name))
+        self.marks & mark(name.as_str().as_bytes()) != 0 && self.lines.iter().any(|line| is(&self.received, line, name))
     }
 
     fn bytes(&self, place: &Place) -> &[u8] {

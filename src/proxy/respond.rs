@@ -11,7 +11,7 @@ use super::answer_head::{AnswerFields, AnswerHead, Length};
 use super::caller::Caller;
 use super::context::{Context, RequestId};
 use crate::request::{LimitState, Rejection};
-use crate::text::{Digits, digits, push_number};
+use crate::text::{Digits, digits};
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -138,31 +138,21 @@ fn challenge(head: &mut AnswerHead, challenges: Option<&Vec<HeaderValue>>) {
 
 /// The limit nearest to its end: the usual three, and the two of draft-ietf-httpapi-ratelimit-headers.
 fn limit_headers(state: &LimitState, mut set: impl FnMut(&HeaderName, &[u8]) -> Result<()>) -> Result<()> {
-    let reset = seconds(state.reset);
-    for (name, value) in [(&X_RATELIMIT_LIMIT, state.limit), (&X_RATELIMIT_REMAINING, state.remaining), (&X_RATELIMIT_RESET, reset)] {
-        set(name, digits(&mut Digits::default(), value, 1))?;
-    }
-    let mut text = Vec::with_capacity(64);
-    named(&mut text, &state.name, &[(b";r=", state.remaining), (b";t=", reset)]);
-    set(&RATELIMIT, &text)?;
-    text.clear();
-    named(&mut text, &state.name, &[(b";q=", state.limit)]);
-    if let Some(window) = state.window {
-        text.extend_from_slice(b";w=");
-        push_number(&mut text, seconds(window));
-    }
-    set(&RATELIMIT_POLICY, &text)
-}
-
-/// A name in quotes, and parameters of it.
-fn named(text: &mut Vec<u8>, name: &str, parameters: &[(&[u8], u64)]) {
-    text.push(b'"');
-    text.extend_from_slice(name.as_bytes());
-    text.push(b'"');
-    for (parameter, value) in parameters {
-        text.extend_from_slice(parameter);
-        push_number(text, *value);
-    }
+    let mut rooms = [Digits::default(); 4];
+    let [limit, remaining, reset, window] = &mut rooms;
+    let limit = digits(limit, state.limit, 1);
+    let remaining = digits(remaining, state.remaining, 1);
+    let reset = digits(reset, seconds(state.reset), 1);
+    set(&X_RATELIMIT_LIMIT, limit)?;
+    set(&X_RATELIMIT_REMAINING, remaining)?;
+    set(&X_RATELIMIT_RESET, reset)?;
+    let name = state.name.as_bytes();
+    set(&RATELIMIT, &[b"\"", name, b"\";r=", remaining, b";t=", reset].concat())?;
+    let (unit, window): (&[u8], _) = match state.window {
+        Some(length) => (b";w=", digits(window, seconds(length), 1)),
+        None => (b"", &[][..]),
+    };
+    set(&RATELIMIT_POLICY, &[b"\"", name, b"\";q=", limit, unit, window].concat())
 }
 
 fn retry_after(head: &mut AnswerHead, wait: Duration) {

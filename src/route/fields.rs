@@ -2,6 +2,8 @@
 //!
 //! A request has some ten fields, and some ten more are set: going through a list costs less than copying a table and hashing each name.
 
+use std::ops::Range;
+
 use bytes::{BufMut, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
@@ -42,65 +44,84 @@ impl<'a> Fields<'a> for HeaderMap {
 /// The fields that were received and not removed, and those that were set.
 #[derive(Debug)]
 pub struct FieldList<'a> {
-    lines: SmallVec<[(&'a HeaderName, Value<'a>); 24]>,
-    /// A bit for the length of each name that was ever there: most that are set were not, and need not be looked for.
-    lengths: u64,
-    /// The values that were set, one behind the other.
+    received: SmallVec<[(&'a HeaderName, &'a [u8]); 16]>,
+    /// The names that were set, and how long the line of each is.
+    set: SmallVec<[(&'a HeaderName, usize); 16]>,
+    /// The lines that were set, one behind the other, as they are sent.
     text: Vec<u8>,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Value<'a> {
-    Received(&'a [u8]),
-    /// From and to, in the text.
-    Set(usize, usize),
+    /// The [`mark`] of each name that was ever there: most that are set were not, and need not be looked for.
+    marks: u64,
 }
 
 impl<'a> FieldList<'a> {
     /// The fields as they were received.
     pub fn new(received: &'a HeaderMap) -> Self {
-        let mut lengths = 0;
-        let lines = received.iter().map(|(name, value)| {
-            lengths |= length_bit(name.as_str().len());
-            (name, Value::Received(value.as_bytes()))
-        });
-        Self { lines: lines.collect(), lengths, text: Vec::with_capacity(512) }
+        let mut list = Self { received: SmallVec::new(), set: SmallVec::new(), text: Vec::with_capacity(512), marks: 0 };
+        for (name, value) in received {
+            list.marks |= mark(name.as_str().as_bytes());
+            list.received.push((name, value.as_bytes()));
+        }
+        list
     }
 
     /// Writes every line with its end.
     pub fn write(&self, head: &mut BytesMut) {
-        for (name, value) in &self.lines {
-            for part in [name.as_str().as_bytes(), b": ", self.value(*value), b"\r\n"] {
+        for (name, value) in &self.received {
+            for part in [name.as_str().as_bytes(), b": ", value, b"\r\n"] {
                 head.put_slice(part);
             }
         }
+        head.put_slice(&self.text);
     }
 
-    fn value<'s>(&'s self, value: Value<'s>) -> &'s [u8] {
-        match value {
-            Value::Received(value) => value,
-            Value::Set(from, to) => self.text.get(from..to).unwrap_or_default(),
+    fn may_have(&self, name: &HeaderName) -> bool {
+        self.marks & mark(name.as_str().as_bytes()) != 0
+    }
+
+    fn cut(&mut self, name: &HeaderName) {
+        self.received.retain(|(own, _)| *own != name);
+        // One line at most, as each that is set takes the place of the one before.
+        let found = self.lines_set().enumerate().find(|(_, (own, _))| *own == name);
+        if let Some((at, (_, line))) = found {
+            self.set.remove(at);
+            self.text.drain(line);
         }
+    }
+
+    /// The names that were set, and where their lines are.
+    fn lines_set(&self) -> impl Iterator<Item = (&'a HeaderName, Range<usize>)> {
+        let mut end = 0;
+        self.set.iter().map(move |(name, length)| {
+            end += length;
+            (*name, end - length..end)
+        })
     }
 }
 
-/// The bit that stands for a name of so many bytes.
-pub fn length_bit(length: usize) -> u64 {
-    1 << (length % 64)
+/// One bit of 64 that a name has in any case of its letters, and few others: by its length and the letter in its middle.
+pub fn mark(name: &[u8]) -> u64 {
+    let middle = name.get(name.len() / 2).map_or(0, |letter| letter | 0x20);
+    1 << ((name.len() + 13 * usize::from(middle)) % 64)
 }
 
 impl<'a> Fields<'a> for FieldList<'a> {
     fn names(&self) -> impl Iterator<Item = &HeaderName> {
-        self.lines.iter().map(|(name, _)| *name)
+        self.received.iter().map(|(name, _)| *name).chain(self.set.iter().map(|(name, _)| *name))
     }
 
     fn lines(&self, name: &HeaderName) -> impl Iterator<Item = &[u8]> {
-        self.lines.iter().filter(move |(own, _)| *own == name).map(|(_, value)| self.value(*value))
+        let own = move |own: &HeaderName| own == name;
+        let received = self.received.iter().filter(move |(name, _)| own(name)).map(|(_, value)| *value);
+        let set = self.lines_set().filter(move |(name, _)| own(name)).map(|(name, line)| {
+            let value = line.start + name.as_str().len() + b": ".len()..line.end - b"\r\n".len();
+            self.text.get(value).unwrap_or_default()
+        });
+        self.may_have(name).then(|| received.chain(set)).into_iter().flatten()
     }
 
     fn remove(&mut self, name: &HeaderName) {
-        if self.lengths & length_bit(name.as_str().len()) != 0 {
-            self.lines.retain(|(own, _)| *own != name);
+        if self.may_have(name) {
+            self.cut(name);
         }
     }
 
@@ -109,9 +130,11 @@ impl<'a> Fields<'a> for FieldList<'a> {
         // What ends its line would begin another. To the end in any case: a loop without a way out looks at many bytes at once.
         if value.iter().fold(true, |sound, byte| sound & (*byte == b'\t' || (*byte >= 0x20 && *byte != 0x7f))) {
             let from = self.text.len();
-            self.text.extend_from_slice(value);
-            self.lines.push((name, Value::Set(from, self.text.len())));
-            self.lengths |= length_bit(name.as_str().len());
+            for part in [name.as_str().as_bytes(), b": ", value, b"\r\n"] {
+                self.text.extend_from_slice(part);
+            }
+            self.set.push((name, self.text.len() - from));
+            self.marks |= mark(name.as_str().as_bytes());
         }
     }
 }
@@ -146,6 +169,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_name_has_one_mark_however_its_letters_are_written(name in "[!#$%&'*+.^_`|~0-9A-Za-z-]{1,140}") {
+            prop_assert_eq!(mark(name.as_bytes()), mark(name.to_ascii_lowercase().as_bytes()));
+            prop_assert_eq!(mark(name.as_bytes()), mark(name.to_ascii_uppercase().as_bytes()));
+        }
+
         #[test]
         fn a_list_comes_to_the_same_fields_as_a_table(
             received in proptest::collection::vec((0..6usize, "[ -~]{0,6}"), 0..10),

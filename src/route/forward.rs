@@ -10,7 +10,7 @@ use std::sync::Arc;
 use http::{HeaderName, HeaderValue, header};
 use serde_json::Value;
 
-use super::fields::{Fields, length_bit};
+use super::fields::Fields;
 use crate::authenticators::credential;
 use crate::config::{self, Location, TemplatePart, Token};
 use crate::request::header::{fold, folds_to};
@@ -98,6 +98,8 @@ impl Forward {
 #[derive(Debug)]
 pub struct Credentials {
     all: Vec<Location>,
+    /// One bit for each length of a header among them, to pass over nearly every other at once.
+    lengths: u64,
     by_authenticator: Vec<(Arc<str>, Box<[Location]>)>,
 }
 
@@ -106,7 +108,9 @@ impl Credentials {
     pub fn new<'a>(authenticators: impl Iterator<Item = (&'a Arc<str>, &'a [Location])>) -> Self {
         let by_authenticator: Vec<(Arc<str>, Box<[Location]>)> =
             authenticators.map(|(name, locations)| (name.clone(), locations.into())).collect();
-        Self { all: by_authenticator.iter().flat_map(|(_, locations)| locations.iter().cloned()).collect(), by_authenticator }
+        let all: Vec<_> = by_authenticator.iter().flat_map(|(_, locations)| locations.iter().cloned()).collect();
+        let lengths = headers(&all).fold(0, |lengths, name| lengths | length_bit(name.as_str()));
+        Self { all, lengths, by_authenticator }
     }
 
     fn of(&self, authenticator: &str) -> &[Location] {
@@ -155,14 +159,18 @@ impl Credentials {
 
     /// Whether a server behind us may take this header for one that holds a credential: what was never checked would stand for what was.
     fn is_alias(&self, name: &HeaderName) -> bool {
-        let headers = || {
-            self.all.iter().filter_map(|location| match location {
-                Location::Header { name, .. } => Some(name),
-                Location::Query(_) | Location::Cookie(_) => None,
-            })
-        };
-        headers().any(|own| folds_to(name.as_str(), own.as_str())) && headers().all(|own| own != name)
+        let own = || headers(&self.all);
+        self.lengths & length_bit(name.as_str()) != 0
+            && own().all(|own| own != name)
+            && own().any(|own| folds_to(name.as_str(), own.as_str()))
     }
+}
+
+fn headers(locations: &[Location]) -> impl Iterator<Item = &HeaderName> {
+    locations.iter().filter_map(|location| match location {
+        Location::Header { name, .. } => Some(name),
+        Location::Query(_) | Location::Cookie(_) => None,
+    })
 }
 
 /// Whether a line holds a credential of a scheme, alone or behind others in a list; without a scheme every line does.
@@ -265,7 +273,7 @@ impl Reserved {
         let mut lengths = [0; 32];
         for name in RESERVED.into_iter().chain(named.iter().map(HeaderName::as_str)) {
             if let Some(lengths) = lengths.get_mut(first_letter(name)) {
-                *lengths |= length_bit(name.len());
+                *lengths |= length_bit(name);
             }
         }
         Self { lengths, named }
@@ -279,11 +287,15 @@ impl Reserved {
     }
 
     fn contains(&self, name: &str) -> bool {
-        let listed = self.lengths.get(first_letter(name)).is_some_and(|lengths| lengths & length_bit(name.len()) != 0)
+        let listed = self.lengths.get(first_letter(name)).is_some_and(|lengths| lengths & length_bit(name) != 0)
             && (RESERVED.iter().any(|reserved| folds_to(name, reserved))
                 || self.named.iter().any(|reserved| folds_to(name, reserved.as_str())));
         listed || RESERVED_FAMILIES.iter().any(|family| name.get(..family.len()).is_some_and(|start| folds_to(start, family)))
     }
+}
+
+fn length_bit(name: &str) -> u64 {
+    1 << (name.len() % 64)
 }
 
 fn first_letter(name: &str) -> usize {
