@@ -85,7 +85,7 @@ impl Forward {
         if let Some(certificate) = connection.certificate {
             set_certificate(upstream, certificate);
         }
-        let mut text = String::new();
+        let mut text = String::with_capacity(128);
         for (name, template) in &self.headers {
             if fill(template, identity, &mut text).is_some() {
                 upstream.set(name, text.as_bytes());
