@@ -5,23 +5,24 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::HeaderValue;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::dpop::{self, Proofs};
+use crate::jose::claims::Registered;
 use crate::request::{Now, Rejection, Request};
 
-/// Checks what the claims of a token say about its holder's key; a token that says nothing is good in anybody's hands, unless `proofs` asks for
-/// more. Answers with the nonce for the caller's next proof, where that is another.
+/// Checks what a token says about its holder's key; a token that says nothing is good in anybody's hands, unless `proofs` asks for more. Answers
+/// with the nonce for the caller's next proof, where that is another.
 ///
 /// # Errors
 /// The proof is missing or another's, or the token asks for one that is not understood: an unknown member is no lesser demand.
 pub fn check(
-    (token, claims): (&str, &Map<String, Value>),
+    (token, claims): (&str, &Registered),
     proofs: &Proofs,
     request: &Request<'_>,
     now: Now,
 ) -> Result<Option<HeaderValue>, Rejection> {
-    let members = match claims.get("cnf") {
+    let members = match &claims.confirmation {
         None => None,
         Some(confirmation) => Some(confirmation.as_object().filter(|members| !members.is_empty()).ok_or(UNKNOWN)?),
     };
@@ -61,6 +62,7 @@ fn certificate(thumbprint: &str, request: &Request<'_>) -> Result<(), Rejection>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jose::claims::Claims;
     use crate::request::{Client, ClientCertificate};
     use serde_json::json;
 
@@ -108,7 +110,8 @@ mod tests {
         let dpop = crate::config::Dpop { required, max_age: Default::default(), nonce: None };
         let proofs = Proofs::new(&"a".into(), &dpop, Default::default(), &Default::default());
         let now = Now { monotonic: Default::default(), unix: Default::default() };
-        check(("t", claims.as_object().unwrap()), &proofs, request, now).err().and_then(|rejection| rejection.reason())
+        let claims = Claims::of(claims.as_object().unwrap().clone()).unwrap();
+        check(("t", &claims.registered), &proofs, request, now).err().and_then(|rejection| rejection.reason())
     }
 
     #[test]

@@ -152,7 +152,7 @@ impl Introspection {
         match said {
             Introspected::Active { registered, identity } => {
                 self.rules.check(registered, now)?;
-                let nonce = confirmation::check((token, &identity.claims), &self.proofs, request, now)?;
+                let nonce = confirmation::check((token, registered), &self.proofs, request, now)?;
                 Ok(Proof { nonce, ..Arc::clone(identity).into() })
             }
             Introspected::Inactive(reason) => Err(Rejection::CredentialInvalid(reason)),

@@ -195,7 +195,7 @@ async fn judge<'j>(
             && own.keys.still_hold(&known, now)?
         {
             own.rules.check(known.algorithm, known.typ.as_deref(), &known.registered, now)?;
-            let nonce = confirmation::check((token, &known.identity.claims), &own.proofs, request, now)?;
+            let nonce = confirmation::check((token, &known.registered), &own.proofs, request, now)?;
             return Ok(Some(Proof { nonce, ..known.identity.clone().into() }));
         }
     }
@@ -212,11 +212,12 @@ async fn judge<'j>(
     let key = Box::pin(own.keys.verify(&jws, now)).await?;
     own.keys.check_revoked(&all)?;
     // After the signature: a proof is remembered, and strangers must not fill that memory.
-    let nonce = confirmation::check((token, &all), &own.proofs, request, now)?;
+    let nonce = confirmation::check((token, &registered), &own.proofs, request, now)?;
     // Without the signature: of an ECDSA signature anybody can make a second one that is as good, and it must not have a budget of its own.
     let proven = Identity::new(Method::Jwt, own.name.clone(), jws.fingerprint());
-    let identity = Arc::new(own.claims.fill_in(proven, all)?);
-    own.tokens.insert(Verified::new(own.verifier, token, (algorithm, typ.clone()), registered, key, identity.clone()));
+    let identity = own.claims.fill_in(proven, all)?;
+    let typ = typ.as_deref().map(Arc::from);
+    let identity = own.tokens.insert(Verified::new(own.verifier, token, (algorithm, typ), registered, key, identity));
     Ok(Some(Proof { nonce, ..identity.into() }))
 }
 

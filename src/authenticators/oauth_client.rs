@@ -273,7 +273,7 @@ mod tests {
                 assert!(jws.is_signed_by(&set.keys()[0], &jws.signature().unwrap()));
                 let Claims { registered, all } = Claims::parse(&jws.payload().unwrap()).unwrap();
                 assert_eq!((registered.issuer.as_deref(), all["sub"].as_str()), (Some("edgeward"), Some("edgeward")));
-                assert_eq!(registered.audiences, [Box::from(audience)]);
+                assert_eq!(*registered.audiences, [Arc::<str>::from(audience)]);
                 assert_eq!(registered.expires.unwrap() - NOW.unix, Duration::from_secs(60));
                 all["jti"].as_str().unwrap().to_owned()
             });

@@ -1,5 +1,6 @@
 //! The registered claims of a JWT (RFC 7519 section 4.1), each of the type it must have or refused: a wrong type is never "absent".
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -12,7 +13,7 @@ const LAST_TIME: Duration = Duration::from_secs(253_402_300_799);
 /// The claims of one token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claims {
-    /// Those that RFC 7519 gives a meaning which decides.
+    /// Those whose meaning decides.
     pub registered: Registered,
     /// Every claim, those included.
     pub all: Map<String, Value>,
@@ -22,15 +23,17 @@ pub struct Claims {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Registered {
     /// `iss`.
-    pub issuer: Option<Box<str>>,
+    pub issuer: Option<Arc<str>>,
     /// `aud`; empty when absent.
-    pub audiences: Vec<Box<str>>,
+    pub audiences: Arc<[Arc<str>]>,
     /// `exp`.
     pub expires: Option<Duration>,
     /// `nbf`.
     pub not_before: Option<Duration>,
     /// `iat`.
     pub issued: Option<Duration>,
+    /// `cnf` (RFC 7800): what a holder must prove, whatever is said there. Boxed, as few tokens have it.
+    pub confirmation: Option<Box<Value>>,
 }
 
 impl Claims {
@@ -49,8 +52,8 @@ impl Claims {
                 Some(_) => return Err(Fault::Issuer),
             },
             audiences: match all.get("aud") {
-                None => Vec::new(),
-                Some(Value::String(audience)) => vec![audience.as_str().into()],
+                None => Arc::default(),
+                Some(Value::String(audience)) => [audience.as_str().into()].into(),
                 Some(Value::Array(list)) => {
                     list.iter().map(|audience| audience.as_str().map(Into::into).ok_or(Fault::Audience)).collect::<Result<_, _>>()?
                 }
@@ -59,6 +62,7 @@ impl Claims {
             expires: time("exp", Fault::Expiry)?,
             not_before: time("nbf", Fault::NotBefore)?,
             issued: time("iat", Fault::IssuedAt)?,
+            confirmation: all.get("cnf").cloned().map(Box::new),
         };
         Ok(Self { registered, all })
     }
@@ -123,8 +127,8 @@ mod tests {
     #[test]
     fn an_audience_may_be_one_or_many() {
         let audiences = |payload: &str| Claims::parse(payload.as_bytes()).unwrap().registered.audiences;
-        assert_eq!(audiences(r#"{"aud":"a b"}"#), [Box::from("a b")]);
-        assert_eq!(audiences(r#"{"aud":["a","b"]}"#), [Box::from("a"), Box::from("b")]);
+        assert_eq!(*audiences(r#"{"aud":"a b"}"#), [Arc::<str>::from("a b")]);
+        assert_eq!(*audiences(r#"{"aud":["a","b"]}"#), [Arc::<str>::from("a"), Arc::from("b")]);
         assert!(audiences(r#"{"aud":[]}"#).is_empty());
         assert!(audiences("{}").is_empty());
     }

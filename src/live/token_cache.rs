@@ -7,6 +7,7 @@
 //! A token is found by a keyed 64-bit hash, and what is found counts only after the whole token and its verifier were compared
 //! (`docs/decisions/0004-token-cache.md`).
 
+mod shared;
 mod weight;
 
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
@@ -16,6 +17,7 @@ use std::sync::atomic::AtomicU64;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{Equivalent, Weighter};
 
+use self::shared::Shared;
 use crate::jose::Algorithm;
 use crate::jose::claims::Registered;
 use crate::jose::key::Fingerprint;
@@ -30,24 +32,25 @@ const SMALL: u64 = 2 * 1024;
 /// What decides how a token becomes an identity: the authenticator, its keys and its claim names, hashed. Two verifiers never share an entry.
 pub type VerifierId = [u8; 32];
 
-/// A token whose signature was good, and what it says.
+/// A token whose signature was good, and what it says. In this order, what every request asks first, as it lies in main memory when there are many.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Verified {
-    verifier: VerifierId,
     token: Box<str>,
-    weight: u64,
-    /// The algorithm it was signed with.
-    pub algorithm: Algorithm,
-    /// Its `typ`.
-    pub typ: Option<Box<str>>,
-    /// The claims that are judged with every request.
-    pub registered: Registered,
-    /// The key that signed it.
-    pub key: Fingerprint,
-    /// The newest generation of the key set that is known to hold the key.
-    pub generation: AtomicU64,
+    verifier: VerifierId,
     /// Who it proves.
     pub identity: Arc<Identity>,
+    /// The newest generation of the key set that is known to hold the key.
+    pub generation: AtomicU64,
+    /// The claims that are judged with every request.
+    pub registered: Registered,
+    /// Its `typ`.
+    pub typ: Option<Arc<str>>,
+    /// The algorithm it was signed with.
+    pub algorithm: Algorithm,
+    weight: u64,
+    /// The key that signed it.
+    pub key: Fingerprint,
 }
 
 impl Verified {
@@ -55,13 +58,13 @@ impl Verified {
     pub fn new(
         verifier: VerifierId,
         token: &str,
-        (algorithm, typ): (Algorithm, Option<Box<str>>),
+        (algorithm, typ): (Algorithm, Option<Arc<str>>),
         registered: Registered,
         (key, generation): (Fingerprint, u64),
-        identity: Arc<Identity>,
+        identity: Identity,
     ) -> Self {
-        let generation = AtomicU64::new(generation);
-        let weightless = Self { verifier, token: token.into(), weight: 0, algorithm, typ, registered, key, generation, identity };
+        let (identity, generation) = (Arc::new(identity), AtomicU64::new(generation));
+        let weightless = Self { token: token.into(), verifier, identity, generation, registered, typ, algorithm, weight: 0, key };
         Self { weight: weight::of(&weightless), ..weightless }
     }
 }
@@ -70,6 +73,7 @@ impl Verified {
 pub struct TokenCache {
     entries: Cache<Key, Arc<Verified>, ByMemory, BuildHasherDefault<Hashed>>,
     seeds: ahash::RandomState,
+    shared: Shared,
     hits: Counter,
     misses: Counter,
 }
@@ -82,6 +86,7 @@ impl TokenCache {
         Self {
             entries: Cache::with(expected, bytes, ByMemory, BuildHasherDefault::default(), DefaultLifecycle::default()),
             seeds: ahash::RandomState::new(),
+            shared: Shared::default(),
             hits,
             misses,
         }
@@ -118,9 +123,12 @@ impl TokenCache {
         own
     }
 
-    /// Keeps the facts of a token, in place of others when there is no room.
-    pub fn insert(&self, verified: Verified) {
+    /// Keeps the facts of a token, in place of others when there is no room. Returns who it proves.
+    pub fn insert(&self, mut verified: Verified) -> Arc<Identity> {
+        self.shared.unite(&mut verified);
+        let identity = verified.identity.clone();
         self.entries.insert(self.key(&verified.verifier, &verified.token), Arc::new(verified));
+        identity
     }
 
     /// How many tokens are kept.
@@ -229,8 +237,8 @@ mod tests {
     use super::*;
     use crate::request::Method;
 
-    fn identity(subject: &str) -> Arc<Identity> {
-        Arc::new(Identity { subject: Some(subject.into()), ..Identity::new(Method::Jwt, "a".into(), [0; 32]) })
+    fn identity(subject: &str) -> Identity {
+        Identity { subject: Some(subject.into()), ..Identity::new(Method::Jwt, "a".into(), [0; 32]) }
     }
 
     fn verified(verifier: u8, token: &str) -> Verified {
@@ -256,7 +264,7 @@ mod tests {
     #[test]
     fn a_token_that_many_verified_is_found_by_each() {
         let cache = TokenCache::default();
-        (0..9).for_each(|verifier| cache.insert(verified(verifier, "a.b.c")));
+        (0..9).for_each(|verifier| drop(cache.insert(verified(verifier, "a.b.c"))));
         for verifier in 0..9 {
             assert_eq!(find(&cache, verifier, "a.b.c").unwrap().verifier, [verifier; 32]);
         }
@@ -283,18 +291,18 @@ mod tests {
     #[test]
     fn a_flood_of_tokens_is_bounded_by_bytes() {
         let cache = TokenCache::new(1 << 20);
-        (0..5000).for_each(|i| cache.insert(verified(1, &format!("{i}.{}.c", "x".repeat(2000)))));
+        (0..5000).for_each(|i| drop(cache.insert(verified(1, &format!("{i}.{}.c", "x".repeat(2000))))));
         assert!((100..=400).contains(&cache.len()), "{}", cache.len());
     }
 
     #[test]
     fn a_cache_that_grows_keeps_all_and_one_that_shrinks_keeps_what_there_is_room_for() {
         let cache = TokenCache::new(1 << 20);
-        (0..1000).for_each(|i| cache.insert(verified(1, &format!("{i}.b.c"))));
+        (0..1000).for_each(|i| drop(cache.insert(verified(1, &format!("{i}.b.c")))));
         let before = cache.len();
         cache.resize(1 << 22);
         assert_eq!(cache.len(), before);
-        (1000..4000).for_each(|i| cache.insert(verified(1, &format!("{i}.b.c"))));
+        (1000..4000).for_each(|i| drop(cache.insert(verified(1, &format!("{i}.b.c")))));
         assert!(cache.len() > 2 * before, "{}", cache.len());
         cache.resize(1 << 19);
         assert!((before / 4..=before).contains(&cache.len()), "{}", cache.len());

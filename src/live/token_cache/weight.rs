@@ -21,15 +21,14 @@ const NODE: usize = 11;
 /// The bytes that a token takes, with its place in the cache.
 pub(super) fn of(verified: &Verified) -> u64 {
     let registered = &verified.registered;
-    let audiences = &registered.audiences;
     let own = [
         PLACE,
         allocated(COUNTS + size_of::<Verified>()),
         text(&verified.token),
-        verified.typ.as_deref().map_or(0, text),
-        registered.issuer.as_deref().map_or(0, text),
-        allocated(audiences.capacity() * size_of::<Box<str>>()),
-        audiences.iter().map(|audience| text(audience)).sum(),
+        verified.typ.as_ref().map_or(0, shared),
+        registered.issuer.as_ref().map_or(0, shared),
+        list(&registered.audiences),
+        registered.confirmation.as_deref().map_or(0, |confirmation| allocated(size_of::<Value>()) + value(confirmation)),
         identity(&verified.identity),
     ];
     own.into_iter().sum::<usize>() as u64
@@ -38,14 +37,15 @@ pub(super) fn of(verified: &Verified) -> u64 {
 /// The name of the authenticator is not among it: all its identities share that.
 fn identity(identity: &Identity) -> usize {
     let words = [&identity.subject, &identity.consumer, &identity.client, &identity.key_id, &identity.plan];
-    let lists = [&identity.scopes, &identity.roles];
     allocated(COUNTS + size_of::<Identity>())
         + words.into_iter().flatten().map(word).sum::<usize>()
-        + lists
-            .map(|list| allocated(COUNTS + list.len() * size_of::<Arc<str>>()) + list.iter().map(shared).sum::<usize>())
-            .iter()
-            .sum::<usize>()
+        + list(&identity.scopes)
+        + list(&identity.roles)
         + members(&identity.claims)
+}
+
+fn list(list: &[Arc<str>]) -> usize {
+    allocated(COUNTS + size_of_val(list)) + list.iter().map(shared).sum::<usize>()
 }
 
 fn members(map: &Map<String, Value>) -> usize {
