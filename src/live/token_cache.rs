@@ -64,8 +64,7 @@ impl Verified {
         identity: Identity,
     ) -> Self {
         let (identity, generation) = (Arc::new(identity), AtomicU64::new(generation));
-        let weightless = Self { token: token.into(), verifier, identity, generation, registered, typ, algorithm, weight: 0, key };
-        Self { weight: weight::of(&weightless), ..weightless }
+        Self { token: token.into(), verifier, identity, generation, registered, typ, algorithm, weight: 0, key }
     }
 }
 
@@ -126,6 +125,7 @@ impl TokenCache {
     /// Keeps the facts of a token, in place of others when there is no room. Returns who it proves.
     pub fn insert(&self, mut verified: Verified) -> Arc<Identity> {
         self.shared.unite(&mut verified);
+        verified.weight = weight::of(&verified);
         let identity = verified.identity.clone();
         self.entries.insert(self.key(&verified.verifier, &verified.token), Arc::new(verified));
         identity

@@ -1,6 +1,4 @@
 //! What many tokens say alike, kept once: a request then finds it in the processor's caches, whoever calls.
-//!
-//! Each token is charged for it all the same, since what it shares today may be its own tomorrow.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -29,6 +27,11 @@ impl Shared {
             self.lists.unite(&mut identity.roles);
         }
     }
+}
+
+/// Whether another token than this one says the same, beside the pool that knows it.
+pub(super) fn is_shared<T: ?Sized>(value: &Arc<T>) -> bool {
+    Arc::strong_count(value) > 2
 }
 
 #[derive(Debug)]
@@ -67,8 +70,10 @@ mod tests {
             pool.unite(&mut list);
             list
         };
-        let (one, same, other) = (list(&["a", "b"]), list(&["a", "b"]), list(&["b", "a"]));
-        assert!(Arc::ptr_eq(&one, &same));
+        let one = list(&["a", "b"]);
+        assert!(!is_shared(&one));
+        let (same, other) = (list(&["a", "b"]), list(&["b", "a"]));
+        assert!(Arc::ptr_eq(&one, &same) && is_shared(&same) && !is_shared(&other));
         assert_eq!((&*one, &*other), (&["a".into(), "b".into()][..], &["b".into(), "a".into()][..]));
     }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use smol_str::SmolStr;
 
 use super::Verified;
+use super::shared::is_shared;
 use crate::request::Identity;
 
 /// The reference counts before what an [`Arc`] holds.
@@ -25,8 +26,8 @@ pub(super) fn of(verified: &Verified) -> u64 {
         PLACE,
         allocated(COUNTS + size_of::<Verified>()),
         text(&verified.token),
-        verified.typ.as_ref().map_or(0, shared),
-        registered.issuer.as_ref().map_or(0, shared),
+        verified.typ.as_ref().map_or(0, word_of_many),
+        registered.issuer.as_ref().map_or(0, word_of_many),
         list(&registered.audiences),
         registered.confirmation.as_deref().map_or(0, |confirmation| allocated(size_of::<Value>()) + value(confirmation)),
         identity(&verified.identity),
@@ -44,8 +45,13 @@ fn identity(identity: &Identity) -> usize {
         + members(&identity.claims)
 }
 
-fn list(list: &[Arc<str>]) -> usize {
-    allocated(COUNTS + size_of_val(list)) + list.iter().map(shared).sum::<usize>()
+/// What another token says as well is charged to that one. When that one goes it is charged to none, but each that stays has it in its own text too.
+fn list(list: &Arc<[Arc<str>]>) -> usize {
+    if is_shared(list) { 0 } else { allocated(COUNTS + size_of_val(&**list)) + list.iter().map(counted).sum::<usize>() }
+}
+
+fn word_of_many(text: &Arc<str>) -> usize {
+    if is_shared(text) { 0 } else { counted(text) }
 }
 
 fn members(map: &Map<String, Value>) -> usize {
@@ -73,7 +79,7 @@ fn word(word: &SmolStr) -> usize {
     if word.is_heap_allocated() { allocated(COUNTS + word.len()) } else { 0 }
 }
 
-fn shared(text: &Arc<str>) -> usize {
+fn counted(text: &Arc<str>) -> usize {
     allocated(COUNTS + text.len())
 }
 
