@@ -18,11 +18,13 @@ pub fn gateway_to(address: std::net::SocketAddr, upstream: &str) -> Gateway {
     gateway_in(Folder::new(), address, upstream)
 }
 
+/// Of one thread: each keeps connections to backends of its own, and which one serves a request is chance.
 fn gateway_in(folder: Folder, address: std::net::SocketAddr, upstream: &str) -> Gateway {
     Gateway::start_in(
         folder,
         &format!(
             r#"
+server: {{threads: 1}}
 listeners: [{{address: "127.0.0.1:0"}}]
 admin: {{address: "127.0.0.1:0"}}
 upstreams: {{all: {{servers: ["{address}"]{upstream}}}}}
