@@ -353,6 +353,8 @@ fn join(mut identity: Identity, other: &Arc<Identity>) -> Identity {
     credential.update(&other.credential);
     identity.credential = credential.finish();
     identity.beside.push(Arc::clone(other));
+    // An `all` within an `all`: whoever looks for a credential finds those of both.
+    identity.beside.extend(other.beside.iter().cloned());
     identity
 }
 
@@ -381,6 +383,18 @@ mod tests {
         assert_eq!(turned.consumer.as_deref(), Some("second"));
         assert!(Arc::ptr_eq(&acme, &joined.identity(parts(&[&acme])).unwrap()));
         assert!(joined.identity(parts(&[])).is_none());
+    }
+
+    #[test]
+    fn a_principal_of_principals_has_the_parts_of_all() {
+        let joined = Joined(Cache::new(REMEMBERED));
+        let named = |name: &str| Arc::new(Identity::new(Method::ApiKey, name.into(), [0; 32]));
+        let inner = joined.identity(parts(&[&named("c"), &named("d")])).unwrap();
+        let last = joined.identity(parts(&[&named("a"), &named("b"), &inner])).unwrap();
+        let first = joined.identity(parts(&[&inner, &named("a"), &named("b")])).unwrap();
+        for (principal, expected) in [(last, "abcd"), (first, "cdab")] {
+            assert_eq!(principal.parts().map(|part| &*part.authenticator).collect::<String>(), expected);
+        }
     }
 
     #[test]

@@ -21,10 +21,10 @@ use super::credential::{self, Found};
 use super::{Challenge, Proof, Verdict};
 use crate::config::{self, DecisionKey, ExternalResponse, Location, OnFailure, Problem, WhenAbsent};
 use crate::live::LiveState;
-use crate::live::answers::{Answer, Question, Terms};
+use crate::live::answers::{Answer, Failure, Question, Terms};
 use crate::live::breaker;
 use crate::live::decisions::{AuthorizerId, Decision, Decisions, Grant};
-use crate::net::http::{Client, Limits, Tls};
+use crate::net::http::{Client, Limits, Tls, retry_after};
 use crate::request::{Identity, Method, Now, Rejection, Request};
 
 /// The longest answer that is read, in bytes: a page that asks somebody to log in is shorter.
@@ -327,22 +327,24 @@ impl Reader {
     ///
     /// # Errors
     /// It is none: the authorizer is not well.
-    fn read(&self, answer: Response<Bytes>, credential: [u8; 32], resource: &str, asked: Now) -> Result<Answer<Decision>, String> {
+    fn read(&self, answer: Response<Bytes>, credential: [u8; 32], resource: &str, asked: Now) -> Result<Answer<Decision>, Failure> {
         let status = answer.status();
+        let retry_after = retry_after(&answer, asked.unix);
+        let failed = || Failure { why: format!("answered {status}"), retry_after };
         let size = answer.body().len() + answer.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
         let decision = match &self.protocol {
             Protocol::ForwardAuth { copy, named } if status.is_success() => self
                 .identity(claims(copy, named, &answer), None, credential)
                 .map(|identity| Decision::Allow(self.grant(identity, Some(&answer)))),
             Protocol::ForwardAuth { .. } => {
-                let relayed = forward_auth::refusal(answer).ok_or_else(|| format!("answered {status}"))?;
+                let relayed = forward_auth::refusal(answer).ok_or_else(failed)?;
                 // What sets a cookie or leads somewhere was made for this caller.
                 let once = status.is_redirection() || relayed.headers.contains_key(header::SET_COOKIE) || size > MAX_REMEMBERED;
                 let rejection = Rejection::Relayed(Arc::new(relayed));
                 Some(if once { Decision::RefuseOnce(rejection) } else { Decision::Refuse(rejection) })
             }
             Protocol::Lambda { .. } if status == StatusCode::OK => self.lambda(answer.body(), credential),
-            Protocol::Lambda { .. } => return Err(format!("answered {status}")),
+            Protocol::Lambda { .. } => return Err(failed()),
         };
         let Some(decision) = decision else {
             let value = Decision::Refuse(unavailable("external_answer", SOON));

@@ -202,9 +202,10 @@ fn dependencies(config: &Config) -> Vec<String> {
 }
 
 fn exchange_plan(name: &str, exchange: &config::Exchange) -> String {
-    let config::Exchange { url, cache, breaker, timeout, .. } = exchange;
+    let config::Exchange { url, cache, breaker, timeout, actor_token, .. } = exchange;
+    let actor = if actor_token.is_some() { ", by the actor that its token names" } else { "" };
     format!(
-        "{name}: tokens are exchanged at {}, and what was issued is used for {}; away after {} for a request, or after {} failures for {}; \
+        "{name}: tokens are exchanged at {}{actor}, and what was issued is used for {}; away after {} for a request, or after {} failures for {}; \
          then 503 for every token that is not remembered",
         **url,
         config::duration(cache.ttl),

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::decode::{grammar, words};
+use super::decode::{Context, Fields, grammar, words};
 use super::dependency::Breaker;
 use super::introspection::OauthClient;
 use super::values::{DAY, Lasting, MINUTE, SECOND, Url, Within};
 use super::{At, File};
+use crate::secret::Secret;
 
 grammar! {
     /// A server that exchanges callers' tokens for tokens for upstreams (RFC 8693). While it is away, only tokens that it has exchanged lately
     /// are good; for all others the answer is 503.
+    #[checked(check_exchange)]
     pub struct Exchange {
         /// Its token endpoint.
         url: At<Arc<str>> as At<Url>,
@@ -19,6 +21,10 @@ grammar! {
         client: OauthClient,
         /// What the caller's token is said to be.
         subject_token_type: TokenType = "access_token",
+        /// A token that says who acts for the caller, which is us: the issued token can name both. Absent: the server knows us by the client alone.
+        actor_token: Option<At<Secret>> as Option<At<Secret>> = absent,
+        /// What the `actor_token` is said to be.
+        actor_token_type: TokenType = "access_token",
         /// What is asked for, and no other kind is taken. Absent: the server chooses between these two.
         requested_token_type: Option<TokenType> = absent,
         /// How long a request waits for an answer.
@@ -49,6 +55,14 @@ words! {
         AccessToken = "access_token",
         /// A JWT.
         Jwt = "jwt",
+    }
+}
+
+fn check_exchange(_: &Exchange, fields: &Fields<'_>, context: &mut Context<'_>) {
+    if let Some(node) = fields.written("actor_token_type")
+        && fields.written("actor_token").is_none()
+    {
+        context.key("actor_token_type", |context| context.refuse::<()>(node, "there is no token of that kind", "an `actor_token`"));
     }
 }
 

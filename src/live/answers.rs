@@ -50,6 +50,21 @@ pub struct Answer<V> {
     pub size: usize,
 }
 
+/// A call that brought no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Why. It goes to the log and to the operator: it must not hold a credential.
+    pub why: String,
+    /// How long the party asks to be left alone; absent where it does not say.
+    pub retry_after: Option<Duration>,
+}
+
+impl<T: Into<String>> From<T> for Failure {
+    fn from(why: T) -> Self {
+        Self { why: why.into(), retry_after: None }
+    }
+}
+
 /// The party gave no answer: it is away, or too much is asked of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Away {
@@ -141,8 +156,6 @@ impl<V: Send + Sync + 'static> Answers<V> {
 
     /// Asks, or waits for the answer to the same question that somebody else is waiting for.
     ///
-    /// The error of `call` goes to the log and to the operator: it must not hold a credential.
-    ///
     /// # Errors
     /// There is no answer within the timeout, the call failed, or the breaker is open.
     pub async fn ask<F>(
@@ -153,7 +166,7 @@ impl<V: Send + Sync + 'static> Answers<V> {
         call: impl FnOnce() -> F,
     ) -> Result<Arc<Answer<V>>, Away>
     where
-        F: Future<Output = Result<Answer<V>, String>> + Send + 'static,
+        F: Future<Output = Result<Answer<V>, Failure>> + Send + 'static,
     {
         let mut landing = self.board(question, terms, now, call)?;
         match timeout(terms.timeout, landing.wait_for(Option::is_some)).await {
@@ -198,7 +211,7 @@ impl<V: Send + Sync + 'static> Answers<V> {
     /// Joins the flight of this question, or starts it.
     fn board<F>(self: &Arc<Self>, question: Question, terms: Terms, now: Now, call: impl FnOnce() -> F) -> Result<Landing<V>, Away>
     where
-        F: Future<Output = Result<Answer<V>, String>> + Send + 'static,
+        F: Future<Output = Result<Answer<V>, Failure>> + Send + 'static,
     {
         let mut flights = lock(&self.flights);
         if let Some(landing) = flights.get(&question) {
@@ -237,7 +250,7 @@ struct Flight<V> {
 }
 
 impl<V: Send + Sync + 'static> Flight<V> {
-    async fn fly(self, terms: Terms, now: Now, call: impl Future<Output = Result<Answer<V>, String>>) {
+    async fn fly(self, terms: Terms, now: Now, call: impl Future<Output = Result<Answer<V>, Failure>>) {
         let started = Instant::now();
         let outcome = self.outcome(terms, || now.monotonic + started.elapsed(), call).await;
         self.leave_table();
@@ -248,7 +261,7 @@ impl<V: Send + Sync + 'static> Flight<V> {
         &self,
         terms: Terms,
         now: impl Fn() -> Duration,
-        call: impl Future<Output = Result<Answer<V>, String>>,
+        call: impl Future<Output = Result<Answer<V>, Failure>>,
     ) -> Result<Arc<Answer<V>>, Away> {
         let answers = &*self.answers;
         let Ok(Ok(_turn)) = timeout(terms.timeout, answers.turns.acquire()).await else {
@@ -261,7 +274,7 @@ impl<V: Send + Sync + 'static> Flight<V> {
         let pass = answers.breaker.admit(terms.breaker, now()).map_err(|retry_after| Away { retry_after })?;
         answers.calls.fetch_add(1, Ordering::Relaxed);
         let answered = timeout(terms.timeout, call).await;
-        match answered.unwrap_or_else(|_| Err(format!("no complete answer within {:?}", terms.timeout))) {
+        match answered.unwrap_or_else(|_| Err(format!("no complete answer within {:?}", terms.timeout).into())) {
             Ok(answer) => {
                 let answer = Arc::new(answer);
                 answers.keep(self.question, &answer);
@@ -271,14 +284,16 @@ impl<V: Send + Sync + 'static> Flight<V> {
                 }
                 Ok(answer)
             }
-            Err(error) => {
+            Err(Failure { why: error, retry_after }) => {
                 answers.failures.fetch_add(1, Ordering::Relaxed);
                 let probe = pass.is_probe();
                 if pass.fail(now()) == Some(Change::Opened) && !probe {
                     tracing::warn!(party = %answers.party, error, "it does not answer; the breaker is open");
                 }
                 *lock(&answers.last_error) = Some(error);
-                Err(Away { retry_after: answers.breaker.refuses(terms.breaker, now()).unwrap_or(SOON) })
+                let ours = answers.breaker.refuses(terms.breaker, now()).unwrap_or(SOON);
+                // What it asks for is passed on and not obeyed: said for one caller's sake it would silence all.
+                Err(Away { retry_after: retry_after.map_or(ours, |asked| asked.max(ours)) })
             }
         }
     }
@@ -346,7 +361,7 @@ mod tests {
                 asked.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(pause).await;
                 let fresh_until = now.monotonic + Duration::from_secs(60);
-                answer.map(|value| Answer { value, good: value > 0, fresh_until, size: 100 }).map_err(str::to_owned)
+                answer.map(|value| Answer { value, good: value > 0, fresh_until, size: 100 }).map_err(Failure::from)
             };
             self.answers.ask([question; 32], TERMS, now, call).await.map(|answer| answer.value)
         }

@@ -6,11 +6,11 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT_ENCODING, HeaderValue, USER_AGENT};
-use http::{HeaderMap, Request, Response, Uri};
+use http::header::{ACCEPT_ENCODING, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
 use hyper_openssl::SslStream;
@@ -38,6 +38,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// as calls that `live::answers` makes at one time, so that a busy party is not connected to for every call.
 const IDLE_LIMIT: Duration = Duration::from_secs(20);
 const IDLE_CONNECTIONS: usize = 64;
+
+/// The longest wait that is passed on from a server that asks for one.
+const LONGEST_WAIT: Duration = Duration::from_secs(60 * 60);
 
 /// Whom a client trusts and who it is. The peer is always verified; the default trusts the authorities of the system.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -96,6 +99,24 @@ impl FetchError {
             Self::Deadline(_) => "deadline",
         }
     }
+}
+
+/// How long a server that is overloaded or away asks to be left alone, in either form (RFC 9110 section 10.2.3), an hour at the most;
+/// `now` is the time since the epoch.
+pub fn retry_after<B>(answer: &Response<B>, now: Duration) -> Option<Duration> {
+    if !matches!(answer.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        return None;
+    }
+    let text = answer.headers().get(RETRY_AFTER)?.to_str().ok()?;
+    let wait = match text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // Too many digits for a number are a long time.
+        true if !text.is_empty() => Duration::from_secs(text.parse().unwrap_or(u64::MAX)),
+        _ => {
+            let until = httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+            until.saturating_sub(now)
+        }
+    };
+    Some(wait.min(LONGEST_WAIT))
 }
 
 /// An HTTP/1.1 client with one identity and one trust. It is cheap to clone, and clones share their idle connections.
@@ -319,6 +340,32 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+
+    #[test]
+    fn a_server_says_when_to_come_again_in_either_form() {
+        // Sun, 06 Nov 1994 08:49:37 GMT.
+        let now = Duration::from_secs(784_111_777);
+        for (status, text, expected) in [
+            (503, "120", Some(120)),
+            (429, "0", Some(0)),
+            (503, "Sun, 06 Nov 1994 08:50:07 GMT", Some(30)),
+            (503, "Sunday, 06-Nov-94 08:50:07 GMT", Some(30)),
+            (503, "Sun, 06 Nov 1994 08:49:07 GMT", Some(0)),
+            (503, "Sun, 06 Nov 2033 08:49:37 GMT", Some(3600)),
+            (503, "99999999999999999999999", Some(3600)),
+            (503, "", None),
+            (503, "-1", None),
+            (503, "1.5", None),
+            (503, "soon", None),
+            (503, "Tue, 06 Nov 1894 08:49:37 GMT", None),
+            (500, "120", None),
+            (200, "120", None),
+        ] {
+            let answer = Response::builder().status(status).header(RETRY_AFTER, text).body(()).unwrap();
+            assert_eq!(retry_after(&answer, now), expected.map(Duration::from_secs), "{status} {text}");
+        }
+        assert_eq!(retry_after(&Response::builder().status(503).body(()).unwrap(), now), None);
+    }
 
     const SHORT: Limits = Limits { deadline: Duration::from_millis(300), body: 1000 };
     const AMPLE: Limits = Limits { deadline: Duration::from_secs(10), body: 1000 };

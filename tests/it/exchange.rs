@@ -25,6 +25,8 @@ enum Mood {
     Redirects,
     Failing,
     Huge,
+    /// Asks to be left alone for so many seconds.
+    Busy(&'static str),
     /// The caller's own token comes back.
     Echoes,
     /// Says what it issued to be something else.
@@ -85,6 +87,7 @@ fn reply(request: &Recorded, mood: Mood, number: usize) -> Reply {
             said["padding"] = json!("x".repeat(200 * 1024));
             says(200, &said)
         }
+        Mood::Busy(wait) => Reply::Bytes(answer(503, &[("Retry-After", wait)], "")),
         Mood::Echoes => {
             let form = String::from_utf8_lossy(&request.body).into_owned();
             said["access_token"] = json!(form.split('&').find_map(|pair| pair.strip_prefix("subject_token=")).unwrap());
@@ -114,6 +117,7 @@ authenticators:
   customers:
     jwt: {{issuer: "{}", audiences: [gateway], keys: {{jwks_url: "{}"}}, from: [{{header: Authorization, scheme: Bearer}}, {{query: access_token}}]}}
   partners: {{api_key: {{prefix: ck_test_, keys: {{file: keys.yaml}}}}}}
+  second: {{api_key: {{prefix: ck_test_, keys: {{file: keys.yaml}}, from: [{{header: X-Second-Key}}]}}}}
 exchanges:
   sts:
     url: http://{}/token
@@ -126,6 +130,7 @@ routes:
   - {{name: other, path: /other, upstream: orders, policy: {{authenticate: customers, forward: {{token: exchange, exchange: sts, audience: billing, scopes: [read]}}}}}}
   - {{name: mixed, path: /mixed, upstream: orders, policy: {{authenticate: [partners, customers], forward: {{token: exchange, exchange: sts}}}}}}
   - {{name: both, path: /both, upstream: orders, policy: {{authenticate: {{all: [partners, customers]}}, forward: {{token: exchange, exchange: sts}}}}}}
+  - {{name: nested, path: /nested, upstream: orders, policy: {{authenticate: {{all: [partners, {{all: [second, customers]}}]}}, forward: {{token: exchange, exchange: sts}}}}}}
   - {{name: maybe, path: /maybe, upstream: orders, policy: {{authenticate: {{optional: customers}}, forward: {{token: exchange, exchange: sts}}}}}}
   - {{name: limited, path: /limited, upstream: orders, policy: {{authenticate: customers, limits: [few, fewer], forward: {{token: exchange, exchange: sts}}}}}}
   - {{name: open, path: /open, upstream: orders, policy: {{authenticate: public}}}}
@@ -244,6 +249,13 @@ fn only_a_token_can_be_exchanged_and_nobody_else_goes_on_without() {
     let both = [("X-API-Key", &*key), ("Authorization", &*format!("Bearer {alice}"))];
     assert_eq!(stage.gateway.get("/both", &both).status, 200);
     assert_eq!((stage.seen().as_deref(), stage.origin.last().header("x-api-key")), (Some("Bearer issued-1"), None));
+    // However deep it stands.
+    let nested = [both[0], both[1], ("X-Second-Key", &*key)];
+    assert_eq!(stage.gateway.get("/nested", &both).code(), "credential_missing");
+    assert_eq!(stage.gateway.get("/nested", &nested).status, 200);
+    let seen = stage.origin.last();
+    assert_eq!((seen.header("authorization"), seen.header("x-second-key")), (Some("Bearer issued-1"), None));
+    assert_eq!(seen.header("x-auth-method"), Some("api_key api_key jwt"));
     assert_eq!(stage.ask("/maybe", &alice).status, 200);
     assert_eq!(stage.seen().as_deref(), Some("Bearer issued-1"));
     // Of nobody there is nothing to exchange.
@@ -356,6 +368,31 @@ fn a_word_against_the_caller_is_a_refusal_and_costs_no_budget() {
     stage.server.feels(Mood::Good);
     until("it is back", || stage.ask("/orders/7", &stage.token("alice")).status == 200);
     assert_eq!([(); 3].map(|()| stage.ask("/limited", &stage.token("alice")).status), [200, 200, 429]);
+}
+
+#[test]
+fn callers_are_told_when_the_server_wants_to_be_asked_again() {
+    let stage = Stage::new("breaker: {failures: 1000}");
+    for (wait, told) in [("7", "7"), ("0", "1"), ("100000000", "3600"), ("later", "1")] {
+        stage.server.feels(Mood::Busy(wait));
+        let refused = stage.ask("/orders/7", &stage.token("alice"));
+        assert_eq!((refused.code().as_str(), refused.header("retry-after")), ("dependency_unavailable", Some(told)), "{wait}");
+    }
+}
+
+#[test]
+fn the_server_is_told_who_acts_for_the_caller_as_the_file_has_it_now() {
+    let stage = Stage::new("actor_token: {file: secret}\n    actor_token_type: jwt");
+    let alice = stage.token("alice");
+    let acting = |token: &str| {
+        let form = String::from_utf8(stage.server.origin.last().body).unwrap();
+        form.contains(&format!("&actor_token={token}&actor_token_type=urn%3Aietf%3Aparams%3Aoauth%3Atoken-type%3Ajwt&"))
+    };
+    assert_eq!(stage.ask("/orders/7", &alice).status, 200);
+    assert!(acting("hush-hush"));
+    std::fs::write(stage.gateway.folder().path().join("secret"), "hush-anew").unwrap();
+    until("another acts", || stage.ask("/orders/7", &alice).status == 200 && acting("hush-anew"));
+    assert_eq!((stage.seen().as_deref(), stage.server.asked()), (Some("Bearer issued-2"), 2));
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn answer(status: u16, lines: &[(&str, &[u8])], body: &str) -> Response<Bytes> {
     answer
 }
 
-fn read(external: &External, answer: Response<Bytes>) -> Result<Answer<Decision>, String> {
+fn read(external: &External, answer: Response<Bytes>) -> Result<Answer<Decision>, Failure> {
     external.reader.read(answer, CREDENTIAL, "arn/GET/orders/7", NOW)
 }
 

@@ -11,8 +11,9 @@ use crate::authenticators::oauth_client::{Ask, OauthEndpoint};
 use crate::config::{self, Problem};
 use crate::jose::jws::fingerprint;
 use crate::jose::{Claims, json};
-use crate::live::answers::Answer;
+use crate::live::answers::{Answer, Failure};
 use crate::live::introspected::Introspected;
+use crate::net::http::retry_after;
 use crate::request::{Identity, Method, Now};
 
 /// Where one authenticator asks, as whom, and how it reads what is said.
@@ -39,10 +40,11 @@ impl Endpoint {
     }
 
     /// Asks about a token. The error says nothing of it.
-    pub(super) async fn introspect(self: Arc<Self>, token: String, now: Now) -> Result<Answer<Introspected>, String> {
+    pub(super) async fn introspect(self: Arc<Self>, token: String, now: Now) -> Result<Answer<Introspected>, Failure> {
         let response = self.server.post(&[("token", &token), ("token_type_hint", "access_token")], now).await?;
         if response.status() != StatusCode::OK {
-            return Err(format!("status {}", response.status().as_u16()));
+            let retry_after = retry_after(&response, now.unix);
+            return Err(Failure { why: format!("status {}", response.status().as_u16()), retry_after });
         }
         let said = read(response.body()).ok_or("the answer is not a JSON object")?;
         Ok(self.answer(said, fingerprint(&token), response.body().len(), now))

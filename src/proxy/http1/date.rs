@@ -1,12 +1,9 @@
 //! `Date` as an answer has it (RFC 9110 section 5.6.7), written once for each second.
 
 use std::io::Write as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use time::OffsetDateTime;
-
-const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
-const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+use httpdate::HttpDate;
 
 /// The last date that was asked for.
 #[derive(Default)]
@@ -21,11 +18,7 @@ impl Date {
         if self.text.is_empty() || self.second != unix.as_secs() {
             self.second = unix.as_secs();
             self.text.clear();
-            let time = OffsetDateTime::UNIX_EPOCH + unix;
-            let day = DAYS.get(usize::from(time.weekday().number_days_from_monday())).copied().unwrap_or_default();
-            let month = MONTHS.get(usize::from(u8::from(time.month()) - 1)).copied().unwrap_or_default();
-            let (hour, minute, second) = time.to_hms();
-            let _ = write!(self.text, "{day}, {:02} {month} {:04} {hour:02}:{minute:02}:{second:02} GMT", time.day(), time.year());
+            let _ = write!(self.text, "{}", HttpDate::from(SystemTime::UNIX_EPOCH + unix));
         }
         &self.text
     }

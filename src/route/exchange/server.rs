@@ -8,16 +8,21 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use openssl::sha::{Sha256, sha256};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::answer::{Said, read};
+use crate::authenticators::credential;
 use crate::authenticators::oauth_client::{self, Ask, OauthEndpoint};
-use crate::config::{self, Problem, TokenType};
-use crate::live::answers::{Answer, Question, Terms};
+use crate::config::{self, At, Problem, TokenType};
+use crate::jose::json;
+use crate::jose::jws::{Jws, MAX_TOKEN};
+use crate::live::answers::{Answer, Failure, Question, Terms};
 use crate::live::exchanged::ExchangedTokens;
 use crate::live::oauth_endpoint::EndpointId;
 use crate::live::{LiveState, breaker};
+use crate::net::http::retry_after;
 use crate::request::{Identity, Now, Rejection};
+use crate::secret::Secret;
 
 /// A token is given out until so long before its end: it has to reach the upstream, and clocks differ.
 const MARGIN: Duration = Duration::from_secs(10);
@@ -30,12 +35,22 @@ pub struct TokenServer {
     id: EndpointId,
     endpoint: OauthEndpoint,
     subject: TokenType,
+    actor: Option<Actor>,
     requested: Option<TokenType>,
     ttl: Duration,
     negative_ttl: Duration,
     entries: usize,
     terms: Terms,
     answers: Arc<ExchangedTokens>,
+}
+
+/// Who acts for the callers (RFC 8693 section 1.1).
+#[derive(Debug)]
+struct Actor {
+    token: Secret,
+    kind: TokenType,
+    /// When it is over, since the epoch; absent where it does not say.
+    ends: Option<Duration>,
 }
 
 /// What the tokens of a route are asked for.
@@ -68,6 +83,7 @@ impl TokenServer {
             answers: live.exchanged.find_or_create(&id, party),
             endpoint: OauthEndpoint::new(ask, &config.url, (&config.client, &config.url.value), config.timeout)?,
             subject: config.subject_token_type,
+            actor: config.actor_token.as_ref().map(|token| Actor::new(token, config.actor_token_type)).transpose()?,
             requested: config.requested_token_type,
             ttl: config.cache.ttl,
             negative_ttl: config.cache.negative_ttl,
@@ -92,11 +108,15 @@ impl TokenServer {
         ends: Option<Duration>,
         parameters: &[(&'static str, Arc<str>)],
         now: Now,
-    ) -> Result<Answer<Result<HeaderValue, Rejection>>, String> {
-        let given = [("grant_type", GRANT), ("subject_token", token)];
-        let parameters: Vec<_> = given.into_iter().chain(parameters.iter().map(|(name, value)| (*name, &**value))).collect();
-        let answer = self.endpoint.post(&parameters, now).await?;
-        let (authorization, expires_in) = match read(&answer, self.requested)? {
+    ) -> Result<Answer<Result<HeaderValue, Rejection>>, Failure> {
+        let mut given = vec![("grant_type", GRANT), ("subject_token", token)];
+        if let Some(actor) = &self.actor {
+            given.extend([("actor_token", actor.token(now)?), ("actor_token_type", actor.kind.urn())]);
+        }
+        given.extend(parameters.iter().map(|(name, value)| (*name, &**value)));
+        let answer = self.endpoint.post(&given, now).await?;
+        let said = read(&answer, self.requested).map_err(|why| Failure { why, retry_after: retry_after(&answer, now.unix) })?;
+        let (authorization, expires_in) = match said {
             Said::Issued { authorization, expires_in } => (authorization, expires_in),
             Said::Refused(rejection) => {
                 let fresh_until = now.monotonic + self.negative_ttl;
@@ -105,7 +125,7 @@ impl TokenServer {
         };
         // Under another name it would be the caller's own that the upstream gets.
         if authorization.as_bytes().strip_prefix(b"Bearer ") == Some(token.as_bytes()) {
-            return Err("the caller's own token came back".to_owned());
+            return Err("the caller's own token came back".into());
         }
         let left = [expires_in.map(|left| left.saturating_sub(MARGIN)), ends.map(|ends| ends.saturating_sub(now.unix))];
         Ok(Answer {
@@ -116,6 +136,32 @@ impl TokenServer {
             value: Ok(authorization),
         })
     }
+}
+
+impl Actor {
+    fn new(token: &At<Secret>, kind: TokenType) -> Result<Self, Problem> {
+        let bytes = token.value.expose();
+        if !credential::is_token68(bytes) || bytes.len() > MAX_TOKEN {
+            return Err(Problem::at(
+                &token.place,
+                format!("this is no token, which has up to {MAX_TOKEN} bytes: letters, digits and `-._~+/=`"),
+            ));
+        }
+        Ok(Self { ends: std::str::from_utf8(bytes).ok().and_then(says_its_end), token: token.value.clone(), kind })
+    }
+
+    /// The token, unless it is over: a server would find fault with it as if the caller's were bad (RFC 8693 section 2.2.2).
+    fn token(&self, now: Now) -> Result<&str, String> {
+        if self.ends.is_some_and(|ends| ends <= now.unix) {
+            return Err("the actor_token is over".to_owned());
+        }
+        std::str::from_utf8(self.token.expose()).map_err(|error| error.to_string())
+    }
+}
+
+/// The `exp` of a JWT that is ours to show and not to judge; none of another token.
+fn says_its_end(token: &str) -> Option<Duration> {
+    end(&json::object(&Jws::parse(token).ok()?.payload().ok()?)?)
 }
 
 impl Target {
@@ -133,8 +179,9 @@ impl Target {
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
         .collect();
+        let actor = server.actor.as_ref().map(|actor| (sha256(actor.token.expose()), actor.kind));
         // Debug escapes what it quotes, so no two askers write the same text.
-        Self { asker: sha256(format!("{:?} {parameters:?}", server.id).as_bytes()), server, parameters }
+        Self { asker: sha256(format!("{:?} {parameters:?} {actor:?}", server.id).as_bytes()), server, parameters }
     }
 
     /// The upstream's `Authorization` for a caller that this token has proven.
@@ -147,7 +194,7 @@ impl Target {
         }
     }
 
-    /// The whole token, the server, the client, and all that is asked for.
+    /// The whole token, the server, the client, who acts, and all that is asked for.
     fn question(&self, token: &str) -> Question {
         let mut hash = Sha256::new();
         hash.update(&self.asker);
@@ -158,7 +205,7 @@ impl Target {
     async fn ask(&self, question: Question, proven: &Identity, token: &str, now: Now) -> Result<HeaderValue, Rejection> {
         let call = || {
             let (server, parameters) = (Arc::clone(&self.server), Arc::clone(&self.parameters));
-            let (token, ends) = (token.to_owned(), ends(proven));
+            let (token, ends) = (token.to_owned(), end(&proven.claims));
             async move { server.exchange(&token, ends, &parameters, now).await }
         };
         match self.server.answers.ask(question, self.server.terms, now, call).await {
@@ -168,9 +215,9 @@ impl Target {
     }
 }
 
-/// The `exp` of a token, as far as it is known.
-fn ends(proven: &Identity) -> Option<Duration> {
-    Duration::try_from_secs_f64(proven.claims.get("exp").and_then(Value::as_f64)?).ok()
+/// The `exp` of a token by its claims, as far as it is known.
+fn end(claims: &Map<String, Value>) -> Option<Duration> {
+    Duration::try_from_secs_f64(claims.get("exp").and_then(Value::as_f64)?).ok()
 }
 
 #[cfg(test)]

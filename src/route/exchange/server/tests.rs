@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{Request, Response};
 use percent_encoding::percent_decode_str;
@@ -18,6 +20,8 @@ use crate::request::Method;
 #[derive(Debug, Clone)]
 enum Reply {
     Says(u16, String),
+    /// This status, and when to come again.
+    Busy(u16, &'static str),
     Slow(Duration),
     Away,
 }
@@ -65,16 +69,21 @@ impl Ask for Script {
         let token = token_for(&form);
         self.asked.lock().unwrap().push((body, form));
         let reply = self.reply.lock().unwrap().clone();
+        let mut answer = Response::builder();
         let (status, body) = match reply {
             None => (200, issued(&token).to_string()),
             Some(Reply::Says(status, body)) => (status, body),
+            Some(Reply::Busy(status, wait)) => {
+                answer = answer.header("Retry-After", wait);
+                (status, String::new())
+            }
             Some(Reply::Slow(pause)) => {
                 tokio::time::sleep(pause).await;
                 (200, issued(&token).to_string())
             }
             Some(Reply::Away) => return Err("connection refused".to_owned()),
         };
-        Ok(Response::builder().status(status).body(Bytes::from(body)).unwrap())
+        Ok(answer.status(status).body(Bytes::from(body)).unwrap())
     }
 }
 
@@ -85,6 +94,12 @@ fn issued(token: &str) -> Value {
 /// The time at the start of each test, since the epoch.
 const START: u64 = 1_800_000_000;
 
+/// A JWT by its outline.
+fn ending_at(unix: u64) -> String {
+    let part = |members: Value| URL_SAFE_NO_PAD.encode(members.to_string());
+    format!("{}.{}.hush", part(json!({"alg": "RS256"})), part(json!({"exp": unix})))
+}
+
 struct Gate {
     script: Arc<Script>,
     live: LiveState,
@@ -94,7 +109,9 @@ struct Gate {
 
 fn config(exchange: &str, forward: &str) -> (config::Exchange, config::Forward) {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("secret"), "hush-hush").unwrap();
+    for (name, text) in [("secret", "hush-hush"), ("actor", "hush/actor="), ("other", "hush-other"), ("jwt", &ending_at(START + 100))] {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
     let path = folder.path().join("edgeward.yaml");
     let text = format!(
         "listeners: [{{address: 127.0.0.1:0}}]\nupstreams: {{orders: {{builtin: echo}}}}\n\
@@ -197,6 +214,65 @@ async fn a_token_is_one_parameter_whatever_it_holds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_acts_is_said_beside_whom_it_is_for() {
+    for (exchange, token, kind) in [
+        ("actor_token: {file: actor}", "hush/actor=".to_owned(), TokenType::AccessToken),
+        ("actor_token: {file: jwt}, actor_token_type: jwt", ending_at(START + 100), TokenType::Jwt),
+    ] {
+        let gate = Gate::new(exchange, "");
+        gate.asks("t1").await.unwrap();
+        let (body, form) = gate.script.asked.lock().unwrap()[0].clone();
+        assert_eq!((&*form["actor_token"], &*form["actor_token_type"], form.len()), (&*token, kind.urn(), 6), "{body}");
+        assert!(!format!("{:?}", gate.target.server.actor).contains("hush"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_that_is_over_is_not_shown() {
+    let gate = Gate::new("actor_token: {file: jwt}", "");
+    assert!(gate.asks("known").await.is_ok());
+    tokio::time::sleep(seconds(100) - Duration::from_millis(1)).await;
+    assert!(gate.asks("t1").await.is_ok());
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(away(&gate.asks("t2").await));
+    assert_eq!((gate.script.asked(), gate.failures()), (2, 1));
+    assert_eq!(gate.target.server.answers.status().last_error.as_deref(), Some("the actor_token is over"));
+    assert!(gate.asks("known").await.is_ok(), "what was issued before is the caller's all the same");
+}
+
+#[test]
+fn what_cannot_be_an_actor_token_is_a_problem_of_the_configuration() {
+    for text in ["two words", "a,b", "==", "\u{e9}", &"x".repeat(MAX_TOKEN + 1)] {
+        let place = config::Place { file: "edgeward.yaml".into(), line: 1, column: 1, path: "".into() };
+        let token = At { value: Secret::new(text.as_bytes().to_vec()), place };
+        let problem = Actor::new(&token, TokenType::AccessToken).unwrap_err();
+        assert!(problem.to_string().contains("no token") && !problem.to_string().contains(text), "{problem}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_to_come_again_is_passed_on() {
+    for (reply, expected) in [
+        (Reply::Busy(503, "30"), 30),
+        (Reply::Busy(429, "30"), 30),
+        (Reply::Busy(503, "0"), 1),
+        (Reply::Busy(503, "soon"), 1),
+        (Reply::Busy(500, "30"), 1),
+        (Reply::Says(503, String::new()), 1),
+    ] {
+        let gate = Gate::new("breaker: {failures: 2, open: 10s}", "");
+        gate.script.breaks(reply.clone());
+        let unavailable =
+            |wait: u64| Err(Rejection::DependencyUnavailable { dependency: "exchange", retry_after: Duration::from_secs(wait) });
+        assert_eq!(gate.asks("t1").await, unavailable(expected), "{reply:?}");
+        assert_eq!(gate.asks("t2").await, unavailable(expected.max(10)), "{reply:?}: the breaker's, where that is longer");
+        gate.script.recovers();
+        tokio::time::sleep(seconds(10)).await;
+        assert!(gate.asks("t1").await.is_ok(), "{reply:?}: nobody else is held back");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_token_is_exchanged_once_until_the_first_of_three_ends() {
     // The issued token lives for an hour and is used until 10 s before, `ttl` is the operator's, `exp` the caller's.
     for (cache, claims, expires_in, kept) in [
@@ -247,6 +323,9 @@ async fn nobody_gets_what_was_issued_for_another() {
         gate.beside("sts", "", "scopes: [b, a]"),
         gate.beside("sts", "requested_token_type: access_token", ""),
         gate.beside("sts", "subject_token_type: jwt", ""),
+        gate.beside("sts", "actor_token: {file: actor}", ""),
+        gate.beside("sts", "actor_token: {file: other}", ""),
+        gate.beside("sts", "actor_token: {file: actor}, actor_token_type: jwt", ""),
         gate.beside("other", "", ""),
     ];
     for (i, other) in others.iter().enumerate() {
