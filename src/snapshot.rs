@@ -143,6 +143,8 @@ pub struct ServerRules {
     pub head: HeadLimits,
     /// Longest body, in bytes.
     pub body_limit: u64,
+    /// Longest wait for the rest of a head.
+    pub header_timeout: Duration,
     /// Longest wait for the next piece of a body.
     pub body_timeout: Duration,
     /// Longest wait for the next request of a connection.
@@ -157,6 +159,7 @@ impl ServerRules {
             client_ip_header: server.client_ip_header.clone(),
             head: HeadLimits { bytes: server.limits.header_bytes, fields: server.limits.headers },
             body_limit: server.limits.body,
+            header_timeout: server.timeouts.header,
             body_timeout: server.timeouts.body,
             idle: server.timeouts.idle,
         }

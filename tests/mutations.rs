@@ -34,7 +34,7 @@ server:
   trusted_proxies: [10.0.0.0/8]
   client_ip_header: X-Forwarded-For
   limits: {header_bytes: 32KiB, headers: 100, body: 1MiB}
-  timeouts: {body: 30s, idle: 60s, drain: 30s}
+  timeouts: {header: 10s, body: 30s, idle: 60s, drain: 30s}
 listeners:
   - address: 127.0.0.1:8080
 admin: {address: 127.0.0.1:9901}

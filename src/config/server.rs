@@ -43,9 +43,11 @@ grammar! {
 
     /// How long a client may take.
     pub struct ServerTimeouts {
-        /// Between two pieces of a request's body.
+        /// For all of a request's head, from its first byte. Then the answer is 408.
+        header: Duration as Lasting<1, HOUR> = "10s",
+        /// Between two pieces of a request's body; for each 16 KiB of one whose length is known, and of an answer, which has to be taken.
         body: Duration as Lasting<1, HOUR> = "30s",
-        /// Between two requests on a connection.
+        /// Between two requests on a connection, and before the first.
         idle: Duration as Lasting<1, DAY> = "60s",
         /// How long requests may go on after a graceful stop has begun.
         drain: Duration as Lasting<0, HOUR> = "30s",

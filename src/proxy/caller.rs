@@ -6,13 +6,31 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use pingora::BError;
 use pingora::protocols::http::v2::server::HttpSession;
 use pingora::protocols::tls::SslDigest;
+use pingora::{BError, Error, ErrorType};
+use pingora_timeout::fast_timeout::fast_timeout;
 
 use super::answer_head::AnswerHead;
 use crate::request::message::Head;
 use crate::snapshot::ServerRules;
+
+/// What a caller must take of an answer while it could have sent a piece of a body, in bytes. Who takes less holds on to a backend for its own sake.
+const PORTION: usize = 16 * 1024;
+
+/// How long a caller may take for so many bytes of an answer, where `portion` is for each portion.
+pub(super) fn patience(portion: Duration, length: usize) -> Duration {
+    portion.saturating_mul(u32::try_from(length.div_ceil(PORTION)).unwrap_or(u32::MAX).max(1))
+}
+
+/// Writes a piece of an answer's body. A connection over HTTP/1 has deadlines of its own; over HTTP/2 the window that a caller keeps shut is waited for here.
+pub(super) async fn give(caller: &mut impl Caller, piece: Bytes, last: bool, rules: &ServerRules) -> Result<(), BError> {
+    if caller.http2().is_none() {
+        return caller.write_body(piece, last).await;
+    }
+    let patience = patience(rules.body_timeout, piece.len());
+    fast_timeout(patience, caller.write_body(piece, last)).await.unwrap_or_else(|_| Err(Error::new_down(ErrorType::WriteTimedout)))
+}
 
 /// A caller, one request of it, and the answer to that. Errors are the caller's: downstream.
 pub(super) trait Caller: Send {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use pingora::apps::ServerApp;
+use bytes::BytesMut;
+use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Stream};
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
@@ -32,10 +34,18 @@ impl Front {
 impl ServerApp for Front {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
-            return self.streams.process_new(Box::new(HandedOver::http2(stream)), shutdown).await;
+            let patience = self.gateway.slot.load().server.header_timeout;
+            return self.streams.process_new(Box::new(HandedOver::http2(stream, patience)), shutdown).await;
         }
-        let rest = http1::serve(&self.gateway, stream, shutdown).await;
-        self.framework.process_new(rest?, shutdown).await
+        let mut connection = (stream, BytesMut::new());
+        loop {
+            let rest = http1::serve(&self.gateway, connection, shutdown).await?;
+            let mut session = ServerSession::new_http1(Box::new(rest));
+            // For how long is said with the request. A process that ends keeps no connection.
+            session.set_keepalive((!*shutdown.borrow()).then_some(1));
+            let (stream, _) = self.framework.process_new_http(session, shutdown).await?.consume();
+            connection = HandedOver::take_back(stream)?;
+        }
     }
 
     async fn cleanup(&self) {

@@ -5,7 +5,8 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
@@ -16,29 +17,62 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::deadline::Deadline;
 use super::gathering::Gathering;
 
 pub(super) struct HandedOver {
     read: BytesMut,
     connection: Gathering<Stream>,
+    opening: Option<Opening>,
 }
+
+/// What a connection over HTTP/2 begins with: nothing else ends the wait for it.
+#[derive(Debug)]
+struct Opening {
+    /// Bytes that are still to come.
+    missing: usize,
+    deadline: Deadline,
+}
+
+/// The preface and the head of the frame of settings that ends it (RFC 9113 section 3.4), in bytes.
+const OPENING: usize = 24 + 9;
 
 impl HandedOver {
     /// A connection over HTTP/1 of which this was read.
     pub(super) fn http1(stream: Stream, read: BytesMut) -> Self {
-        Self { read, connection: Gathering::alone(stream) }
+        Self { read, connection: Gathering::alone(stream), opening: None }
     }
 
-    /// A connection over HTTP/2 of which nothing was read.
-    pub(super) fn http2(stream: Stream) -> Self {
-        Self { read: BytesMut::new(), connection: Gathering::shared(stream) }
+    /// A connection over HTTP/2 of which nothing was read, and which has so long to begin.
+    pub(super) fn http2(stream: Stream, patience: Duration) -> Self {
+        let mut deadline = Deadline::default();
+        deadline.begin(patience);
+        Self { read: BytesMut::new(), connection: Gathering::shared(stream), opening: Some(Opening { missing: OPENING, deadline }) }
+    }
+
+    /// Takes back a connection over HTTP/1 of which the framework needs no more, and what is left of what was read of it.
+    pub(super) fn take_back(stream: Stream) -> Option<(Stream, BytesMut)> {
+        let mut this = stream.into_any().downcast::<Self>().ok()?;
+        // All of an answer was flushed, or it has not ended.
+        let sent = this.connection.poll_send(&mut Context::from_waker(Waker::noop()));
+        matches!(sent, Poll::Ready(Ok(()))).then_some((this.connection.stream, this.read))
     }
 }
 
 impl AsyncRead for HandedOver {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.read.is_empty() {
-            return Pin::new(&mut self.connection).poll_read(cx, room);
+            let before = room.filled().len();
+            let read = Pin::new(&mut self.connection).poll_read(cx, room);
+            let Some(opening) = &mut self.opening else { return read };
+            if read.is_pending() {
+                return opening.deadline.poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()));
+            }
+            opening.missing = opening.missing.saturating_sub(room.filled().len() - before);
+            if opening.missing == 0 {
+                self.opening = None;
+            }
+            return read;
         }
         let length = room.remaining().min(self.read.len());
         room.put_slice(self.read.get(..length).unwrap_or_default());

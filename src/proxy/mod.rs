@@ -255,6 +255,17 @@ impl Gateway {
         true
     }
 
+    /// Answers a caller that is not heard to the end of its head, to the line in the log.
+    async fn refuse_unheard(&self, caller: &mut impl Caller, context: &mut Context, rejection: Rejection) {
+        let rules = &context.snapshot.server;
+        caller.prepare(rules);
+        context.client = caller.peer().map(|peer| rules.client(peer.ip(), caller.headers()));
+        if let Err(error) = refuse(caller, context, rejection.into()).await {
+            fail(caller, &error, context).await;
+        }
+        self.access_log.record(&self.metrics, caller, context);
+    }
+
     async fn forward(&self, caller: &mut impl Caller, context: &mut Context) -> Result<(), BError> {
         self.wait(caller, context).await?;
         if context.route().is_some_and(duplex::leads) { self.duplex(caller, context).await } else { self.exchange(caller, context).await }

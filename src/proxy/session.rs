@@ -11,10 +11,13 @@ use pingora::protocols::tls::SslDigest;
 use pingora::{BError, Error, ErrorType, Result};
 
 use super::answer_head::AnswerHead;
-use super::caller::Caller;
+use super::caller::{Caller, patience};
 use super::{direct, queue};
 use crate::request::message::Head;
 use crate::snapshot::ServerRules;
+
+/// What the framework reads of an answer at once, in bytes.
+const LONGEST_PIECE: usize = 64 * 1024;
 
 impl<S: AsRef<ServerSession> + AsMut<ServerSession> + Send + Sync> Caller for S {
     fn raw(&self) -> Option<Bytes> {
@@ -72,6 +75,8 @@ impl<S: AsRef<ServerSession> + AsMut<ServerSession> + Send + Sync> Caller for S 
             self.as_mut().set_keepalive(Some(rules.idle.as_secs().max(1)));
         }
         self.as_mut().set_read_timeout(Some(rules.body_timeout));
+        // A piece of an answer at a time, so it has to be long enough for the longest.
+        self.as_mut().set_write_timeout(Some(patience(rules.body_timeout, LONGEST_PIECE)));
     }
 
     fn is_body_empty(&mut self) -> bool {

@@ -59,6 +59,9 @@ fn one_connection_may_bring_what_we_serve_and_what_the_framework_serves() {
         assert!(answer.header("date").is_some_and(|date| date.ends_with(" GMT")) && answer.header("x-request-id").is_some());
         assert_eq!(answer.header("connection"), Some("keep-alive"));
     }
+    // It is ours again: the framework answers the first of two and closes.
+    connection.send([request("GET", "/5", &[], b""), request("GET", "/6", &[], b"")].concat());
+    assert_eq!([connection.answer(false).text(), connection.answer(false).text()], ["/5 ", "/6 "]);
     let old = connection.ask("GET /old HTTP/1.0\r\nHost: gw.test\r\n\r\n");
     assert_eq!((old.text(), old.header("connection")), ("/old ", Some("close")));
     assert!(connection.is_closed());

@@ -39,5 +39,6 @@ mod route;
 mod server;
 mod signature;
 mod sigv4;
+mod slow;
 mod upload;
 mod upstream;

@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 
 use super::abreast::abreast;
 use super::body::{READ_AHEAD, Rules};
-use super::caller::Caller;
+use super::caller::{Caller, give};
 use super::context::Context;
 use super::framing::{Body, Malformed};
 use super::reading::SHORT;
@@ -304,7 +304,7 @@ impl Gateway {
             if ended {
                 context.land();
             }
-            caller.write_body(piece, ended).await?;
+            give(caller, piece, ended, &context.snapshot.server).await?;
         }
         Ok(persistent && connection.written && connection.upload.is_done() && body.is_done() && connection.buffer.is_empty())
     }

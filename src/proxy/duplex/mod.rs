@@ -17,7 +17,7 @@ use pingora::http::ResponseHeader;
 use pingora::{BError, Error, ErrorSource, ErrorType};
 
 use super::body::{READ_AHEAD, Rules};
-use super::caller::Caller;
+use super::caller::{Caller, give};
 use super::context::Context;
 use super::direct::patience;
 use super::{Gateway, failure, may_retry, respond, upstream_head};
@@ -306,7 +306,7 @@ impl Gateway {
                     if last {
                         context.land();
                     }
-                    caller.write_body(piece, last).await?;
+                    give(caller, piece, last, &context.snapshot.server).await?;
                     if last {
                         return Ok(());
                     }

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -17,9 +17,10 @@ use pingora::protocols::{Shutdown, Stream};
 use pingora::server::ShutdownWatch;
 use pingora::{BError, Error, ErrorType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::super::answer_head::{AnswerHead, Length};
-use super::super::caller::Caller;
+use super::super::caller::{Caller, patience};
 use super::super::deadline::Deadline;
 use super::super::framing::{Body, Malformed};
 use super::super::handed_over::HandedOver;
@@ -27,7 +28,7 @@ use super::super::reading;
 use super::date::Date;
 use super::head::{self, Parsed};
 use crate::request::Now;
-use crate::request::message;
+use crate::request::{Rejection, message};
 use crate::snapshot::ServerRules;
 
 /// The room for a head and the start of a body.
@@ -42,9 +43,6 @@ const SEND: usize = 16 * 1024;
 /// What a caller may send ahead while it waits for an answer.
 const AHEAD: usize = 64 * 1024;
 
-/// How long a head may take once its first byte is there, as Pingora waits for a piece of one.
-const HEAD_TIME: Duration = Duration::from_secs(60);
-
 /// How long the rest of a body is waited for once its request was answered.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
@@ -52,14 +50,32 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_millis(500);
 
 /// What was heard of a caller.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Heard {
     /// A request that we serve.
     Request,
     /// Something that is the framework's to answer.
     Other,
+    /// A part of a head that is not waited for to its end.
+    Refused(Rejection),
     /// Nothing more.
     End,
+}
+
+/// How long a caller is waited for that has said nothing, or not all, of its next request. A connection that is at rest keeps these, and not the
+/// configuration that they are of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waits {
+    idle: Duration,
+    head: Duration,
+    /// The longest head, in bytes.
+    longest: u64,
+}
+
+impl Waits {
+    pub(super) fn of(rules: &ServerRules) -> Self {
+        Self { idle: rules.idle, head: rules.header_timeout, longest: rules.head.bytes }
+    }
 }
 
 pub(super) struct Connection {
@@ -68,6 +84,8 @@ pub(super) struct Connection {
     tls: Option<Arc<SslDigest>>,
     /// What was read and not yet taken.
     buffer: BytesMut,
+    /// How long the caller may take for each portion of an answer.
+    patience: Duration,
     wait: Wait,
     date: Date,
     request: Request,
@@ -84,7 +102,17 @@ struct Request {
     has_body: bool,
     /// What is still to be read of the body.
     body: Body,
+    pace: Pace,
     at: Duration,
+}
+
+/// How fast a body comes.
+#[derive(Default)]
+struct Pace {
+    /// Bytes that came.
+    came: usize,
+    /// How long they were waited for: while the backend takes no more, its caller is not to blame.
+    waited: Duration,
 }
 
 /// The answer to it.
@@ -124,19 +152,22 @@ impl Request {
             headers: HeaderMap::new(),
             has_body: false,
             body: Body::Length(0),
+            pace: Pace::default(),
             at: Duration::ZERO,
         }
     }
 }
 
 impl Connection {
-    pub(super) fn new(stream: Stream, draining: ShutdownWatch) -> Self {
+    /// A connection of which this was read.
+    pub(super) fn new(stream: Stream, buffer: BytesMut, draining: ShutdownWatch) -> Self {
         let socket = stream.get_socket_digest();
         Self {
             peer: socket.and_then(|socket| socket.peer_addr()?.as_inet().copied()),
             tls: stream.get_ssl_digest(),
             stream,
-            buffer: BytesMut::new(),
+            buffer,
+            patience: Duration::ZERO,
             wait: Wait::new(draining),
             date: Date::default(),
             request: Request::none(),
@@ -145,15 +176,23 @@ impl Connection {
     }
 
     /// Waits for the next request; not for ever, and not in a process that ends.
-    pub(super) async fn hear(&mut self, idle: Duration) -> Heard {
+    pub(super) async fn hear(&mut self, waits: Waits) -> Heard {
         let begun = !self.buffer.is_empty();
-        if !begun && !self.first_bytes(idle).await {
+        if !begun && !self.first_bytes(waits.idle).await {
             return Heard::End;
         }
-        match self.take_head() {
+        let heard = match self.take_head(waits.longest) {
             Some(heard) => heard,
-            None => tokio::time::timeout(HEAD_TIME, self.rest_of_head()).await.unwrap_or(Heard::End),
+            // For all of it, or a byte now and then would hold the connection.
+            None => {
+                let rest = tokio::time::timeout(waits.head, self.rest_of_head(waits.longest)).await;
+                rest.unwrap_or(Heard::Refused(Rejection::RequestTimeout))
+            }
+        };
+        if let Heard::Refused(_) = heard {
+            self.take_part();
         }
+        heard
     }
 
     async fn first_bytes(&mut self, idle: Duration) -> bool {
@@ -167,20 +206,21 @@ impl Connection {
         .await
     }
 
-    async fn rest_of_head(&mut self) -> Heard {
+    async fn rest_of_head(&mut self, longest: u64) -> Heard {
         loop {
             match poll_fn(|cx| self.poll_fill(cx)).await {
                 Ok(read) if read > 0 => {}
                 _ => return Heard::End,
             }
-            if let Some(heard) = self.take_head() {
+            if let Some(heard) = self.take_head(longest) {
                 return heard;
             }
         }
     }
 
-    fn take_head(&mut self) -> Option<Heard> {
+    fn take_head(&mut self, longest: u64) -> Option<Heard> {
         match head::take(&mut self.buffer, &mut self.request.headers) {
+            Parsed::Part if self.buffer.len() as u64 > longest => Some(Heard::Refused(Rejection::HeadersTooLarge)),
             Parsed::Part => None,
             Parsed::Other => Some(Heard::Other),
             Parsed::Head(head) => {
@@ -190,10 +230,19 @@ impl Connection {
                 self.request.target = head.target;
                 self.request.has_body = !head.body.is_done();
                 self.request.body = head.body;
+                self.request.pace = Pace::default();
                 self.answer.closes = head.closes || self.wait.drains();
                 Some(Heard::Request)
             }
         }
+    }
+
+    /// Takes what came of a head in place of a request: all that follows is no more than the rest of it.
+    fn take_part(&mut self) {
+        let raw = std::mem::take(&mut self.buffer).freeze();
+        let (method, target) = head::begun(&raw);
+        self.request = Request { method, target, raw, body: Body::UntilClose, ..Request::none() };
+        self.answer.closes = true;
     }
 
     /// The time of the request, for `Date`.
@@ -220,10 +269,10 @@ impl Connection {
     }
 
     /// The whole connection for the framework, the request that was just heard as if it had not been.
-    pub(super) fn hand_over(mut self) -> Stream {
+    pub(super) fn hand_over(mut self) -> HandedOver {
         self.request.headers.clear();
         head::put_back(self.request.raw, &mut self.buffer);
-        Box::new(HandedOver::http1(self.stream, self.buffer))
+        HandedOver::http1(self.stream, self.buffer)
     }
 
     /// Reads the rest of a body and throws it away.
@@ -260,19 +309,24 @@ impl Connection {
 
     /// Sends what was written, and this behind it.
     async fn send(&mut self, mut piece: &[u8]) -> Result<(), BError> {
-        let out = &mut self.answer.out;
-        let sent = async {
+        let Self { stream, answer: Answer { out, .. }, wait: Wait { deadline, .. }, patience: portion, .. } = self;
+        deadline.begin(patience(*portion, out.len() + piece.len()));
+        let mut sent = pin!(async {
             if !out.is_empty() {
                 let (with, rest) = piece.split_at_checked(SEND.saturating_sub(out.len())).unwrap_or((piece, &[]));
                 out.extend_from_slice(with);
                 piece = rest;
-                self.stream.write_all(out).await?;
+                stream.write_all(out).await?;
             }
             if !piece.is_empty() {
-                self.stream.write_all(piece).await?;
+                stream.write_all(piece).await?;
             }
-            self.stream.flush().await
-        };
+            stream.flush().await
+        });
+        let sent = poll_fn(|cx| match sent.as_mut().poll(cx) {
+            Poll::Pending => deadline.poll(cx).map(|()| Err(std::io::ErrorKind::TimedOut.into())),
+            sent => sent,
+        });
         let sent: std::io::Result<()> = sent.await;
         self.answer.out.clear();
         sent.map_err(|error| Error::because(ErrorType::WriteError, "to a caller", error).into_down())
@@ -320,7 +374,9 @@ impl Caller for Connection {
     }
 
     /// Whoever reads says how long it waits.
-    fn prepare(&mut self, _: &ServerRules) {}
+    fn prepare(&mut self, rules: &ServerRules) {
+        self.patience = rules.body_timeout;
+    }
 
     fn is_body_empty(&mut self) -> bool {
         !self.request.has_body
@@ -342,10 +398,28 @@ impl Caller for Connection {
             }
             let expected = usize::try_from(self.request.body.expected()).unwrap_or(AHEAD);
             self.buffer.reserve(expected.clamp(FIRST_READ, AHEAD));
-            match self.stream.read_buf(&mut self.buffer).await {
+            let mut waits = None;
+            let mut read = pin!(self.stream.read_buf(&mut self.buffer));
+            let read = poll_fn(|cx| {
+                let read = read.as_mut().poll(cx);
+                if read.is_pending() {
+                    waits.get_or_insert_with(Instant::now);
+                }
+                read
+            });
+            let read = read.await;
+            match read {
                 Ok(0) => return Err(Error::new_down(ErrorType::ConnectionClosed)),
-                Ok(_) => {}
+                Ok(came) => self.request.pace.came += came,
                 Err(error) => return Err(Error::because(ErrorType::ReadError, "from a caller", error).into_down()),
+            }
+            if let Some(since) = waits {
+                self.request.pace.waited += since.elapsed();
+                // One without a length may be told as it happens, and rest in between.
+                let known = matches!(self.request.body, Body::Length(_));
+                if known && self.request.pace.waited > patience(self.patience, self.request.pace.came) {
+                    return Err(Error::new_down(ErrorType::ReadTimedout));
+                }
             }
         }
     }
@@ -493,5 +567,82 @@ impl Wait {
             self.wakes = Some(cx.waker().clone());
         }
         self.deadline.poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::sync::watch;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const PORTION: usize = 16 * 1024;
+
+    /// A connection whose caller has ten seconds for each portion, and what that caller says and hears.
+    fn connection(room: usize) -> (Connection, DuplexStream) {
+        let (ours, theirs) = duplex(room);
+        let (_, draining) = watch::channel(false);
+        let connection = Connection::new(Box::new(ours), BytesMut::new(), draining);
+        (Connection { patience: Duration::from_secs(10), ..connection }, theirs)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_taken_in_its_time_or_not_at_all() {
+        for (pause, taken) in [(Duration::ZERO, true), (Duration::from_millis(600), true), (Duration::from_millis(700), false)] {
+            let (mut connection, mut theirs) = connection(1024);
+            let reads = tokio::spawn(async move {
+                let mut piece = [0; 1024];
+                while theirs.read(&mut piece).await.is_ok_and(|read| read > 0) {
+                    sleep(pause).await;
+                }
+            });
+            let began = Instant::now();
+            let sent = connection.send(&vec![b'x'; 4 * PORTION]).await;
+            assert_eq!(sent.is_ok(), taken, "{pause:?}");
+            if !taken {
+                assert_eq!(began.elapsed().as_secs(), 40);
+            }
+            drop(connection);
+            reads.await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_of_known_length_comes_at_its_pace_or_not_at_all() {
+        for (body, piece, pause, comes) in [
+            (Body::Length(3 * PORTION as u64), PORTION, 9, true),
+            (Body::Length(3 * PORTION as u64), PORTION / 2, 6, false),
+            (Body::Length(PORTION as u64), 1, 3, false),
+            (Body::UntilClose, 1, 3, true),
+        ] {
+            let (mut connection, mut theirs) = connection(1 << 20);
+            let known = matches!(body, Body::Length(_));
+            connection.request.body = body;
+            tokio::spawn(async move {
+                for _ in 0..5 {
+                    sleep(Duration::from_secs(pause)).await;
+                    let _ = theirs.write_all(&vec![b'x'; piece]).await;
+                }
+            });
+            let mut read = Ok(());
+            let mut length = 0;
+            while read.is_ok() && length < (3 * PORTION).min(5 * piece) {
+                read = connection.read_body().await.map(|piece| length += piece.unwrap().len());
+            }
+            assert_eq!(read.is_ok(), comes, "{piece} each {pause} s, known: {known}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_a_body_is_not_asked_for_its_time_stands_still() {
+        let (mut connection, mut theirs) = connection(1 << 20);
+        connection.request.body = Body::Length(2);
+        theirs.write_all(b"x").await.unwrap();
+        assert_eq!(connection.read_body().await.unwrap().unwrap(), "x");
+        sleep(Duration::from_secs(3600)).await;
+        theirs.write_all(b"y").await.unwrap();
+        assert_eq!(connection.read_body().await.unwrap().unwrap(), "y");
     }
 }

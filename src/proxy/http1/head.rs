@@ -14,9 +14,6 @@ use super::super::framing::{Body, Chunk};
 /// Fields of a head at the most, as Pingora has it.
 const FIELDS: usize = 256;
 
-/// The longest head that is waited for, in bytes. A longer one is the framework's.
-const LONGEST: usize = 64 * 1024;
-
 /// What a buffer holds.
 #[derive(Debug)]
 pub enum Parsed {
@@ -47,9 +44,7 @@ pub struct Head {
 
 /// Takes a head, and puts its fields into the empty table.
 pub fn take(buffer: &mut BytesMut, headers: &mut HeaderMap) -> Parsed {
-    let Some(end) = end_of_head(buffer) else {
-        return if buffer.len() > LONGEST { Parsed::Other } else { Parsed::Part };
-    };
+    let Some(end) = end_of_head(buffer) else { return Parsed::Part };
     let raw = buffer.split_to(end).freeze();
     match read(&raw, headers) {
         Some(head) => Parsed::Head(Head { raw, ..head }),
@@ -59,6 +54,16 @@ pub fn take(buffer: &mut BytesMut, headers: &mut HeaderMap) -> Parsed {
             Parsed::Other
         }
     }
+}
+
+/// The method and where the target stands, of a head of which a part came: `-` and nowhere as long as they have not.
+pub(super) fn begun(raw: &Bytes) -> (Method, Range<usize>) {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
+    let mut request = httparse::Request::new(&mut []);
+    // Whatever it says of the rest: these two come first.
+    let _ = request.parse_with_uninit_headers(raw, &mut fields);
+    let method = request.method.unwrap_or("-").parse().unwrap_or_default();
+    (method, request.path.and_then(|target| place(raw, without_fragment(target))).unwrap_or_default())
 }
 
 /// Puts a head back before what follows it.
@@ -77,8 +82,7 @@ fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Head> {
         _ => return None,
     }
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else { return None };
-    // As other parsers leave it: who judges reads the bytes, and refuses a fragment; who logs must not take a credential from one.
-    let target = target.split('#').next().unwrap_or_default();
+    let target = without_fragment(target);
     let version = if version == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     if !target.starts_with('/') || method == "CONNECT" {
         return None;
@@ -107,12 +111,21 @@ fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Head> {
         }
         headers.try_append(name, value).ok()?;
     }
-    let start = target.as_ptr().addr().checked_sub(raw.as_ptr().addr())?;
+    let target = place(raw, target)?;
     // HTTP/1.0 knows neither chunks nor interim answers.
     let framed = framings <= 1 && (version == Version::HTTP_11 || (matches!(body, Body::Length(_)) && !headers.contains_key(EXPECT)));
-    (framed && options <= 1).then(|| {
-        Some(Head { raw: Bytes::new(), version, method: method.parse().ok()?, target: start..start + target.len(), body, closes })
-    })?
+    (framed && options <= 1).then(|| Some(Head { raw: Bytes::new(), version, method: method.parse().ok()?, target, body, closes }))?
+}
+
+/// As other parsers leave it: who judges reads the bytes, and refuses a fragment; who logs must not take a credential from one.
+fn without_fragment(target: &str) -> &str {
+    target.split('#').next().unwrap_or_default()
+}
+
+/// Where in the bytes a part of them stands.
+fn place(raw: &Bytes, part: &str) -> Option<Range<usize>> {
+    let start = part.as_ptr().addr().checked_sub(raw.as_ptr().addr())?;
+    Some(start..start + part.len())
 }
 
 #[cfg(test)]
@@ -184,8 +197,25 @@ mod tests {
         }
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(FIELDS + 1));
         assert!(matches!(parse(&many).0, Parsed::Other));
-        assert!(matches!(parse(&"x".repeat(LONGEST)).0, Parsed::Part));
-        assert!(matches!(parse(&"x".repeat(LONGEST + 1)).0, Parsed::Other));
+    }
+
+    #[test]
+    fn of_a_part_of_a_head_the_line_is_told() {
+        for (text, method, target) in [
+            ("", "-", ""),
+            ("GE", "-", ""),
+            ("GET", "-", ""),
+            ("GET ", "GET", ""),
+            ("GET /a?b", "GET", ""),
+            ("GET /a?b#c HTTP/1.1\r\nHost", "GET", "/a?b"),
+            ("\r\nPOST / HTTP/1.1\r\nA: b\r\n", "POST", "/"),
+            ("GET / HTTP/1.1\r\nA : b\r\n", "GET", "/"),
+            ("\u{16}\u{3}\u{1}", "-", ""),
+        ] {
+            let raw = Bytes::from(text);
+            let (found, place) = begun(&raw);
+            assert_eq!((found.as_str(), &raw[place]), (method, target.as_bytes()), "{text:?}");
+        }
     }
 
     proptest! {

@@ -79,7 +79,7 @@ impl Connection<SslStream<TcpStream>> {
     }
 
     /// The same for a protocol, as it is written in ALPN.
-    fn open_alpn(address: SocketAddr, tls: &Tls<'_>, protocol: &[u8]) -> Result<Self, String> {
+    pub fn open_alpn(address: SocketAddr, tls: &Tls<'_>, protocol: &[u8]) -> Result<Self, String> {
         let mut builder = SslConnector::builder(SslMethod::tls_client()).unwrap();
         let mut store = X509StoreBuilder::new().unwrap();
         store.add_cert(X509::from_pem(tls.ca.as_bytes()).unwrap()).unwrap();
@@ -214,8 +214,13 @@ impl<S: Read + Write> Connection<S> {
 
     /// Everything that comes until the peer closes.
     pub fn rest(&mut self) -> String {
+        String::from_utf8(self.rest_of_bytes()).unwrap()
+    }
+
+    /// The same, whatever it is.
+    pub fn rest_of_bytes(&mut self) -> Vec<u8> {
         while self.fill() {}
-        String::from_utf8(std::mem::take(&mut self.read)).unwrap()
+        std::mem::take(&mut self.read)
     }
 
     /// Whether the peer closes without another byte.
