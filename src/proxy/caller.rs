@@ -15,10 +15,11 @@ use super::answer_head::AnswerHead;
 use crate::request::message::Head;
 use crate::snapshot::ServerRules;
 
-/// What a caller must take of an answer while it could have sent a piece of a body, in bytes. Who takes less holds on to a backend for its own sake.
+/// So much of a body a caller has to send or to take in the time that it is given for a piece, in bytes. Who takes longer holds on to a connection, and
+/// mostly to a backend, for next to nothing.
 const PORTION: usize = 16 * 1024;
 
-/// How long a caller may take for so many bytes of an answer, where `portion` is for each portion.
+/// How long a caller may take for so many bytes, where `portion` is for each portion of them.
 pub(super) fn patience(portion: Duration, length: usize) -> Duration {
     portion.saturating_mul(u32::try_from(length.div_ceil(PORTION)).unwrap_or(u32::MAX).max(1))
 }
