@@ -132,6 +132,15 @@ pub struct ClientCertificates {
     pub authorities: Arc<ClientAuthorities>,
 }
 
+/// How many connections there may be; `0` is any number.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Of all callers together.
+    pub together: u64,
+    /// Of one address.
+    pub address: u64,
+}
+
 /// What holds for every request, whatever its route.
 #[derive(Debug)]
 pub struct ServerRules {
@@ -143,6 +152,8 @@ pub struct ServerRules {
     pub head: HeadLimits,
     /// Longest body, in bytes.
     pub body_limit: u64,
+    /// How many connections there may be.
+    pub connections: Bounds,
     /// Longest wait for the rest of a head.
     pub header_timeout: Duration,
     /// Longest wait for the next piece of a body.
@@ -159,10 +170,16 @@ impl ServerRules {
             client_ip_header: server.client_ip_header.clone(),
             head: HeadLimits { bytes: server.limits.header_bytes, fields: server.limits.headers },
             body_limit: server.limits.body,
+            connections: Bounds { together: server.limits.connections, address: server.limits.connections_per_ip },
             header_timeout: server.timeouts.header,
             body_timeout: server.timeouts.body,
             idle: server.timeouts.idle,
         }
+    }
+
+    /// Whether this end of a connection is a proxy that speaks for others.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.trusted.contains(peer)
     }
 
     /// Who is on the other end.

@@ -33,7 +33,7 @@ const CONFIG: &str = r#"
 server:
   trusted_proxies: [10.0.0.0/8]
   client_ip_header: X-Forwarded-For
-  limits: {header_bytes: 32KiB, headers: 100, body: 1MiB}
+  limits: {header_bytes: 32KiB, headers: 100, body: 1MiB, connections: 0, connections_per_ip: 0}
   timeouts: {header: 10s, body: 30s, idle: 60s, drain: 30s}
 listeners:
   - address: 127.0.0.1:8080

@@ -25,13 +25,13 @@ grammar! {
         forwarded_certificates: Option<ForwardedCertificates> = absent,
         /// How much memory verified tokens may take, so that the signature of each is checked once. A reload changes it at once, and lets go only of what there is no room for.
         token_cache: u64 as Sized<16777216, 1099511627776> = "256MiB",
-        /// How large a request may be.
+        /// How much a client may bring.
         limits: ServerLimits = "{}",
         /// How long a client may take.
         timeouts: ServerTimeouts = "{}",
     }
 
-    /// How large a request may be.
+    /// How much a client may bring.
     pub struct ServerLimits {
         /// Request line and headers together.
         header_bytes: u64 as Sized<1024, 1048576> = "32KiB",
@@ -39,6 +39,10 @@ grammar! {
         headers: usize as Within<usize, 1, 1000> = "100",
         /// The body.
         body: u64 as Sized<1, 1099511627776> = "10MiB",
+        /// Open connections of all clients together; `0` is any number. One more is closed at once.
+        connections: u64 as Within<u64, 0, 10_000_000> = "0",
+        /// Open connections of one address, or one IPv6 network of 64 bits; `0` is any number. Those of `trusted_proxies` are not counted here.
+        connections_per_ip: u64 as Within<u64, 0, 10_000_000> = "0",
     }
 
     /// How long a client may take.

@@ -47,12 +47,15 @@ pub struct Metrics {
     retries: Counters,
     limit_refusals: Counters,
     filter_matches: Counters,
+    connection_refusals: Counters,
     /// Time from the request's first look to its hand-over to the upstream, or to its refusal.
     pub own_time: Histogram,
     /// Time from the hand-over to the head of the upstream's answer.
     pub upstream_time: Histogram,
     /// Requests being served.
     pub in_flight: Counter,
+    /// Connections of callers that are open.
+    pub connections: Counter,
     /// Access log lines that were dropped because the reader of the log is slower than the traffic.
     pub access_log_dropped: IntCounter,
     /// Panics that were caught in a decision; each refused its request.
@@ -98,6 +101,8 @@ impl Metrics {
         };
         let in_flight = Counter::new(&cells);
         registry.register(Box::new(Gauge::new("edgeward_requests_in_flight", "Requests being served.", &in_flight)?))?;
+        let connections = Counter::new(&cells);
+        registry.register(Box::new(Gauge::new("edgeward_connections", "Connections of callers that are open.", &connections)?))?;
         Ok(Self {
             requests: counters("edgeward_requests_total", "Requests by route, answer code and status class.", &["route", "code", "class"])?,
             refusals: counters(
@@ -120,6 +125,12 @@ impl Metrics {
             own_time: histogram("edgeward_own_seconds", "Time edgeward took before the upstream was asked or the request refused.")?,
             upstream_time: histogram("edgeward_upstream_seconds", "Time from asking the upstream to the head of its answer.")?,
             in_flight,
+            connections,
+            connection_refusals: counters(
+                "edgeward_connections_refused_total",
+                "Connections that were closed at once, by the bound that had no room for them.",
+                &["bound"],
+            )?,
             access_log_dropped: counter(
                 "edgeward_access_log_dropped_total",
                 "Access log lines dropped because stdout was slower than traffic.",
@@ -139,6 +150,11 @@ impl Metrics {
             config_applied: gauge("edgeward_config_applied_timestamp_seconds", "When the configuration that serves was applied.")?,
             registry,
         })
+    }
+
+    /// Counts a connection that was closed at once, by the bound that had no room for it.
+    pub fn count_connection_refused(&self, bound: &str) {
+        self.connection_refusals.of(&[bound]).inc();
     }
 
     /// The handles of one route, so that a request touches an atomic and no table.

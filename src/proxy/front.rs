@@ -10,15 +10,30 @@ use pingora::protocols::{ALPN, Stream};
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 
+use super::connections::{Connections, Held};
 use super::handed_over::HandedOver;
 use super::http2::Streams;
 use super::{Gateway, http1};
+use crate::metrics::Metrics;
 
 /// The one of a process, shared by its listeners.
 pub struct Front {
     gateway: Gateway,
     framework: Arc<HttpProxy<Gateway>>,
     streams: Arc<Streams>,
+    connections: Arc<Connections>,
+}
+
+/// A connection that is open, as the metrics have it.
+struct Open<'m> {
+    metrics: &'m Metrics,
+    _held: Held,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.metrics.connections.dec();
+    }
 }
 
 impl Front {
@@ -26,13 +41,32 @@ impl Front {
     pub fn new(gateway: Gateway, framework: HttpProxy<Gateway>) -> Self {
         let framework = Arc::new(framework);
         let streams = Arc::new(Streams::new(gateway.clone(), Arc::clone(&framework)));
-        Self { gateway, framework, streams }
+        Self { gateway, framework, streams, connections: Arc::default() }
+    }
+
+    /// Lets a connection in, if there is room for it.
+    fn admit(&self, stream: &Stream) -> Option<Open<'_>> {
+        let (metrics, snapshot) = (&*self.gateway.metrics, self.gateway.slot.load());
+        let rules = &snapshot.server;
+        let peer = stream.get_socket_digest().and_then(|socket| Some(socket.peer_addr()?.as_inet()?.ip()));
+        // One that speaks for many is not one caller.
+        match self.connections.hold(rules.connections, peer.filter(|peer| !rules.trusts(*peer))) {
+            Ok(held) => {
+                metrics.connections.inc();
+                Some(Open { metrics, _held: held })
+            }
+            Err(full) => {
+                metrics.count_connection_refused(full.label());
+                None
+            }
+        }
     }
 }
 
 #[async_trait]
 impl ServerApp for Front {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let _open = self.admit(&stream)?;
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
             let patience = self.gateway.slot.load().server.header_timeout;
             return self.streams.process_new(Box::new(HandedOver::http2(stream, patience)), shutdown).await;

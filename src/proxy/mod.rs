@@ -22,6 +22,7 @@ mod access_log;
 mod answer_head;
 mod body;
 mod caller;
+mod connections;
 mod context;
 mod deadline;
 mod direct;

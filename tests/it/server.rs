@@ -171,3 +171,33 @@ fn the_administration_is_on_its_own_socket_and_nothing_else_is() {
     assert_eq!(client::get(admin, "/metrics", &[]).status, 200);
     assert!(origin.requests().is_empty());
 }
+
+#[test]
+fn a_connection_more_than_there_may_be_is_closed_at_once_and_leaves_room_when_it_is_gone() {
+    let origin = Origin::start();
+    for (limits, bound, most) in [
+        ("limits: {connections: 3, connections_per_ip: 5}", "connections", 3),
+        ("limits: {connections: 5, connections_per_ip: 3}", "connections_per_ip", 3),
+        ("limits: {connections: 4, connections_per_ip: 3}, trusted_proxies: [127.0.0.1]", "connections", 4),
+    ] {
+        let gateway = Gateway::start(&format!("{}\nserver: {{{limits}}}", config(&origin)));
+        let get = || request("GET", "/slow/1", &[], b"");
+        let mut open: Vec<_> = (0..most).map(|_| Connection::open(gateway.address())).collect();
+        // Also those that say nothing, and those that were asked before.
+        assert_eq!(open[0].ask(get()).status, 200, "{limits}");
+        until("all are counted", || gateway.metric("edgeward_connections", &[]) == f64::from(most));
+        for round in 1..=3 {
+            let mut more = Connection::open(gateway.address());
+            more.send(get());
+            assert!(more.is_closed(), "{limits}");
+            until("it is counted", || {
+                gateway.metric("edgeward_connections_refused_total", &[&format!("bound=\"{bound}\"")]) == f64::from(round)
+            });
+        }
+        assert_eq!(gateway.metric("edgeward_connections", &[]), f64::from(most), "{limits}");
+        assert!(open.iter_mut().all(|connection| connection.ask(get()).status == 200), "{limits}");
+        open.pop();
+        until("there is room again", || gateway.metric("edgeward_connections", &[]) == f64::from(most - 1));
+        assert_eq!(Connection::open(gateway.address()).ask(get()).status, 200, "{limits}");
+    }
+}
