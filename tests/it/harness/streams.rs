@@ -9,6 +9,8 @@ use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::PATIENCE;
+
 /// A stream as it came.
 #[derive(Debug, Clone)]
 pub struct Seen {
@@ -80,7 +82,8 @@ impl Streams {
 
 impl Drop for Streams {
     fn drop(&mut self) {
-        self.runtime.take().unwrap().shutdown_background();
+        // When it is gone it listens no more: one that still takes a connection and then drops it has not been unreachable.
+        self.runtime.take().unwrap().shutdown_timeout(PATIENCE);
     }
 }
 
