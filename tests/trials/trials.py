@@ -19,6 +19,7 @@ import trial_provider
 import trial_reload
 import trial_resource
 import trial_sigv4
+import trial_slow
 import trial_streams
 import trial_tls
 import trial_tokens
