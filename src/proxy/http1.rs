@@ -1,8 +1,8 @@
 //! Callers over HTTP/1, heard by us: what a plain request costs is mostly what the framework does to hear it (docs/decisions/0014).
 //!
 //! A request that can take the short way is read, decided and answered here. For one that cannot, the connection is handed to the framework
-//! as if nobody had read of it: upgrades, bodies that could end in two places, backends over HTTP/2, and whatever is
-//! not understood. Where it can go on after that, it comes back: so each head is waited for here, and for no longer than it may take.
+//! as if nobody had read of it: upgrades, other forms of the target, bodies that could end in two places, backends over HTTP/2. Where it can go on
+//! after that, it comes back: so each head is waited for here, and for no longer than it may take.
 
 mod connection;
 mod date;

@@ -131,6 +131,7 @@ fn a_head_that_is_too_long_is_refused() {
     for (name, head) in [
         ("one header too many", head("/open/1", &lines(20, 1))),
         ("255 headers", head("/open/1", &lines(254, 1))),
+        ("300 headers", head("/open/1", &lines(300, 1))),
         ("a line that is too long", head("/open/1", &lines(1, 5_000))),
         ("lines that are too long together", head("/open/1", &lines(19, 300))),
         ("a target that is too long", head(&format!("/open/{}", "x".repeat(5_000)), "")),
@@ -140,12 +141,10 @@ fn a_head_that_is_too_long_is_refused() {
         let refused = gateway.ask(head);
         assert_eq!((refused.status, refused.code().as_str()), (431, "headers_too_large"), "{name}");
     }
-    // What the framework's parser does not take is answered without a word, and closed.
-    for head in [head("/open/1", &lines(300, 1)), head("/open/1", &lines(1, 2_000_000))] {
-        let mut connection = Connection::open(gateway.address());
-        connection.send(head);
-        assert!(connection.is_closed() || [400, 431].contains(&connection.answer(false).status));
-    }
+    // Nobody waits for the end of one of 2 MB, and who goes on sending may not hear why.
+    let mut connection = Connection::open(gateway.address());
+    connection.send(head("/open/1", &lines(1, 2_000_000)));
+    assert!(connection.is_closed() || connection.answer(false).status == 431);
     assert_eq!(origin.requests().len(), served);
     assert_eq!(gateway.get("/open/1", &[]).status, 200);
 }

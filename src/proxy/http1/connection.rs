@@ -56,7 +56,7 @@ pub(super) enum Heard {
     Request,
     /// Something that is the framework's to answer.
     Other,
-    /// A part of a head that is not waited for to its end.
+    /// What is no head, or a part of one that is not waited for to its end.
     Refused(Rejection),
     /// Nothing more.
     End,
@@ -223,6 +223,7 @@ impl Connection {
             Parsed::Part if self.buffer.len() as u64 > longest => Some(Heard::Refused(Rejection::HeadersTooLarge)),
             Parsed::Part => None,
             Parsed::Other => Some(Heard::Other),
+            Parsed::Refused(rejection) => Some(Heard::Refused(rejection)),
             Parsed::Head(head) => {
                 self.request.raw = head.raw;
                 self.request.version = head.version;

@@ -1,4 +1,4 @@
-//! A request's head as HTTP/1 writes it, where it is one that we serve: every other is left as it came, for the framework.
+//! A request's head as HTTP/1 writes it, where it is one that we serve: every other is left as it came, for the framework, and what is none is refused.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use super::super::direct::answer::end_of_head;
 use super::super::direct::{Ask, asks};
 use super::super::framing::{Body, Chunk};
+use crate::request::Rejection;
 
 /// Fields of a head at the most, as Pingora has it.
 const FIELDS: usize = 256;
@@ -21,8 +22,10 @@ pub enum Parsed {
     Head(Head),
     /// The beginning of one.
     Part,
-    /// Something else, which was left in the buffer.
+    /// Another head, which was left in the buffer.
     Other,
+    /// None, which was left in the buffer.
+    Refused(Rejection),
 }
 
 /// A head but for its fields.
@@ -44,16 +47,18 @@ pub struct Head {
 
 /// Takes a head, and puts its fields into the empty table.
 pub fn take(buffer: &mut BytesMut, headers: &mut HeaderMap) -> Parsed {
-    let Some(end) = end_of_head(buffer) else { return Parsed::Part };
-    let raw = buffer.split_to(end).freeze();
-    match read(&raw, headers) {
-        Some(head) => Parsed::Head(Head { raw, ..head }),
-        None => {
-            headers.clear();
-            put_back(raw, buffer);
-            Parsed::Other
-        }
-    }
+    // Empty lines before it are not its end (RFC 9112 section 2.2).
+    let start = buffer.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(buffer.len());
+    let Some(end) = end_of_head(buffer.get(start..).unwrap_or_default()) else { return Parsed::Part };
+    let raw = buffer.split_to(start + end).freeze();
+    let left = match read(&raw, headers) {
+        Ok(Some(head)) => return Parsed::Head(Head { raw, ..head }),
+        Ok(None) => Parsed::Other,
+        Err(rejection) => Parsed::Refused(rejection),
+    };
+    headers.clear();
+    put_back(raw, buffer);
+    left
 }
 
 /// The method and where the target stands, of a head of which a part came: `-` and nowhere as long as they have not.
@@ -72,15 +77,23 @@ pub(super) fn put_back(raw: Bytes, buffer: &mut BytesMut) {
     buffer.unsplit(rest);
 }
 
-/// A head without its bytes. Nothing where the framework has to say what becomes of it: another version, another form of the target, a body that
-/// could end in two places, and whatever is not understood.
-fn read(raw: &Bytes, headers: &mut HeaderMap) -> Option<Head> {
+/// A head without its bytes, or nothing where the framework has to say what becomes of it.
+///
+/// # Errors
+/// It is no HTTP/1, or has more fields than anybody takes.
+fn read(raw: &Bytes, headers: &mut HeaderMap) -> Result<Option<Head>, Rejection> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(raw, &mut fields) {
-        Ok(httparse::Status::Complete(length)) if length == raw.len() => {}
-        _ => return None,
+        Ok(httparse::Status::Complete(length)) if length == raw.len() => Ok(ours(&request, raw, headers)),
+        Ok(httparse::Status::Complete(_)) => Ok(None),
+        Err(httparse::Error::TooManyHeaders) => Err(Rejection::HeadersTooLarge),
+        Ok(httparse::Status::Partial) | Err(_) => Err(Rejection::BadRequest("head")),
     }
+}
+
+/// A head that we serve, without its bytes: not another form of the target, nor a body that could end in two places.
+fn ours(request: &httparse::Request<'_, '_>, raw: &Bytes, headers: &mut HeaderMap) -> Option<Head> {
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else { return None };
     let target = without_fragment(target);
     let version = if version == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
@@ -167,16 +180,10 @@ mod tests {
     fn what_is_not_ours_is_left_as_it_came() {
         for text in [
             "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
             "GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
             "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
             "CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
             "CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n",
-            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-            "GET /\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nA: \0\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nConnection: close\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: close, x-user\r\n\r\n",
@@ -189,14 +196,43 @@ mod tests {
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551616\r\n\r\n",
             "POST / HTTP/1.0\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\nContent-Length: 4\r\n\r\n",
-            "\u{16}\u{3}\u{1}\n\n",
         ] {
             let (parsed, headers, left) = parse(text);
             assert!(matches!(parsed, Parsed::Other) && headers.is_empty(), "{text}");
             assert_eq!(&left[..], text.as_bytes());
         }
+    }
+
+    #[test]
+    fn what_is_no_head_is_refused() {
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(FIELDS + 1));
-        assert!(matches!(parse(&many).0, Parsed::Other));
+        for (text, rejection) in [
+            ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", Rejection::BadRequest("head")),
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Rejection::BadRequest("head")),
+            ("GET /\r\n\r\n", Rejection::BadRequest("head")),
+            ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", Rejection::BadRequest("head")),
+            ("GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n", Rejection::BadRequest("head")),
+            ("GET / HTTP/1.1\r\nHost: a\r\nA: \0\r\n\r\n", Rejection::BadRequest("head")),
+            ("\rGET / HTTP/1.1\r\nHost: a\r\n\r\n", Rejection::BadRequest("head")),
+            ("\u{16}\u{3}\u{1}\n\n", Rejection::BadRequest("head")),
+            (&*many, Rejection::HeadersTooLarge),
+        ] {
+            let (parsed, headers, left) = parse(text);
+            let Parsed::Refused(found) = parsed else { panic!("{text}: {parsed:?}") };
+            assert!(found == rejection && headers.is_empty(), "{text}: {found:?}");
+            assert_eq!(&left[..], text.as_bytes());
+        }
+    }
+
+    #[test]
+    fn empty_lines_before_a_head_are_no_head() {
+        for lines in ["\r\n", "\n", "\r\n\r\n", "\n\n\r\n\n"] {
+            for begun in ["", "G", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: a\r\n"] {
+                assert!(matches!(parse(&format!("{lines}{begun}")).0, Parsed::Part), "{lines:?} {begun:?}");
+            }
+            let (Parsed::Head(head), ..) = parse(&format!("{lines}GET / HTTP/1.1\r\nHost: a\r\n\r\n")) else { panic!("{lines:?}") };
+            assert_eq!(&head.raw[head.target.clone()], b"/");
+        }
     }
 
     #[test]
