@@ -108,13 +108,12 @@ pub fn retry_after<B>(answer: &Response<B>, now: Duration) -> Option<Duration> {
         return None;
     }
     let text = answer.headers().get(RETRY_AFTER)?.to_str().ok()?;
-    let wait = match text.bytes().all(|byte| byte.is_ascii_digit()) {
+    let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         // Too many digits for a number are a long time.
-        true if !text.is_empty() => Duration::from_secs(text.parse().unwrap_or(u64::MAX)),
-        _ => {
-            let until = httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-            until.saturating_sub(now)
-        }
+        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
+    } else {
+        let until = httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        until.saturating_sub(now)
     };
     Some(wait.min(LONGEST_WAIT))
 }

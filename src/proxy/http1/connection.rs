@@ -84,7 +84,7 @@ pub(super) struct Connection {
     tls: Option<Arc<SslDigest>>,
     /// What was read and not yet taken.
     buffer: BytesMut,
-    /// How long the caller may take for each portion of an answer.
+    /// How long the caller may take for each portion of a body, its own or an answer's.
     patience: Duration,
     wait: Wait,
     date: Date,
